@@ -1,0 +1,231 @@
+"""The command line of every program: one typed signature, a YAML file, dotted overrides.
+
+A program is a function whose parameters are plain values and frozen dataclasses. `run` makes its
+options from the signature and their help from the docstrings, reads `--config FILE`, lets options
+override the file, and turns a mistake of the user into one sentence on stderr and exit status 2.
+"""
+
+import argparse
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from data.config import (
+    REQUIRED,
+    ConfigError,
+    Option,
+    arguments_of,
+    describe,
+    dump_config,
+    load_config,
+    options_of,
+    read_options,
+    unknown,
+    wrong_type,
+)
+from data.yamlfile import dump_yaml
+
+__all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "load_config", "run"]
+
+PRESET_SECTIONS = ("data", "model", "optim", "training", "sampling")
+"""Sections that a preset may hold; a program passes over those it does not take."""
+
+
+def run(
+    main: Callable[..., None],
+    *,
+    section: str | None = None,
+    sections: Collection[str] = PRESET_SECTIONS,
+    argv: list[str] | None = None,
+) -> None:
+    """Run a program from its command line; returns when its work is done.
+
+    Args:
+        main: the program; a parameter that is a dataclass becomes a section of options.
+        section: the parameter of `main` that the program is about: its fields are read from the
+            section of that name in a preset, and are options without a prefix.
+        sections: what a preset may hold for other programs.
+        argv: arguments, by default those of the process.
+
+    Raises:
+        SystemExit: status 2 after a mistake of the user (a ValueError or OSError from anywhere in
+            the program; LM_TRACEBACK=1 in the environment shows where), 130 after an interrupt.
+    """
+    program = Path(sys.argv[0]).stem
+    try:
+        arguments = _arguments(main, section, sections, sys.argv[1:] if argv is None else argv)
+        if arguments is not None:
+            main(**arguments)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        _exit(program, "interrupted", 130)
+    except BrokenPipeError:
+        # The reader of stdout (head, less) has gone; the interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (ValueError, OSError) as error:
+        if os.environ.get("LM_TRACEBACK"):
+            raise
+        _exit(program, _sentence(error), 2)
+
+
+def _arguments(
+    main: Callable[..., None], section: str | None, sections: Collection[str], argv: list[str]
+) -> dict[str, Any] | None:
+    """Arguments of `main`, or None when the config was only to be printed."""
+    options = options_of(main, section)
+    file, printing, rest = _file_options(_spelled(argv, options))
+    given = {} if file is None else read_options(file, options, sections)
+    given |= _parsed(_parser(main, options), rest, options)
+    missing = [o.name for o in options if o.default is REQUIRED and o.name not in given]
+    values = {o.key: given.get(o.name, o.default) for o in options if o.name not in missing}
+    if printing:
+        sys.stdout.write(dump_yaml(_nested(values)))
+        return None
+    if missing:
+        raise ConfigError(f"{', '.join(map(_flag, missing))} must be given")
+    return arguments_of(main, values)
+
+
+def _flag(name: str) -> str:
+    """How an option is written: words joined by dashes."""
+    return "--" + name.replace("_", "-")
+
+
+def _spelled(argv: list[str], options: list[Option]) -> list[str]:
+    """The arguments with every option name spelled as the parser knows it.
+
+    Words of a name may be joined by "-" or "_": `--top-p` and `--top_p` are one option.
+
+    Raises:
+        ConfigError: an option that does not exist; names the nearest that does.
+    """
+    flags = {option.name: _flag(option.name) for option in options}
+    flags |= {name: f"--{name}" for name in ("config", "print_config", "help")}
+    spelled = []
+    for argument in argv:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            spelled.append(argument)
+        elif name.replace("-", "_") in flags:
+            spelled.append(flags[name.replace("-", "_")] + equals + value)
+        else:
+            known = [flag.removeprefix("--") for flag in flags.values()]
+            raise unknown("option", name.replace("_", "-"), known, "--")
+    return spelled
+
+
+def _file_options(argv: list[str]) -> tuple[Path | None, bool, list[str]]:
+    """`--config FILE` and `--print_config`, wherever they stand, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", type=Path, default=[])
+    parser.add_argument("--print_config", action="store_true")
+    try:
+        found, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_complaint(str(error))) from None
+    if len(found.config) > 1:
+        raise ConfigError("--config is given more than once; give one file")
+    return (found.config[0] if found.config else None), found.print_config, rest
+
+
+class _Help(argparse.HelpFormatter):
+    """argparse's layout, wide enough for dotted names, one spelling an option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # jsonargparse gives each list a second spelling, `--names+`, which is not taken here.
+        flag = action.option_strings[-1 if action.dest == "help" else 0]
+        return flag if action.nargs == 0 else f"{flag} {action.metavar or 'VALUE'}"
+
+
+def _parser(main: Callable[..., None], options: list[Option]) -> ArgumentParser:
+    """A parser of the options, grouped by section."""
+    parser = ArgumentParser(
+        prog=Path(sys.argv[0]).stem,
+        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
+        description=(inspect.getdoc(main) or "").partition("\n\n")[0],
+        formatter_class=_Help,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="read options from this YAML file")
+    parser.add_argument("--print_config", action="store_true", help="print all options and stop")
+    groups: dict[str, Any] = {"options": parser}
+    for option in options:
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        required = option.default is REQUIRED
+        fallback = "required" if required else f"default {_shown(option.default)}"
+        text = f"{option.help} ({describe(option.type)}; {fallback})"
+        switch = {"nargs": "?", "const": True} if option.type is bool else {}
+        groups[option.group].add_argument(
+            _flag(option.name),
+            type=option.type,
+            metavar=option.name.rpartition(".")[2].upper(),
+            help=text.replace("%", "%%").strip(),
+            **switch,
+        )
+    return parser
+
+
+def _shown(default: Any) -> str:
+    """A default value as it would be typed."""
+    return dump_yaml({"": default}).partition(":")[2].strip()
+
+
+def _parsed(parser: ArgumentParser, argv: list[str], options: list[Option]) -> dict[str, Any]:
+    """Values given on the command line, by option name."""
+    try:
+        return vars(parser.parse_args(argv, defaults=False).as_flat())
+    except ArgumentError as error:
+        message = str(error)
+    by_name = {option.name: option for option in options}
+    if found := re.match(r'Parser key "([^"]+)".*(?:Got|Given) value: (.*)', message, re.DOTALL):
+        name, value = found.groups()
+        raise wrong_type(_flag(name), by_name[name], None if value == "None" else value)
+    raise ConfigError(_complaint(message))
+
+
+def _complaint(message: str) -> str:
+    """A message of argparse as a sentence that says what to type."""
+    if found := re.match(r"argument (\S+): expected", message):
+        return f"{found[1]} needs a value"
+    if found := re.match(r"unrecognized arguments: (\S+)", message):
+        return f"{found[1]} belongs to no option; options are written --NAME VALUE"
+    if found := re.match(r"argument (\S+): ignored explicit", message):
+        return f"{found[1].rpartition('/')[2]} takes no value"
+    return message
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as sections."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return nested
+
+
+def _sentence(error: ValueError | OSError) -> str:
+    """The message of an error on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _exit(program: str, message: str, status: int) -> NoReturn:
+    """Say why the program stops, and stop it."""
+    sys.stderr.write(f"{program}: error: {message}\n")
+    raise SystemExit(status)
