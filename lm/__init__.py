@@ -1,0 +1,1 @@
+"""The Compressive Transformer: model, training, scoring and generation."""

@@ -1,0 +1,120 @@
+"""Reading a stream a few tokens at a time, with the same results as whole segments.
+
+Memory moves only when a segment is complete, so between two moves everything that memory
+contributes to attention is constant: its keys and values and the position keys are computed once
+a segment, and a new token costs one row of attention. Shapes as in attention.py; t new tokens.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lm.model.memory import MemoryState, advance_counts
+from lm.model.relative import Positions, attend
+from lm.model.transformer import CompressiveTransformer
+
+
+class LayerCache(NamedTuple):
+    """What one layer keeps of the open segment."""
+
+    positions: Positions
+    key_BHSd: Tensor
+    """Keys of [compressed ; memory ; tokens read so far]."""
+    value_BHSd: Tensor
+    inputs_BtD: Tensor
+    """Layer-normed inputs of the tokens read so far, which will enter memory."""
+
+
+@dataclass(frozen=True)
+class OpenSegment:
+    """A segment that is still being read; a value, like memory: extending it makes a new one."""
+
+    memory: MemoryState
+    """Memory before the segment."""
+    live_BN: Tensor
+    layers: tuple[LayerCache, ...]
+    length: int
+    """Tokens read so far."""
+
+
+def open_segment(model: CompressiveTransformer, memory: MemoryState) -> OpenSegment:
+    """Begin a segment after `memory`."""
+    layers = []
+    for block, slots, compressed in zip(
+        model.blocks, memory.memory, memory.compressed, strict=True
+    ):
+        key, value = block.attention.keys_values(torch.cat([compressed, slots], dim=1))
+        positions = block.attention.positions()
+        layers.append(LayerCache(positions, key, value, slots[:, :0]))
+    return OpenSegment(memory, model.live(memory), tuple(layers), 0)
+
+
+def extend(
+    model: CompressiveTransformer, tokens_Bt: Tensor, segment: OpenSegment
+) -> tuple[Tensor, OpenSegment]:
+    """Read t tokens that fit into the open segment; returns their logits [B, t, V].
+
+    Raises:
+        ValueError: more tokens than the segment has room for.
+    """
+    count, first = tokens_Bt.shape[1], segment.length
+    if first + count > model.config.segment:
+        raise ValueError(
+            f"the open segment has room for {model.config.segment - first} tokens, not {count}"
+        )
+    hidden = model.embed(tokens_Bt)
+    layers = []
+    for block, cache in zip(model.blocks, segment.layers, strict=True):
+        inputs = block.attention_norm(hidden)
+        query, key, value = block.attention.queries_keys_values(inputs)
+        key = torch.cat([cache.key_BHSd, key], dim=2)
+        value = torch.cat([cache.value_BHSd, value], dim=2)
+        positions = cache.positions.window(first, count, model.config.segment)
+        read = attend(query, key, value, positions, segment.live_BN, first)
+        hidden = block.after_attention(hidden, block.attention.join_heads(read))
+        inputs = torch.cat([cache.inputs_BtD, inputs], dim=1)
+        layers.append(LayerCache(cache.positions, key, value, inputs))
+    logits = model.head(model.norm(hidden))
+    return logits, replace(segment, layers=tuple(layers), length=first + count)
+
+
+def close_segment(model: CompressiveTransformer, segment: OpenSegment) -> MemoryState:
+    """Move a complete segment into memory, exactly as the model's forward does.
+
+    Raises:
+        ValueError: the segment is not complete.
+    """
+    config, before = model.config, segment.memory
+    if segment.length != config.segment:
+        raise ValueError(
+            f"a segment enters memory when it has {config.segment} tokens, not {segment.length}"
+        )
+    counts = advance_counts(config, before, config.segment)
+    memory, compressed = [], []
+    for block, cache, slots, old in zip(
+        model.blocks, segment.layers, before.memory, before.compressed, strict=True
+    ):
+        moved = block.move(cache.inputs_BtD, slots, old, counts, None)
+        memory.append(moved[0])
+        compressed.append(moved[1])
+    return MemoryState(tuple(memory), tuple(compressed), counts.memory, counts.compressed)
+
+
+def read(
+    model: CompressiveTransformer, tokens_Bt: Tensor, segment: OpenSegment
+) -> tuple[Tensor, OpenSegment]:
+    """Read any number of tokens, closing and opening segments on the way.
+
+    Returns the logits of every token, [B, t, V], and an open segment with room for at least one.
+    """
+    logits = []
+    while tokens_Bt.shape[1]:
+        room = model.config.segment - segment.length
+        part, segment = extend(model, tokens_Bt[:, :room], segment)
+        tokens_Bt = tokens_Bt[:, room:]
+        logits.append(part)
+        if segment.length == model.config.segment:
+            segment = open_segment(model, close_segment(model, segment))
+    return torch.cat(logits, dim=1), segment

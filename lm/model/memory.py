@@ -1,0 +1,140 @@
+"""Memory as a value: what a model knows of the past, and how it moves on.
+
+Shapes: L layers, B lanes, M memory slots, C compressed slots, T tokens of a segment, D width.
+Slots are oldest first and live slots stand at the right end, next to the segment.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """Both memories of every layer, and how many slots are live in each lane.
+
+    Empty slots may hold anything: whoever reads memory masks them by the counts.
+    """
+
+    memory: tuple[Tensor, ...]
+    """Per layer [B, M, D]: layer-normed inputs of the attention sub-layer."""
+    compressed: tuple[Tensor, ...]
+    """Per layer [B, C, D]: compressed blocks of older memory."""
+    memory_count: Tensor
+    """[B] int64, live slots of memory."""
+    compressed_count: Tensor
+    """[B] int64, live slots of compressed memory."""
+
+    @staticmethod
+    def empty(
+        config: ModelConfig, lanes: int, device: torch.device | str, dtype: torch.dtype
+    ) -> "MemoryState":
+        """Memory of `lanes` lanes in which no slot is live."""
+
+        def zeros(slots: int) -> tuple[Tensor, ...]:
+            return tuple(
+                torch.zeros(lanes, slots, config.width, device=device, dtype=dtype)
+                for _ in range(config.layers)
+            )
+
+        count = torch.zeros(lanes, dtype=torch.int64, device=device)
+        return MemoryState(zeros(config.memory), zeros(config.compressed), count, count.clone())
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes B."""
+        return self.memory_count.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "MemoryState":
+        """Apply a function to every tensor (each has the lane as its first dimension)."""
+        return MemoryState(
+            tuple(function(slots) for slots in self.memory),
+            tuple(function(slots) for slots in self.compressed),
+            function(self.memory_count),
+            function(self.compressed_count),
+        )
+
+    def detach(self) -> "MemoryState":
+        """The same memory, cut off from the graph that made it."""
+        return self.map(Tensor.detach)
+
+    def lane_slice(self, lanes: slice | Tensor) -> "MemoryState":
+        """The memory of some lanes, by slice or index."""
+        return self.map(lambda tensor: tensor[lanes])
+
+    @staticmethod
+    def concatenate(parts: list["MemoryState"]) -> "MemoryState":
+        """Join the lanes of several states, in order."""
+
+        def join(tensors: tuple[Tensor, ...]) -> Tensor:
+            return torch.cat(tensors)
+
+        return MemoryState(
+            tuple(join(layer) for layer in zip(*(p.memory for p in parts), strict=True)),
+            tuple(join(layer) for layer in zip(*(p.compressed for p in parts), strict=True)),
+            torch.cat([p.memory_count for p in parts]),
+            torch.cat([p.compressed_count for p in parts]),
+        )
+
+    def reset(self, reset_B: Tensor) -> "MemoryState":
+        """Forget everything in the lanes where `reset_B` is true."""
+        keep = ~reset_B
+        return MemoryState(
+            self.memory, self.compressed, self.memory_count * keep, self.compressed_count * keep
+        )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How the live counts move when T tokens enter (each [B] int64)."""
+
+    evicted: Tensor
+    """Live slots among the T oldest of [memory ; segment]."""
+    new_compressed: Tensor
+    """Live slots among the T / c that they are compressed to."""
+    memory: Tensor
+    """Live memory slots afterwards."""
+    compressed: Tensor
+    """Live compressed slots afterwards."""
+
+
+def advance_counts(config: ModelConfig, state: MemoryState, tokens: int) -> Counts:
+    """Live counts before and after `tokens` tokens enter memory."""
+    evicted = (state.memory_count + tokens - config.memory).clamp(0, tokens)
+    new_compressed = (evicted + config.rate - 1) // config.rate
+    return Counts(
+        evicted=evicted,
+        new_compressed=new_compressed,
+        memory=(state.memory_count + tokens).clamp(max=config.memory),
+        compressed=(state.compressed_count + new_compressed).clamp(max=config.compressed),
+    )
+
+
+def live_mask(count_B: Tensor, slots: int) -> Tensor:
+    """[B, slots] bool: the right-most `count_B` slots are live."""
+    index = torch.arange(slots, device=count_B.device)
+    return index >= slots - count_B[:, None]
+
+
+def evict(memory_BMD: Tensor, inputs_BTD: Tensor, evicted_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Move a segment into memory.
+
+    Returns the T oldest slots of [memory ; segment], empty ones zeroed, and the M that remain; both
+    without gradient (the paper's stop-gradient on memory). With n_m < n_s part of the segment
+    itself leaves at once, as in the authors' code.
+    """
+    tokens = inputs_BTD.shape[1]
+    joined = torch.cat([memory_BMD.detach(), inputs_BTD.detach()], dim=1)
+    live = live_mask(evicted_B, tokens)[:, :, None]
+    return torch.where(live, joined[:, :tokens], 0.0), joined[:, tokens:].contiguous()
+
+
+def push(slots_BND: Tensor, new_BnD: Tensor) -> Tensor:
+    """First in, first out: append new slots and drop as many of the oldest."""
+    if slots_BND.shape[1] == 0:
+        return slots_BND
+    return torch.cat([slots_BND, new_BnD], dim=1)[:, -slots_BND.shape[1] :]

@@ -1,0 +1,122 @@
+"""The Compressive Transformer (Rae et al., arXiv 1911.05507).
+
+Shapes: B lanes, T tokens of a segment, M memory slots, C compressed slots, D width, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.model.blocks import Block
+from lm.model.config import ModelConfig
+from lm.model.embedding import Embedding, Head
+from lm.model.memory import MemoryState, advance_counts, live_mask
+from lm.model.reconstruction import LossSum
+
+
+@dataclass(frozen=True)
+class SegmentOutput:
+    """What the model makes of one segment."""
+
+    predictions: Tensor
+    """Logits [B, T, V], or, when targets were given, their negative log-likelihoods [B, T] in nats."""
+    memory: MemoryState
+    """Memory after the segment; still part of the graph: detach it where back-propagation ends."""
+    auxiliary: dict[str, LossSum] = field(default_factory=dict)
+    """Named losses to be minimised beside the likelihood, as sums and counts."""
+
+
+class CompressiveTransformer(nn.Module):
+    """A Transformer with memory and compressed memory in every layer."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.embedding = Embedding(config, vocabulary)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = Head(config, vocabulary, self.embedding.weight if config.tied else None)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Set every parameter.
+
+        | parameter | value |
+        |---|---|
+        | linear weights | truncated normal, variance 2 / (sqrt(layers) fan-in) (authors' code) |
+        | embedding, head | truncated normal, variance 1 / D |
+        | biases | 0 |
+        | layer norms | gain 1, bias 0 (torch's default) |
+        """
+        scale = 2.0 / math.sqrt(self.config.layers)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _truncated_normal(module.weight, math.sqrt(scale / module.in_features))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, Embedding | Head):
+                _truncated_normal(module.weight, self.config.width**-0.5)
+
+    def empty_memory(self, lanes: int) -> MemoryState:
+        """Memory of `lanes` lanes that have read nothing."""
+        weight = self.embedding.weight
+        return MemoryState.empty(self.config, lanes, weight.device, weight.dtype)
+
+    def forward(
+        self, tokens_BT: Tensor, memory: MemoryState, targets_BT: Tensor | None = None
+    ) -> SegmentOutput:
+        """Read one whole segment after `memory` and move it into memory.
+
+        Raises:
+            ValueError: the segment is not config.segment tokens long.
+        """
+        config = self.config
+        if tokens_BT.shape[1] != config.segment:
+            raise ValueError(
+                f"a segment has model.segment = {config.segment} tokens, not {tokens_BT.shape[1]}"
+            )
+        hidden = self.embed(tokens_BT)
+        counts = advance_counts(config, memory, tokens_BT.shape[1])
+        live = self.live(memory)
+        new_memory, new_compressed, losses = [], [], []
+        for block, slots, compressed in zip(
+            self.blocks, memory.memory, memory.compressed, strict=True
+        ):
+            step = block(hidden, slots, compressed, live, counts)
+            hidden = step.hidden_BTD
+            new_memory.append(step.memory_BMD)
+            new_compressed.append(step.compressed_BCD)
+            if step.reconstruction is not None:
+                losses.append(step.reconstruction)
+        after = MemoryState(
+            tuple(new_memory), tuple(new_compressed), counts.memory, counts.compressed
+        )
+        auxiliary = {}
+        if losses:
+            totals, elements = zip(*losses, strict=True)
+            auxiliary["reconstruction"] = LossSum(
+                torch.stack(totals).sum(), torch.stack(elements).sum()
+            )
+        return SegmentOutput(self.head(self.norm(hidden), targets_BT), after, auxiliary)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Token embeddings [B, T, D] with the training dropout."""
+        return F.dropout(self.embedding(tokens_BT), self.config.dropout, self.training)
+
+    def live(self, memory: MemoryState) -> Tensor:
+        """[B, C + M] bool: the slots of [compressed ; memory] that hold something."""
+        return torch.cat(
+            [
+                live_mask(memory.compressed_count, self.config.compressed),
+                live_mask(memory.memory_count, self.config.memory),
+            ],
+            dim=1,
+        )
+
+
+def _truncated_normal(weight: Tensor, std: float) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
