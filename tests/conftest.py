@@ -43,9 +43,7 @@ def real_text() -> Path:
 
 
 @pytest.fixture(scope="session")
-def unpacked(
-    real_text: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def unpacked(real_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Function from the name of an .xz or .tar.xz of the real text to its unpacked file or folder.
 
     Each is unpacked once a session; tests must not write into it.
