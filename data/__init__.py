@@ -1,0 +1,1 @@
+"""Data pipeline: text -> documents -> token shards -> lanes of segments."""

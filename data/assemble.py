@@ -1,0 +1,115 @@
+"""Finished parts -> the files of a shards folder, with their counts and hashes."""
+
+import json
+import platform
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.documents import SPLITS, Source
+from data.encode import Encoder
+from data.files import hash_file, read_json, write_json
+from data.options import DataConfig
+from data.progress import Progress
+from data.shards import DOCUMENT_DTYPE, FORMAT, MANIFEST, content_hash, split_files
+
+COPY_BYTES = 4 << 20
+
+
+def assemble(
+    config: DataConfig, source: Source, encoder: Encoder, folder: Path, progress: Progress
+) -> None:
+    """Write all files of the shards into `folder`, the manifest last.
+
+    ValueError when the corpus has no text at all.
+    """
+    folder.mkdir()
+    (folder / "vocabulary").mkdir()
+    vocabulary = encoder.vocabulary
+    vocabulary.save(folder / "vocabulary")
+    splits = {}
+    for split in SPLITS:
+        documents = index_documents(encoder, len(source.parts), split, folder)
+        tokens = int(documents["tokens"].sum())
+        if tokens == 0:
+            (folder / split_files(split)[2]).unlink()
+            continue
+        np.save(folder / split_files(split)[1], documents)
+        write_tokens(encoder, len(source.parts), split, tokens, folder, progress)
+        splits[split] = describe_split(split, documents, folder)
+    if not splits:
+        raise ValueError(f"{config.source or config.corpus} holds no text")
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "corpus": source.corpus,
+        "unit": source.unit,
+        "options": config.content(),
+        "source": source.facts,
+        "splits": splits,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "vocabulary": {
+            "kind": vocabulary.kind,
+            "size": vocabulary.size,
+            "hash": vocabulary.hash,
+        },
+    }
+    manifest["hash"] = content_hash(manifest)
+    write_json(folder / MANIFEST, manifest)
+
+
+def index_documents(encoder: Encoder, parts: int, split: str, folder: Path) -> np.ndarray:
+    """Write the split's names; return its document index, DOCUMENT_DTYPE."""
+    tokens, size, words = array("q"), array("q"), array("q")
+    with (folder / split_files(split)[2]).open("w", encoding="utf-8") as names:
+        for index in range(parts):
+            for record in read_json(encoder.done(index)):
+                if record["split"] != split:
+                    continue
+                if record["begins"]:
+                    names.write(json.dumps(record["details"], sort_keys=True) + "\n")
+                    for column in (tokens, size, words):
+                        column.append(0)
+                tokens[-1] += record["tokens"]
+                size[-1] += record["bytes"]
+                words[-1] += record["words"]
+    documents = np.zeros(len(tokens), dtype=DOCUMENT_DTYPE)
+    for name, column in (("tokens", tokens), ("bytes", size), ("words", words)):
+        documents[name] = column
+    documents["offset"] = np.cumsum(documents["tokens"]) - documents["tokens"]
+    return documents
+
+
+def write_tokens(
+    encoder: Encoder, parts: int, split: str, total: int, folder: Path, progress: Progress
+) -> None:
+    """Join the parts' raw ids into one .npy file."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(encoder.vocabulary.dtype),
+        "fortran_order": False,
+        "shape": (total,),
+    }
+    with (folder / split_files(split)[0]).open("wb") as target:
+        np.lib.format.write_array_header_1_0(target, header)
+        for index in range(parts):
+            path = encoder.tokens(index, split)
+            if path.exists():
+                with path.open("rb") as part:
+                    while block := part.read(COPY_BYTES):
+                        target.write(block)
+                        progress.update(len(block))
+
+
+def describe_split(split: str, documents: np.ndarray, folder: Path) -> dict[str, Any]:
+    """The manifest's entry of a split: counts, and size and SHA-256 of each file."""
+    files = {}
+    for name in split_files(split):
+        path = folder / name
+        files[name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    return {
+        "documents": len(documents),
+        **{name: int(documents[name].sum()) for name in ("tokens", "bytes", "words")},
+        "denominator_words": None,
+        "files": files,
+    }

@@ -1,0 +1,52 @@
+"""Enwik8: the first 100,000,000 bytes of an English Wikipedia dump (papers.md A10)."""
+
+from pathlib import Path
+
+from data.corpora.local import existing, fractions, unpacked
+from data.documents import Document, Piece, Source, file_parts
+from data.files import hash_file
+
+FULL_BYTES = 100_000_000
+FULL_SHA1 = "57b8363b814821dc9d47aa4d41f58733519076b2"
+WANTED = "the file enwik8 as it is or as .zip, .gz or .xz"
+
+
+def open_enwik8(source: str | None, prefix: bool, work: Path) -> Source:
+    """One document a split: 90, 5 and 5 million bytes, or 90/5/5 % of a shorter beginning.
+
+    ValueError for a file that is not Enwik8 and was not announced as a beginning of it.
+    """
+    given = existing(source, "enwik8", WANTED)
+    if given.is_dir():
+        raise ValueError(f"{given} is a folder; corpus enwik8 wants {WANTED}")
+    path = unpacked(given, work)
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{given} is empty; corpus enwik8 wants {WANTED}")
+    if prefix and size >= FULL_BYTES:
+        raise ValueError(f"{given} has {size:,} bytes, so it is no prefix: leave prefix out")
+    if not prefix:
+        check_full(given, path, size)
+    validation, test = fractions(size)
+    bounds = {"train": (0, validation), "validation": (validation, test), "test": (test, size)}
+    pieces = [
+        Piece(path, start, end, Document(split, f"enwik8[{start}:{end}]"))
+        for split, (start, end) in bounds.items()
+        if start < end
+    ]
+    return Source(
+        corpus="enwik8-prefix" if prefix else "enwik8",
+        unit="bits_per_byte",
+        parts=file_parts(pieces),
+    )
+
+
+def check_full(given: Path, path: Path, size: int) -> None:
+    """ValueError unless length and SHA-1 are those of Enwik8."""
+    if size != FULL_BYTES:
+        raise ValueError(
+            f"{given} has {size:,} bytes and Enwik8 has {FULL_BYTES:,}: get the whole file, or "
+            "say prefix: true to use a beginning of it under the name enwik8-prefix"
+        )
+    if hash_file(path, "sha1") != FULL_SHA1:
+        raise ValueError(f"{given} is not Enwik8: its SHA-1 is not {FULL_SHA1}; get it again")

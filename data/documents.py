@@ -1,0 +1,149 @@
+"""What readers hand to the encoder: parts of a corpus, each a run of documents in blocks.
+
+A part is a small picklable description of some 16 MiB of source. Workers read parts independently
+and in any order; a long document may run over several parts. Nothing holds a whole document.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PART_BYTES = 16 << 20
+BLOCK_BYTES = 1 << 20
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Document:
+    """Where a document belongs and what is known of it (title, year ...) besides its text."""
+
+    split: str
+    name: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive bytes of one document.
+
+    begins: the document's first block, even if empty; without it the block continues the document
+    of the block before, in the previous part if need be.
+    """
+
+    document: Document
+    data: bytes
+    begins: bool
+
+
+class Part(ABC):
+    """A picklable piece of a corpus; `size` is its source bytes, for progress and sampling."""
+
+    size: int
+
+    @abstractmethod
+    def read(self) -> Iterator[Block]:
+        """Yield the part's blocks, each of bounded size, in order."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes [start, end) of a file, which are a document or, cut at a line end, a run of it."""
+
+    path: Path
+    start: int
+    end: int
+    document: Document
+    begins: bool = True
+
+
+@dataclass(frozen=True)
+class FilePart(Part):
+    """Pieces of plain files, taken as they are."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Bytes of all pieces."""
+        return sum(piece.end - piece.start for piece in self.pieces)
+
+    def read(self) -> Iterator[Block]:
+        """Yield the pieces in blocks; ValueError when a file has shrunk since it was listed."""
+        for piece in self.pieces:
+            begins, left = piece.begins, piece.end - piece.start
+            with piece.path.open("rb") as file:
+                file.seek(piece.start)
+                while left or begins:
+                    data = file.read(min(left, BLOCK_BYTES))
+                    if left and not data:
+                        raise ValueError(f"{piece.path} became shorter while it was read.")
+                    yield Block(piece.document, data, begins)
+                    begins, left = False, left - len(data)
+
+
+def file_parts(pieces: Iterable[Piece]) -> tuple[FilePart, ...]:
+    """Group pieces, in order, into parts of about PART_BYTES; cut longer ones at line ends."""
+    parts: list[FilePart] = []
+    waiting: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        for short in cut_at_lines(piece):
+            waiting.append(short)
+            size += short.end - short.start
+            if size >= PART_BYTES:
+                parts.append(FilePart(tuple(waiting)))
+                waiting, size = [], 0
+    if waiting:
+        parts.append(FilePart(tuple(waiting)))
+    return tuple(parts)
+
+
+def cut_at_lines(piece: Piece) -> Iterator[Piece]:
+    """Cut a piece into runs of about PART_BYTES, each but the last ending after a newline."""
+    start, begins = piece.start, piece.begins
+    with piece.path.open("rb") as file:
+        while piece.end - start > PART_BYTES:
+            stop = next_line(file, start + PART_BYTES, piece.end)
+            yield Piece(piece.path, start, stop, piece.document, begins)
+            start, begins = stop, False
+    if begins or start < piece.end:
+        yield Piece(piece.path, start, piece.end, piece.document, begins)
+
+
+def next_line(file: Any, position: int, end: int) -> int:
+    """Offset of the first line that begins at or after `position`, or `end` if none does."""
+    position -= 1
+    file.seek(position)
+    while position < end:
+        block = file.read(min(BLOCK_BYTES, end - position))
+        newline = block.find(b"\n")
+        if newline >= 0:
+            return int(position + newline + 1)
+        position += len(block)
+    return end
+
+
+def hashed_split(name: str, salt: str = "") -> str:
+    """Split of a document by a stable hash of its name: 90 % train, 5 % validation, 5 % test."""
+    digest = hashlib.sha256((salt + name).encode("utf-8", "surrogateescape")).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus that was found and can be read.
+
+    corpus: the honest name, printed with every number; unit: what its benchmark reports; parts: in
+    the order of the corpus; facts: what else the manifest says of the source; lines_are_words: the
+    end of a line counts as a word, as in WikiText-103.
+    """
+
+    corpus: str
+    unit: str
+    parts: tuple[Part, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines_are_words: bool = False

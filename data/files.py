@@ -1,0 +1,81 @@
+"""Files that are complete or absent: write aside, sync, rename."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; sync and rename it on success, remove it on failure.
+
+    A reader sees the old file or the new one, never a part of it, even after a crash.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(target)
+        sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file's or folder's contents to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Sync everything in `temporary`, then rename the folder to `final`, which must not exist.
+
+    Both must lie on the same file system. After a crash `final` is whole or absent.
+    """
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            sync(Path(folder, name))
+        sync(Path(folder))
+    temporary.rename(final)
+    sync(final.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it; one that is not there is fine."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` atomically as JSON with sorted keys and a newline at the end."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError names the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from error
+
+
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON: equal values have equal hashes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""What each lane reads next, as a pure function of a few integers: `stream` and `documents`."""
+
+import hashlib
+import heapq
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from data.batches import BatchBuilder
+from data.shards import Split
+
+State = dict[str, int | list[int]]
+
+
+def draw(split: Split, lanes: int, seed: int, epoch: int) -> int:
+    """A 64-bit number that depends on shards, split, lanes, seed and epoch, and on nothing else."""
+    text = f"{split.shards_hash} {split.name} {lanes} {seed} {epoch}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+class StreamOrder:
+    """The split as a ring, cut into equal contiguous lanes (papers.md A10).
+
+    The ring is cut at position 0 in epoch 0 and at a drawn position in every later one, so that
+    segments fall differently. Memory is reset at an epoch's start: it belonged to another place.
+    """
+
+    def __init__(self, split: Split, lanes: int, segment: int, seed: int) -> None:
+        self.split, self.lanes, self.segment, self.seed = split, lanes, segment, seed
+        self.total = len(split.tokens)
+        if self.total < lanes:
+            raise ValueError(
+                f"The split {split.name!r} has {self.total:,} tokens, too few for {lanes} lanes"
+            )
+        longest_lane = -(-self.total // lanes)
+        self.segments_per_epoch = -(-longest_lane // segment)
+        self.step = 0
+
+    @property
+    def epoch(self) -> int:
+        """Number of whole epochs read."""
+        return self.step // self.segments_per_epoch
+
+    def fill(self, builder: BatchBuilder, lanes: range) -> None:
+        """Add the next segment of each lane."""
+        epoch, index = divmod(self.step, self.segments_per_epoch)
+        cut = draw(self.split, self.lanes, self.seed, epoch) % self.total if epoch else 0
+        builder.reset_B[:] = index == 0
+        for row, lane in enumerate(lanes):
+            begin = lane * self.total // self.lanes + index * self.segment
+            end = (lane + 1) * self.total // self.lanes
+            count = max(0, min(self.segment, end - begin))
+            position = (cut + begin) % self.total
+            before_wrap = min(count, self.total - position)
+            builder.add(row, position, before_wrap, position == 0)
+            if before_wrap < count:
+                builder.add(row, 0, count - before_wrap, True)
+        self.step += 1
+
+    def state(self) -> State:
+        """The step, which is all."""
+        return {"step": self.step}
+
+    def load_state(self, state: State) -> None:
+        """Continue where `state` was taken."""
+        self.step = int(state["step"])  # type: ignore[arg-type]
+
+    def seek(self, step: int) -> None:
+        """Continue as after `step` calls of `fill`."""
+        self.step = step
+
+
+class DocumentOrder:
+    """Whole documents one after another in each lane, shuffled anew each epoch (PG-19's setting).
+
+    An epoch's documents are dealt in shuffled order, each to the lane that has least to read. A
+    lane that is through goes on with its next epoch at once, so lanes never wait for one another.
+    reset: a document's tail is padded and the next one begins with empty memory; otherwise
+    documents follow one another without padding and memory is never reset.
+    """
+
+    def __init__(
+        self, split: Split, lanes: int, segment: int, seed: int, mine: range, reset: bool
+    ) -> None:
+        self.split, self.lanes, self.segment, self.seed = split, lanes, segment, seed
+        self.reset = reset
+        documents = split.documents
+        self.ids = np.flatnonzero(documents["tokens"])
+        self.offset, self.length = documents["offset"][self.ids], documents["tokens"][self.ids]
+        if len(self.ids) < lanes:
+            raise ValueError(
+                f"The split {split.name!r} has {len(self.ids)} documents, too few for {lanes} lanes"
+                " in documents order: use fewer lanes or order stream"
+            )
+        # What a document costs its lane: segments when its tail is padded, else tokens.
+        self.cost = -(-self.length // segment) if reset else self.length
+        self.segments_per_epoch = -(-int(self.cost.sum()) // (lanes if reset else lanes * segment))
+        self.deal = lru_cache(maxsize=4)(self._deal)
+        self.cursors = [[0, 0, 0] for _ in mine]
+
+    def _deal(self, epoch: int) -> list[np.ndarray]:
+        """For each lane the documents of an epoch, in reading order."""
+        random = np.random.PCG64(draw(self.split, self.lanes, self.seed, epoch))
+        shuffled = np.argsort(random.random_raw(len(self.ids)), kind="stable")
+        dealt: list[list[int]] = [[] for _ in range(self.lanes)]
+        least = [(0, lane) for lane in range(self.lanes)]
+        for document in shuffled.tolist():
+            load, lane = least[0]
+            dealt[lane].append(document)
+            heapq.heapreplace(least, (load + int(self.cost[document]), lane))
+        return [np.array(documents) for documents in dealt]
+
+    @property
+    def epoch(self) -> int:
+        """Number of epochs that all lanes here have read."""
+        return min(cursor[0] for cursor in self.cursors)
+
+    def fill(self, builder: BatchBuilder, lanes: range) -> None:
+        """Add the next segment of each lane."""
+        for row, lane in enumerate(lanes):
+            cursor = self.cursors[row]
+            builder.reset_B[row] = cursor[2] == 0 if self.reset else cursor == [0, 0, 0]
+            left = self.segment
+            while left:
+                left -= self._read(builder, row, lane, left)
+                if self.reset:
+                    break
+
+    def _read(self, builder: BatchBuilder, row: int, lane: int, most: int) -> int:
+        """Add at most `most` tokens of the lane's document and move its cursor; return how many."""
+        epoch, index, offset = self.cursors[row]
+        documents = self.deal(epoch)[lane]
+        document = documents[index]
+        count = min(most, int(self.length[document]) - offset)
+        builder.add(row, int(self.offset[document]) + offset, count, offset == 0)
+        if offset + count < self.length[document]:
+            self.cursors[row] = [epoch, index, offset + count]
+        elif index + 1 < len(documents):
+            self.cursors[row] = [epoch, index + 1, 0]
+        else:
+            self.cursors[row] = [epoch + 1, 0, 0]
+        return count
+
+    def state(self) -> State:
+        """Epoch, place in the epoch's order and offset in the document, of each lane."""
+        epoch, document, offset = (list(column) for column in zip(*self.cursors, strict=True))
+        return {"epoch": epoch, "document": document, "offset": offset}
+
+    def load_state(self, state: State) -> None:
+        """Continue where `state` was taken."""
+        columns: Any = (state["epoch"], state["document"], state["offset"])
+        self.cursors = [list(cursor) for cursor in zip(*columns, strict=True)]
+
+    def seek_lane(self, row: int, lane: int, step: int) -> None:
+        """Continue a lane as after `step` calls of `fill`."""
+        left, epoch = step if self.reset else step * self.segment, 0
+        while left >= (total := int(self.cost[self.deal(epoch)[lane]].sum())):
+            left, epoch = left - total, epoch + 1
+        ends = np.cumsum(self.cost[self.deal(epoch)[lane]])
+        index = int(np.searchsorted(ends, left, side="right"))
+        into = left - int(ends[index - 1]) if index else left
+        self.cursors[row] = [epoch, index, into * self.segment if self.reset else into]
