@@ -170,15 +170,25 @@ def convert(
         parser.add_argument(f"--{option.name}", type=option.type)
     for key, value in _flat(mapping, "", set(leaves), passed_over):
         option = leaves[key]
+        if isinstance(value, str) and str in _alternatives(option.type):
+            # jsonargparse would read the text "null" as no text, as on a command line.
+            given[option.name] = value
+            continue
         try:
             parsed = parser.parse_object({option.name: value}, defaults=False)
         except ArgumentError:
             raise wrong_type(key, option, value) from None
-        if value is None and types.NoneType not in typing.get_args(option.type):
+        if value is None and types.NoneType not in _alternatives(option.type):
             # jsonargparse takes null for "not set", whatever the type.
             raise wrong_type(key, option, value)
         given[option.name] = parsed[option.name]
     return given
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other type, the type alone."""
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if union else (kind,)
 
 
 def _flat(
@@ -237,7 +247,7 @@ def describe(kind: Any) -> str:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
-    if origin in (typing.Union, types.UnionType):
+    if len(_alternatives(kind)) > 1:
         return " or ".join(describe(each) for each in inner)
     if origin in (list, tuple):
         return f"a list [{', '.join('...' if each is ... else describe(each) for each in inner)}]"
