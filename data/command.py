@@ -149,8 +149,9 @@ class _Help(argparse.HelpFormatter):
 
 def _parser(main: Callable[..., None], options: list[Option]) -> ArgumentParser:
     """A parser of the options, grouped by section."""
+    module = sys.modules["__main__"].__spec__
     parser = ArgumentParser(
-        prog=Path(sys.argv[0]).stem,
+        prog=f"python -m {module.name}" if module else Path(sys.argv[0]).name,
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
         description=(inspect.getdoc(main) or "").partition("\n\n")[0],
         formatter_class=_Help,
