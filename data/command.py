@@ -167,13 +167,14 @@ def _parser(main: Callable[..., None], options: list[Option]) -> ArgumentParser:
         required = option.default is REQUIRED
         fallback = "required" if required else f"default {_shown(option.default)}"
         text = f"{option.help} ({describe(option.type)}; {fallback})"
-        switch = {"nargs": "?", "const": True} if option.type is bool else {}
+        switch = option.type is bool
+        metavar = "[true|false]" if switch else option.name.rpartition(".")[2].upper()
         groups[option.group].add_argument(
             _flag(option.name),
             type=option.type,
-            metavar=option.name.rpartition(".")[2].upper(),
+            metavar=metavar,
             help=text.replace("%", "%%").strip(),
-            **switch,
+            **({"nargs": "?", "const": True} if switch else {}),
         )
     return parser
 

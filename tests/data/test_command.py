@@ -87,6 +87,7 @@ def test_help_lists_every_option_with_its_docstring_type_and_default(toy):
     assert "Train a model." in text
     assert "--run RUN run folder. (a path; required)" in text
     assert "--top-p TOP_P mass that is kept. (a number; default 0.9)" in text
+    assert "--verify [true|false] check every hash. (true or false; default false)" in text
     assert "optim: Adam and its schedule" in text
     assert "--optim.kind KIND Optimiser. (one of adam, sgd; default adam)" in text
     assert "100 % of it by default. (a whole number or null; default null)" in text
