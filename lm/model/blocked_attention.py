@@ -1,7 +1,7 @@
-"""Relative attention for CPUs, a few lanes at a time so that scores stay in the processor's cache.
+"""Relative attention for CPUs, a few lanes at a time so that scores stay in the cache.
 
-The formula is relative.attend's; only the order of work differs. Scores of a whole batch are tens of
-megabytes and each of the dozen element-wise passes over them would go through main memory; here
+The formula is relative.attend's; only the order of work differs. Scores of a whole batch are tens
+of megabytes and each of the dozen element-wise passes over them would go through main memory; here
 every pass but the last works on about a megabyte. Shapes as in attention.py.
 """
 
@@ -23,7 +23,9 @@ def _shifted(scores_nTW: Tensor, keys: int) -> Tensor:
     """
     n, queries, width = scores_nTW.shape
     return scores_nTW.as_strided(
-        (n, queries, keys), (queries * width, width - 1, 1), scores_nTW.storage_offset() + queries - 1
+        (n, queries, keys),
+        (queries * width, width - 1, 1),
+        scores_nTW.storage_offset() + queries - 1,
     )
 
 
@@ -100,7 +102,9 @@ class BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_read: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of every input but the mask."""
-        q_content, q_near, q_far, key, value, memory_key, compressed_key, weights = ctx.saved_tensors
+        q_content, q_near, q_far, key, value, memory_key, compressed_key, weights = (
+            ctx.saved_tensors
+        )
         lanes, heads, queries, width, keys, compressed, chunk = ctx.shape
         rows = lanes * heads
         grad_read = grad_read.contiguous().view(rows, queries, width)

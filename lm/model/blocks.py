@@ -3,6 +3,7 @@
 Shapes as in attention.py.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,11 @@ from torch.nn import functional as F
 
 from lm.model.attention import Attended, RelativeAttention
 from lm.model.compression import COMPRESSIONS
-from lm.model.config import ModelConfig
+from lm.model.config import Activation, ModelConfig
 from lm.model.memory import Counts, evict, live_mask, push
 from lm.model.reconstruction import LossSum, attention_reconstruction
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class FeedForward(nn.Module):
@@ -21,7 +24,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = {"relu": F.relu, "gelu": F.gelu}[config.activation]
+        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.activation]
         self.inner = nn.Linear(config.width, config.feedforward)
         self.outer = nn.Linear(config.feedforward, config.width)
 
@@ -54,14 +57,19 @@ class Block(nn.Module):
             self.compression = COMPRESSIONS[config.compression](config)
 
     def forward(
-        self, hidden_BTD: Tensor, memory_BMD: Tensor, compressed_BCD: Tensor, live_BN: Tensor,
+        self,
+        hidden_BTD: Tensor,
+        memory_BMD: Tensor,
+        compressed_BCD: Tensor,
+        live_BN: Tensor,
         counts: Counts,
     ) -> LayerStep:
         """Read memory, transform the segment, and move the segment into memory.
 
         Args:
             hidden_BTD: the residual stream.
-            memory_BMD, compressed_BCD: this layer's memories before the segment.
+            memory_BMD: this layer's memory before the segment.
+            compressed_BCD: its compressed memory.
             live_BN: live slots of [compressed ; memory].
             counts: how the live counts move with this segment.
         """
@@ -80,7 +88,11 @@ class Block(nn.Module):
         return hidden + F.dropout(outer, dropout, self.training)
 
     def move(
-        self, inputs_BTD: Tensor, memory_BMD: Tensor, compressed_BCD: Tensor, counts: Counts,
+        self,
+        inputs_BTD: Tensor,
+        memory_BMD: Tensor,
+        compressed_BCD: Tensor,
+        counts: Counts,
         attended: Attended | None,
     ) -> tuple[Tensor, Tensor, LossSum | None]:
         """Commit a segment's inputs to memory and compress what falls out.

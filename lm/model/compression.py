@@ -1,4 +1,4 @@
-"""Compression functions f_c: a block of old memory slots becomes a shorter block (paper, section 3.2).
+"""Compression functions f_c: a block of old memory becomes a shorter one (paper, section 3.2).
 
 A compression function is a module built from (config) whose forward maps the evicted block
 [B, n, D] to [B, n / c, D]. To add one, write it and enter it in COMPRESSIONS.

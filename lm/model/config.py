@@ -37,7 +37,7 @@ class ModelConfig:
     tied: bool = True
     """Share one matrix between the token embedding and the output projection."""
     dropout: float = 0.0
-    """Share of activations dropped in training: embeddings, position encodings, sub-layer outputs."""
+    """Share dropped in training of embeddings, position encodings and sub-layer outputs."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "feedforward", "segment", "rate"):
@@ -74,5 +74,5 @@ class ModelConfig:
 
     @property
     def range(self) -> int:
-        """Tokens that can influence a prediction: layers x (n_m + c n_cm) + n_s (paper, section 3.1)."""
+        """Tokens that can influence a prediction: n_s + l (n_m + c n_cm) (paper, section 3.1)."""
         return self.layers * (self.memory + self.rate * self.compressed) + self.segment

@@ -37,5 +37,7 @@ class Head(nn.Module):
         logits = self.logits(hidden_BTD)
         if targets_BT is None:
             return logits
-        nats = F.cross_entropy(logits.flatten(0, -2).float(), targets_BT.flatten(), reduction="none")
+        nats = F.cross_entropy(
+            logits.flatten(0, -2).float(), targets_BT.flatten(), reduction="none"
+        )
         return nats.view(targets_BT.shape)

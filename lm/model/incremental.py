@@ -43,7 +43,7 @@ def open_segment(model: CompressiveTransformer, memory: MemoryState) -> OpenSegm
     """Begin a segment after `memory`."""
     layers = []
     for block, slots, compressed in zip(
-        model.blocks, memory.memory, memory.compressed, strict=True
+        model.layers, memory.memory, memory.compressed, strict=True
     ):
         key, value = block.attention.keys_values(torch.cat([compressed, slots], dim=1))
         positions = block.attention.positions()
@@ -66,7 +66,7 @@ def extend(
         )
     hidden = model.embed(tokens_Bt)
     layers = []
-    for block, cache in zip(model.blocks, segment.layers, strict=True):
+    for block, cache in zip(model.layers, segment.layers, strict=True):
         inputs = block.attention_norm(hidden)
         query, key, value = block.attention.queries_keys_values(inputs)
         key = torch.cat([cache.key_BHSd, key], dim=2)
@@ -94,7 +94,7 @@ def close_segment(model: CompressiveTransformer, segment: OpenSegment) -> Memory
     counts = advance_counts(config, before, config.segment)
     memory, compressed = [], []
     for block, cache, slots, old in zip(
-        model.blocks, segment.layers, before.memory, before.compressed, strict=True
+        model.layers, segment.layers, before.memory, before.compressed, strict=True
     ):
         moved = block.move(cache.inputs_BtD, slots, old, counts, None)
         memory.append(moved[0])

@@ -12,7 +12,7 @@ class LossSum(NamedTuple):
 
     total: Tensor
     """scalar"""
-    count: Tensor
+    elements: Tensor
     """scalar"""
 
 

@@ -22,7 +22,7 @@ class SegmentOutput:
     """What the model makes of one segment."""
 
     predictions: Tensor
-    """Logits [B, T, V], or, when targets were given, their negative log-likelihoods [B, T] in nats."""
+    """Logits [B, T, V], or, with targets, their negative log-likelihoods [B, T] in nats."""
     memory: MemoryState
     """Memory after the segment; still part of the graph: detach it where back-propagation ends."""
     auxiliary: dict[str, LossSum] = field(default_factory=dict)
@@ -61,6 +61,11 @@ class CompressiveTransformer(nn.Module):
             elif isinstance(module, Embedding | Head):
                 _truncated_normal(module.weight, self.config.width**-0.5)
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def empty_memory(self, lanes: int) -> MemoryState:
         """Memory of `lanes` lanes that have read nothing."""
         weight = self.embedding.weight
@@ -84,7 +89,7 @@ class CompressiveTransformer(nn.Module):
         live = self.live(memory)
         new_memory, new_compressed, losses = [], [], []
         for block, slots, compressed in zip(
-            self.blocks, memory.memory, memory.compressed, strict=True
+            self.layers, memory.memory, memory.compressed, strict=True
         ):
             step = block(hidden, slots, compressed, live, counts)
             hidden = step.hidden_BTD
@@ -97,9 +102,9 @@ class CompressiveTransformer(nn.Module):
         )
         auxiliary = {}
         if losses:
-            totals, elements = zip(*losses, strict=True)
             auxiliary["reconstruction"] = LossSum(
-                torch.stack(totals).sum(), torch.stack(elements).sum()
+                torch.stack([loss.total for loss in losses]).sum(),
+                torch.stack([loss.elements for loss in losses]).sum(),
             )
         return SegmentOutput(self.head(self.norm(hidden), targets_BT), after, auxiliary)
 

@@ -158,9 +158,7 @@ class Oracle:
             inputs = [layer_norm(x, gain, bias) for x in hidden]
             memory, compressed = before.memory[layer], before.compressed[layer]
             mixed, queries = self.attention(layer, inputs, memory, compressed)
-            hidden = [
-                self.feedforward(layer, x + y) for x, y in zip(hidden, mixed, strict=True)
-            ]
+            hidden = [self.feedforward(layer, x + y) for x, y in zip(hidden, mixed, strict=True)]
             joined = memory + [x.detach() for x in inputs]
             overflow = max(0, len(joined) - config.memory)
             evicted, after.memory[layer] = joined[:overflow], joined[overflow:]

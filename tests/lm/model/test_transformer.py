@@ -67,6 +67,10 @@ def assert_same_memory(state: MemoryState, lane: int, expected: LaneMemory) -> N
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+def all_slots(state: MemoryState) -> tuple[Tensor, ...]:
+    return state.memory + state.compressed
+
+
 @pytest.fixture(params=["blocked", "plain"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both attention routes: the CPU one and the one for every other device."""
@@ -99,9 +103,7 @@ def test_equals_oracle_through_many_overflows(config: ModelConfig, route: str) -
             memory = memory.reset(torch.tensor([False, True]))
             naive[1] = empty_lane(config.layers)
         output = model(part, memory)
-        results = [
-            oracle.segment(part[lane].tolist(), naive[lane]) for lane in range(lanes)
-        ]
+        results = [oracle.segment(part[lane].tolist(), naive[lane]) for lane in range(lanes)]
         expected = torch.stack([r.logits_TV for r in results])
         torch.testing.assert_close(output.predictions, expected, rtol=1e-9, atol=1e-11)
         loss, naive_loss = output.predictions.logsumexp(-1).sum(), expected.logsumexp(-1).sum()
@@ -109,7 +111,7 @@ def test_equals_oracle_through_many_overflows(config: ModelConfig, route: str) -
             ours = output.auxiliary["reconstruction"]
             total = sum(r.reconstruction for r in results)
             torch.testing.assert_close(ours.total, total, rtol=1e-8, atol=1e-12)
-            assert int(ours.count) == sum(r.reconstruction_count for r in results)
+            assert int(ours.elements) == sum(r.reconstruction_count for r in results)
             loss, naive_loss = loss + ours.total, naive_loss + total
         parameters = list(model.parameters())
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -169,9 +171,7 @@ def test_garbage_in_empty_slots_changes_nothing() -> None:
     for part in tokens.split(config.segment, dim=1):
         a, b = model(part, clean), model(part, dirty)
         assert torch.equal(a.predictions, b.predictions)
-        assert torch.equal(
-            a.auxiliary["reconstruction"].total, b.auxiliary["reconstruction"].total
-        )
+        assert torch.equal(a.auxiliary["reconstruction"].total, b.auxiliary["reconstruction"].total)
         gradients = [
             torch.autograd.grad(
                 out.predictions.logsumexp(-1).sum() + out.auxiliary["reconstruction"].total,
@@ -238,7 +238,8 @@ def test_projections_still_train_after_memory_overflowed_many_times() -> None:
     for part in stream(12, 2, TINY).split(TINY.segment, dim=1):
         model.zero_grad()
         output = model(part, memory)
-        (output.predictions.logsumexp(-1).sum() + output.auxiliary["reconstruction"].total).backward()
+        loss = output.predictions.logsumexp(-1).sum()
+        (loss + output.auxiliary["reconstruction"].total).backward()
         memory = output.memory.detach()
     for block in model.blocks:
         assert block.attention.query_key_value.weight.requires_grad
@@ -251,7 +252,7 @@ def test_forward_leaves_the_memory_it_was_given_alone() -> None:
     _, memory = run(model, stream(3, 2, TINY))
     before = memory.map(torch.clone)
     model(stream(1, 2, TINY), memory)
-    for a, b in zip(before.memory + before.compressed, memory.memory + memory.compressed, strict=True):
+    for a, b in zip(all_slots(before), all_slots(memory), strict=True):
         assert torch.equal(a, b)
 
 
@@ -268,7 +269,7 @@ def test_reset_and_lane_slices_round_trip() -> None:
     _, memory = run(model, stream(5, 4, TINY))
     parts = [memory.lane_slice(slice(0, 1)), memory.lane_slice(slice(1, 4))]
     joined = MemoryState.concatenate(parts)
-    for a, b in zip(joined.memory + joined.compressed, memory.memory + memory.compressed, strict=True):
+    for a, b in zip(all_slots(joined), all_slots(memory), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(joined.memory_count, memory.memory_count)
     assert joined.lanes == 4

@@ -1,0 +1,1 @@
+"""Evaluation: numbers that travel with their protocol."""

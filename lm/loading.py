@@ -1,0 +1,55 @@
+"""A trained model out of a run's folder, for scoring and generation."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.command import load_config
+from data.vocab import Vocabulary, load_vocabulary
+from lm.model import CompressiveTransformer
+from lm.training import checkpoint
+from lm.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths that may differ from training; none keeps the trained one."""
+
+    segment: int | None = None
+    """Tokens read at once."""
+    memory: int | None = None
+    """Slots of memory in each layer."""
+    compressed: int | None = None
+    """Slots of compressed memory in each layer."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's model, ready to predict."""
+
+    config: RunConfig
+    """As trained; `model.config` has the lengths asked for."""
+    model: CompressiveTransformer
+    vocabulary: Vocabulary
+    checkpoint: Path
+    """Folder that the weights come from."""
+
+
+def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None) -> LoadedRun:
+    """Load a checkpoint of a run, the newest by default, in evaluation mode.
+
+    Raises:
+        ValueError: no run or no such checkpoint there, damaged weights, or impossible lengths.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} holds no run; train one with python -m lm.train --run {run}")
+    config = load_config(RunConfig, run / "config.yaml")
+    folder = checkpoint.newest(run) if name is None else checkpoint.find(run, name)
+    if folder is None:
+        raise ValueError(f"{run} has no checkpoint yet; let python -m lm.train go on")
+    changes = {n: v for n, v in vars(lengths or Lengths()).items() if v is not None}
+    if changes.get("compressed") and not config.model.compressed:
+        raise ValueError(f"{run} was trained without compressed memory; leave --compressed out")
+    vocabulary = load_vocabulary(run / "vocabulary")
+    model = CompressiveTransformer(replace(config.model, **changes), vocabulary.size)
+    checkpoint.load_weights(model, folder / "model.safetensors")
+    return LoadedRun(config, model.eval(), vocabulary, folder)

@@ -1,0 +1,72 @@
+"""Program: train a Compressive Transformer, or continue a run that was stopped."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from data import command
+from data.command import dump_config, load_config
+from data.files import atomic_path
+from data.options import DataConfig
+from data.shards import open_shards
+from lm.model import ModelConfig
+from lm.training import checkpoint, dist
+from lm.training.config import RunConfig, TrainingConfig, resumed
+from lm.training.optim import OptimConfig
+from lm.training.runlog import MetricsLog, write_environment
+from lm.training.trainer import Loop, Trainer, measured_steps
+
+
+def main(
+    run: Path, data: DataConfig, model: ModelConfig, optim: OptimConfig, training: TrainingConfig
+) -> None:
+    """Train a Compressive Transformer, or continue a run that was stopped.
+
+    Args:
+        run: folder of the run; one that holds a checkpoint of the same run is continued.
+        data: the shards to train on.
+        model: shape of the model.
+        optim: how weights move.
+        training: length of the run, its lanes, and what it writes when.
+    """
+    config = RunConfig(data, model, optim, training)
+    shards = open_shards(data.shards)
+    folder = checkpoint.newest(run)
+    if folder is not None:
+        config = resumed(config, load_config(RunConfig, run / "config.yaml"), str(run))
+    elif (run / "config.yaml").exists() or (run.exists() and any(run.iterdir())):
+        _require_unfinished(run)
+    world = dist.join()
+    if config.training.steps is None:
+        steps = measured_steps(config, shards, world)
+        config = replace(config, training=replace(config.training, steps=steps, minutes=None))
+        _say(world, f"{steps} steps fit in {training.minutes} minutes")
+    trainer = Trainer(config, shards, world)
+    if folder is not None:
+        trainer.restore(folder)
+        _say(world, f"continue {run} from step {trainer.step}")
+    if world.first:
+        run.mkdir(parents=True, exist_ok=True)
+        with atomic_path(run / "config.yaml") as temporary:
+            temporary.write_text(dump_config(config))
+        write_environment(run)
+        shards.vocabulary.save(run / "vocabulary")
+        MetricsLog(run / "metrics.jsonl").cut(trainer.step)
+    Loop(trainer, run).train()
+
+
+def _require_unfinished(run: Path) -> None:
+    """A folder without checkpoint may hold what a run wrote before its first, and nothing else."""
+    ours = {"config.yaml", "env.json", "metrics.jsonl", "vocabulary", "checkpoints"}
+    for path in run.iterdir():
+        if path.name not in ours:
+            raise ValueError(f"{run} holds {path.name} and no run; give a new --run folder")
+
+
+def _say(world: dist.World, line: str) -> None:
+    if world.first:
+        print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,1 @@
+"""Training under DeepSpeed: one engine, one loop, checkpoints that lose nothing."""

@@ -1,0 +1,83 @@
+"""A run's folder describes itself: config.yaml, env.json, metrics.jsonl."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.files import atomic_path, write_json
+
+PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, commit and command line of this process."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "argv": sys.argv,
+    }
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's architecture."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu {platform.machine()} ({os.cpu_count()} cores)"
+
+
+def commit() -> str | None:
+    """Commit of the checkout this file is in, with "+" when files differ; None outside git."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, each with its `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cut(self, step: int) -> None:
+        """Drop everything after `step`, which a resumed run will write again."""
+        if not self.path.exists():
+            return
+        # A killed process may have left half a line at the end.
+        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+        kept = [line + "\n" for line in whole if json.loads(line)["step"] <= step]
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(kept))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_environment(run: Path) -> None:
+    """Write env.json."""
+    write_json(run / "env.json", environment())
