@@ -2,7 +2,9 @@
 
 import json
 import platform
+import sys
 from array import array
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +16,78 @@ from data.files import hash_file, read_json, write_json
 from data.options import DataConfig
 from data.progress import Progress
 from data.shards import DOCUMENT_DTYPE, FORMAT, MANIFEST, content_hash, split_files
+from data.vocab import Vocabulary
 
 COPY_BYTES = 4 << 20
 
 
-def assemble(
-    config: DataConfig, source: Source, encoder: Encoder, folder: Path, progress: Progress
-) -> None:
+def assemble(config: DataConfig, source: Source, encoder: Encoder, folder: Path) -> None:
     """Write all files of the shards into `folder`, the manifest last.
 
     ValueError when the corpus has no text at all.
     """
-    folder.mkdir()
-    (folder / "vocabulary").mkdir()
+    (folder / "vocabulary").mkdir(parents=True)
     vocabulary = encoder.vocabulary
     vocabulary.save(folder / "vocabulary")
-    splits = {}
-    for split in SPLITS:
-        documents = index_documents(encoder, len(source.parts), split, folder)
-        tokens = int(documents["tokens"].sum())
-        if tokens == 0:
-            (folder / split_files(split)[2]).unlink()
-            continue
-        np.save(folder / split_files(split)[1], documents)
-        write_tokens(encoder, len(source.parts), split, tokens, folder, progress)
-        splits[split] = describe_split(split, documents, folder)
+    parts = len(source.parts)
+    splits, digests = {}, {}
+    total = sum(path.stat().st_size for path in encoder.folder.glob("*.tokens"))
+    with Progress("join", total, "B", scale=True) as progress:
+        for split in SPLITS:
+            documents, digests[split] = index_documents(encoder, parts, split, folder)
+            tokens = int(documents["tokens"].sum())
+            if tokens == 0:
+                (folder / split_files(split)[2]).unlink()
+                continue
+            np.save(folder / split_files(split)[1], documents)
+            write_tokens(encoder, parts, split, tokens, folder, progress)
+            splits[split] = describe_split(split, documents, folder)
     if not splits:
         raise ValueError(f"{config.source or config.corpus} holds no text")
+    corpus = compare_with_official(source, splits, digests, vocabulary)
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "corpus": source.corpus,
+        "corpus": corpus,
         "unit": source.unit,
         "options": config.content(),
         "source": source.facts,
         "splits": splits,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "vocabulary": {
-            "kind": vocabulary.kind,
-            "size": vocabulary.size,
-            "hash": vocabulary.hash,
-        },
+        "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "hash": vocabulary.hash},
     }
     manifest["hash"] = content_hash(manifest)
     write_json(folder / MANIFEST, manifest)
 
 
-def index_documents(encoder: Encoder, parts: int, split: str, folder: Path) -> np.ndarray:
-    """Write the split's names; return its document index, DOCUMENT_DTYPE."""
+def index_documents(
+    encoder: Encoder, parts: int, split: str, folder: Path
+) -> tuple[np.ndarray, str]:
+    """Write the split's names; return its document index and the digest of its texts.
+
+    The index is of DOCUMENT_DTYPE; the digest is SHA-256 over "NAME SHA-256" lines, sorted.
+    """
     tokens, size, words = array("q"), array("q"), array("q")
+    texts: list[str] = []
     with (folder / split_files(split)[2]).open("w", encoding="utf-8") as names:
         for index in range(parts):
             for record in read_json(encoder.done(index)):
                 if record["split"] != split:
                     continue
+                details = record["details"]
                 if record["begins"]:
-                    names.write(json.dumps(record["details"], sort_keys=True) + "\n")
+                    names.write(json.dumps(details, sort_keys=True) + "\n")
                     for column in (tokens, size, words):
                         column.append(0)
                 tokens[-1] += record["tokens"]
                 size[-1] += record["bytes"]
                 words[-1] += record["words"]
+                if "sha256" in details:
+                    texts.append(f"{details['name']} {details['sha256']}\n")
     documents = np.zeros(len(tokens), dtype=DOCUMENT_DTYPE)
     for name, column in (("tokens", tokens), ("bytes", size), ("words", words)):
         documents[name] = column
     documents["offset"] = np.cumsum(documents["tokens"]) - documents["tokens"]
-    return documents
+    return documents, sha256("".join(sorted(texts)).encode()).hexdigest()
 
 
 def write_tokens(
@@ -113,3 +122,31 @@ def describe_split(split: str, documents: np.ndarray, folder: Path) -> dict[str,
         "denominator_words": None,
         "files": files,
     }
+
+
+def compare_with_official(
+    source: Source, splits: dict[str, Any], digests: dict[str, str], vocabulary: Vocabulary
+) -> str:
+    """Give full official splits their denominators; return the corpus's honest name.
+
+    A split that is not the official one is reported on stderr, and the name then ends in "-part".
+    """
+    official = source.official
+    if official is None:
+        return source.corpus
+    mismatches = []
+    for split, words in official.words.items():
+        facts = splits.get(split)
+        if facts is None:
+            mismatches.append(f"{split} is missing")
+        elif official.digests and digests[split] != official.digests[split]:
+            mismatches.append(f"{split} has not the official texts")
+        elif not official.digests and facts["words"] != words:
+            mismatches.append(f"{split} has {facts['words']:,} words, not {words:,}")
+        else:
+            facts["denominator_words"] = words
+    if vocabulary.kind == "words" and official.vocabulary not in (None, vocabulary.size):
+        mismatches.append(f"there are {vocabulary.size:,} word types, not {official.vocabulary:,}")
+    for mismatch in mismatches:
+        print(f"not the full {source.corpus}: {mismatch}", file=sys.stderr)
+    return f"{source.corpus}-part" if mismatches else source.corpus

@@ -3,8 +3,6 @@
 Shapes: B lanes of this rank, T tokens a segment.
 """
 
-# ruff: noqa: N815 (shape letters in names are the field's notation)
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,12 +4,11 @@ A part is a small picklable description of some 16 MiB of source. Workers read p
 and in any order; a long document may run over several parts. Nothing holds a whole document.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PART_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
@@ -18,11 +17,15 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Document:
-    """Where a document belongs and what is known of it (title, year ...) besides its text."""
+    """Where a document belongs and what is known of it besides its text.
+
+    details: title, year and the like, kept in the index; sha256: what its text must have, if given.
+    """
 
     split: str
     name: str
     details: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,12 @@ class Block:
 
 
 class Part(ABC):
-    """A picklable piece of a corpus; `size` is its source bytes, for progress and sampling."""
+    """A picklable piece of a corpus that one worker reads by itself."""
 
-    size: int
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """Bytes of text, for progress and for sampling; None where only reading would tell."""
 
     @abstractmethod
     def read(self) -> Iterator[Block]:
@@ -66,7 +72,7 @@ class FilePart(Part):
     pieces: tuple[Piece, ...]
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         """Bytes of all pieces."""
         return sum(piece.end - piece.start for piece in self.pieces)
 
@@ -79,18 +85,21 @@ class FilePart(Part):
                 while left or begins:
                     data = file.read(min(left, BLOCK_BYTES))
                     if left and not data:
-                        raise ValueError(f"{piece.path} became shorter while it was read.")
+                        raise ValueError(f"{piece.path} became shorter while it was read")
                     yield Block(piece.document, data, begins)
                     begins, left = False, left - len(data)
 
 
-def file_parts(pieces: Iterable[Piece]) -> tuple[FilePart, ...]:
-    """Group pieces, in order, into parts of about PART_BYTES; cut longer ones at line ends."""
+def file_parts(pieces: Iterable[Piece], cut: bool = True) -> tuple[FilePart, ...]:
+    """Group pieces, in order, into parts of about PART_BYTES.
+
+    cut: cut longer pieces at line ends, so that several workers can share a document.
+    """
     parts: list[FilePart] = []
     waiting: list[Piece] = []
     size = 0
     for piece in pieces:
-        for short in cut_at_lines(piece):
+        for short in cut_at_lines(piece) if cut else [piece]:
             waiting.append(short)
             size += short.end - short.start
             if size >= PART_BYTES:
@@ -126,11 +135,17 @@ def next_line(file: Any, position: int, end: int) -> int:
     return end
 
 
-def hashed_split(name: str, salt: str = "") -> str:
-    """Split of a document by a stable hash of its name: 90 % train, 5 % validation, 5 % test."""
-    digest = hashlib.sha256((salt + name).encode("utf-8", "surrogateescape")).digest()
-    share = int.from_bytes(digest[:8], "big") / 2**64
-    return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+@dataclass(frozen=True)
+class Official:
+    """What the full benchmark has, by split, to tell it from a part of it.
+
+    words: published counts, the denominators of word perplexity; digests: over the texts' names and
+    hashes, where they decide instead of the counts; vocabulary: number of word types.
+    """
+
+    words: dict[str, int]
+    digests: dict[str, str] | None = None
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,12 +153,13 @@ class Source:
     """A corpus that was found and can be read.
 
     corpus: the honest name, printed with every number; unit: what its benchmark reports; parts: in
-    the order of the corpus; facts: what else the manifest says of the source; lines_are_words: the
-    end of a line counts as a word, as in WikiText-103.
+    the order of the corpus; facts: what else the manifest says of the source; words: what counts as
+    a word (in WikiText-103 the end of a line does); official: how to know the full benchmark.
     """
 
     corpus: str
     unit: str
     parts: tuple[Part, ...]
     facts: dict[str, Any] = field(default_factory=dict)
-    lines_are_words: bool = False
+    words: Literal["spaces", "spaces and lines", "none"] = "spaces"
+    official: Official | None = None

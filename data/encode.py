@@ -7,8 +7,9 @@ The JSON is written last: where it is, the part is whole.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from data.documents import Block, Document, Part
 from data.files import atomic_path, write_json
@@ -21,11 +22,13 @@ LINE_LIMIT = 16 << 20
 class Encoder:
     """What is the same for all parts of a build; picklable.
 
-    lines_are_words: see Source; folder: of the finished parts.
+    words: see Source; digests: hash each document, none of which may run over several parts;
+    folder: of the finished parts.
     """
 
     vocabulary: Vocabulary
-    lines_are_words: bool
+    words: Literal["spaces", "spaces and lines", "none"]
+    digests: bool
     folder: Path
 
     def done(self, index: int) -> Path:
@@ -37,47 +40,112 @@ class Encoder:
         return self.folder / f"{index:06d}.{split}.tokens"
 
     def encode(self, index: int, part: Part) -> int:
-        """Write a part's files; return its source bytes."""
-        records: list[dict[str, Any]] = []
+        """Write a part's files; return the bytes of its text.
+
+        ValueError for text that the vocabulary cannot hold or that has not the SHA-256 it should.
+        """
+        tallies: list[Tally] = []
         with ExitStack() as stack:
             files: dict[str, BinaryIO] = {}
-            words = WordCounter()
             for block in self._blocks(part):
-                document = block.document
-                if document.split not in files:
-                    path = stack.enter_context(atomic_path(self.tokens(index, document.split)))
-                    files[document.split] = stack.enter_context(path.open("wb"))
-                if block.begins or not records:
-                    words = WordCounter()
-                    records.append(new_record(document, block.begins))
-                ids = self.vocabulary.encode(block.data)
-                ids.tofile(files[document.split])
-                record = records[-1]
-                record["tokens"] += len(ids)
-                record["bytes"] += len(block.data)
-                record["words"] += words.count(block.data)
-                if self.lines_are_words:
-                    record["words"] += block.data.count(b"\n")
+                split = block.document.split
+                if split not in files:
+                    path = stack.enter_context(atomic_path(self.tokens(index, split)))
+                    files[split] = stack.enter_context(path.open("wb"))
+                if block.begins or not tallies:
+                    if tallies:
+                        tallies[-1].close()
+                    tallies.append(Tally(block, self.words, self.digests))
+                ids = self._encode(block, tallies[-1].bytes)
+                ids.tofile(files[split])
+                tallies[-1].add(block.data, len(ids))
+            if tallies:
+                tallies[-1].close()
             for file in files.values():
                 file.flush()
-        write_json(self.done(index), records)
-        return part.size
+        write_json(self.done(index), [tally.record() for tally in tallies])
+        return sum(tally.bytes for tally in tallies)
 
     def _blocks(self, part: Part) -> Iterator[Block]:
         """The part's blocks, made of whole lines if the vocabulary needs that."""
         return whole_lines(part.read()) if self.vocabulary.needs_lines else part.read()
 
+    def _encode(self, block: Block, position: int) -> Any:
+        """Ids of a block that begins at byte `position` of its document's run in this part."""
+        try:
+            return self.vocabulary.encode(block.data)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{block.document.name} is not valid UTF-8 (byte {position + error.start:,}): "
+                "convert it, or use the vocabulary bytes"
+            ) from error
 
-def new_record(document: Document, begins: bool) -> dict[str, Any]:
-    """A document, or the continuation of one, of which nothing has been encoded yet."""
-    return {
-        "split": document.split,
-        "begins": begins,
-        "details": {"name": document.name, **document.details},
-        "tokens": 0,
-        "bytes": 0,
-        "words": 0,
-    }
+
+class Tally:
+    """Counts of a document, or of the run of it that one part holds."""
+
+    def __init__(self, block: Block, words: str, digest: bool) -> None:
+        self.document: Document = block.document
+        self.begins = block.begins
+        self.tokens = self.bytes = self.words = 0
+        self._how = words
+        self._counter = WordCounter()
+        self._digest = BookDigest() if digest else None
+
+    def add(self, data: bytes, tokens: int) -> None:
+        """Count a block and the tokens that it became."""
+        self.tokens += tokens
+        self.bytes += len(data)
+        if self._how != "none":
+            self.words += self._counter.count(data)
+        if self._how == "spaces and lines":
+            self.words += data.count(b"\n")
+        if self._digest:
+            self._digest.update(data)
+
+    def close(self) -> None:
+        """ValueError if the whole text has not the hash that it should have."""
+        expected = self.document.sha256
+        if self._digest and expected and self._digest.hex() != expected:
+            raise ValueError(
+                f"{self.document.name} ({self.document.split}) does not have the SHA-256 that "
+                f"checksums gives ({expected[:12]}...): get it again, or leave checksums out"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """The entry in the part's list of documents."""
+        details = {"name": self.document.name, **self.document.details}
+        if self._digest:
+            details["sha256"] = self._digest.hex()
+        return {
+            "split": self.document.split,
+            "begins": self.begins,
+            "details": details,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "words": self.words,
+        }
+
+
+class BookDigest:
+    """SHA-256 of a text as the official files have it, with CRLF at the end of its lines.
+
+    Parquet copies were read in Python's text mode and have LF; the digest is that of the original.
+    """
+
+    def __init__(self) -> None:
+        self._hash = sha256()
+        self._crlf: bool | None = None
+
+    def update(self, data: bytes) -> None:
+        """Add the next block."""
+        if self._crlf is None and b"\n" in data:
+            self._crlf = b"\r\n" in data
+        self._hash.update(data if self._crlf else data.replace(b"\n", b"\r\n"))
+
+    def hex(self) -> str:
+        """The digest so far."""
+        return self._hash.hexdigest()
 
 
 def whole_lines(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -95,13 +163,12 @@ def whole_lines(blocks: Iterator[Block]) -> Iterator[Block]:
         end = block.data.rfind(b"\n") + 1
         if end:
             yield Block(block.document, block.data[:end], block.begins)
-            waiting = Block(block.document, block.data[end:], False) if block.data[end:] else None
-        else:
-            waiting = block
+        if end < len(block.data) or not end:
+            waiting = Block(block.document, block.data[end:], block.begins and not end)
         if waiting is not None and len(waiting.data) > LINE_LIMIT:
             raise ValueError(
                 f"{block.document.name} has a line of over {LINE_LIMIT >> 20} MiB, too long for "
-                "this vocabulary: break its lines, or use bytes"
+                "this vocabulary: break its lines, or use the vocabulary bytes"
             )
     if waiting is not None:
         yield waiting

@@ -56,9 +56,7 @@ def remove_folder(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as JSON with sorted keys and a newline at the end."""
     with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

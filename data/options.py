@@ -5,17 +5,24 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from data.files import read_json
+from data.vocabularies.base import DESCRIPTION
+
 VocabularyKind = Literal["bytes", "words", "sentencepiece"]
 
-DEFAULT_VOCABULARY: dict[str, VocabularyKind] = {
-    "pystdlib": "bytes",
-    "text": "bytes",
-    "enwik8": "bytes",
+TEXT_KINDS = ("bytes", "sentencepiece", "words")
+# For each corpus the vocabularies it can have, its own choice first.
+VOCABULARIES: dict[str, tuple[str, ...]] = {
+    "pystdlib": ("bytes", "sentencepiece"),
+    "text": TEXT_KINDS,
+    "enwik8": ("bytes", "sentencepiece"),
+    "wikitext": ("words", "sentencepiece", "bytes"),
+    "pg19": ("sentencepiece", "bytes"),
+    "audio": ("mulaw",),
 }
-# Options that mean something for some corpora only.
-CORPUS_OPTIONS = {
-    "prefix": {"enwik8"},
-}
+# Options that mean something for one corpus only.
+CORPUS_OPTIONS = {"prefix": "enwik8", "column": "text", "checksums": "pg19"}
+TRAINING_OPTIONS = ("vocabulary_size", "vocabulary_sample", "vocabulary_method")
 
 
 @dataclass(frozen=True)
@@ -23,37 +30,97 @@ class DataConfig:
     """Corpus, vocabulary and the folder of the shards."""
 
     corpus: str
-    """pystdlib, text or enwik8."""
+    """pystdlib, text, enwik8, wikitext, pg19 or audio."""
     shards: Path
     """Folder of the token shards: written by data.prepare, read by everything else."""
     source: str | None = None
-    """Local file, folder or glob; pystdlib needs none."""
+    """Local file, folder or glob; `hub` for the benchmark's copy on the Hugging Face hub, or
+    `hub:OWNER/NAME[:CONFIG]` for any data set there; pystdlib needs none."""
     vocabulary: VocabularyKind | None = None
-    """What a token is; null is the corpus's own choice: bytes."""
+    """What a token is; null is the corpus's own choice: words for wikitext, sentencepiece for pg19,
+    mu-law levels for audio, else bytes."""
+    vocabulary_size: int | None = None
+    """Number of SentencePiece tokens; null is 32,000."""
+    vocabulary_sample: int | None = None
+    """Bytes of training text that SentencePiece learns from; null is 50,000,000."""
+    vocabulary_method: Literal["unigram", "bpe"] | None = None
+    """How SentencePiece learns; null is unigram."""
+    vocabulary_from: Path | None = None
+    """Shards whose vocabulary is used instead of making one."""
+    column: str | None = None
+    """Column of the text in .jsonl, .parquet and hub data sets; null is text."""
     prefix: bool = False
     """Accept a shorter beginning of Enwik8, which is then called enwik8-prefix everywhere."""
+    checksums: Path | None = None
+    """CSV file of ID, ..., SHA-256 that PG-19's books must match."""
 
     def __post_init__(self) -> None:
-        if self.corpus not in DEFAULT_VOCABULARY:
-            near = difflib.get_close_matches(self.corpus, DEFAULT_VOCABULARY, n=1, cutoff=0.0)
+        if self.corpus not in VOCABULARIES:
+            near = difflib.get_close_matches(self.corpus, VOCABULARIES, n=1, cutoff=0.0)
             raise ValueError(
                 f"unknown corpus {self.corpus!r}; did you mean {near[0]}? "
-                f"(known: {', '.join(DEFAULT_VOCABULARY)})"
+                f"(known: {', '.join(VOCABULARIES)})"
             )
-        for field in fields(self):
-            corpora = CORPUS_OPTIONS.get(field.name, {self.corpus})
-            if getattr(self, field.name) != field.default and self.corpus not in corpora:
-                raise ValueError(
-                    f"{field.name} has no effect with corpus {self.corpus}; leave it out"
-                )
+        for option, corpus in CORPUS_OPTIONS.items():
+            if self.corpus != corpus:
+                self._refuse(option, f"corpus {self.corpus}")
+        if self.corpus == "pystdlib":
+            self._refuse("source", "corpus pystdlib")
+        if self.vocabulary is not None and self.vocabulary not in VOCABULARIES[self.corpus]:
+            raise ValueError(
+                f"corpus {self.corpus} cannot have the vocabulary {self.vocabulary}: choose "
+                f"{' or '.join(VOCABULARIES[self.corpus])}"
+            )
+        for option in TRAINING_OPTIONS:
+            if self.kind != "sentencepiece":
+                self._refuse(option, f"the vocabulary {self.kind}")
+            if self.vocabulary_from is not None:
+                self._refuse(option, "vocabulary_from")
+        if self.kind in ("bytes", "mulaw"):
+            self._refuse("vocabulary_from", f"the vocabulary {self.kind}")
+        for option, least in (("vocabulary_size", 300), ("vocabulary_sample", 1000)):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise ValueError(f"{option} must be at least {least}, not {value}")
+
+    def _refuse(self, option: str, where: str) -> None:
+        """ValueError if an option was given that has no effect."""
+        default = next(field.default for field in fields(self) if field.name == option)
+        if getattr(self, option) != default:
+            raise ValueError(f"{option} has no effect with {where}: leave it out")
 
     @property
-    def vocabulary_kind(self) -> VocabularyKind:
+    def kind(self) -> str:
         """The kind of vocabulary, the corpus's own if none was chosen."""
-        return self.vocabulary or DEFAULT_VOCABULARY[self.corpus]
+        return self.vocabulary or VOCABULARIES[self.corpus][0]
+
+    @property
+    def size(self) -> int:
+        """Number of SentencePiece tokens."""
+        return self.vocabulary_size or 32_000
+
+    @property
+    def sample(self) -> int:
+        """Bytes that SentencePiece learns from."""
+        return self.vocabulary_sample or 50_000_000
+
+    @property
+    def method(self) -> Literal["unigram", "bpe"]:
+        """How SentencePiece learns."""
+        return self.vocabulary_method or "unigram"
 
     def content(self) -> dict[str, Any]:
-        """The options that decide what the shards hold: all but the places of things."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["shards"], values["source"]
-        return values | {"vocabulary": self.vocabulary_kind}
+        """What the shards depend on besides the source; for the manifest and for comparison."""
+        content: dict[str, Any] = {"corpus": self.corpus, "vocabulary": self.kind}
+        if self.corpus == "text":
+            content["column"] = self.column or "text"
+        if self.corpus == "enwik8":
+            content["prefix"] = self.prefix
+        if self.vocabulary_from is not None:
+            file = self.vocabulary_from / "vocabulary" / DESCRIPTION
+            if not file.is_file():
+                raise ValueError(f"{self.vocabulary_from} holds no shards with a vocabulary")
+            content["vocabulary_from"] = read_json(file)["hash"]
+        elif self.kind == "sentencepiece":
+            content |= {"size": self.size, "sample": self.sample, "method": self.method}
+        return content

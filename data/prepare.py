@@ -4,25 +4,24 @@ The work is done in `<shards>.building` beside the shards and renamed into place
 A build that was killed continues there; a lock keeps a second build of the same shards waiting.
 """
 
-import multiprocessing
+import errno
 import os
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 from data.assemble import assemble
 from data.command import run
 from data.documents import Part, Source
 from data.encode import Encoder
 from data.files import hash_json, publish_folder, read_json, remove_folder, write_json
+from data.learn import make_vocabulary
 from data.locks import locked
 from data.options import DataConfig
+from data.pool import Pool
 from data.progress import Progress
 from data.shards import MANIFEST, Shards, open_shards
 from data.sources import fingerprint, open_source
-from data.vocab import ByteVocabulary, load_vocabulary
+from data.vocab import Vocabulary, load_vocabulary
+from data.vocabularies.base import DESCRIPTION
 
 __all__ = ["DataConfig", "main", "prepare"]
 
@@ -37,12 +36,11 @@ def main(data: DataConfig, workers: int | None = None, verify: bool = False) -> 
         workers: number of processes; null is one for each core.
         verify: hash every file of shards that are there already.
     """
-    shards = prepare(data, workers, verify)
-    print(table(shards))
+    print(table(prepare(data, workers, verify)))
 
 
 def prepare(config: DataConfig, workers: int | None = None, verify: bool = False) -> Shards:
-    """Build the shards of a config, or open them if they are there; return them opened.
+    """Build the shards of a config, or open them if they are there.
 
     ValueError when the source is not usable, or when the folder holds shards made with other
     options or from other files.
@@ -58,14 +56,8 @@ def prepare(config: DataConfig, workers: int | None = None, verify: bool = False
     with locked(final.with_name(f".{final.name}.lock"), f"another build of {final}"):
         if (final / MANIFEST).is_file():
             return existing(config, verify)
-        work = final.with_name(f"{final.name}.building")
-        try:
-            build(config, work, workers or cores())
-        except ValueError:
-            # Text that cannot be used stays unusable: unlike a crash, nothing is worth keeping.
-            remove_folder(work)
-            raise
-    return open_shards(final)
+        build_or_explain(config, final.with_name(f"{final.name}.building"), workers)
+    return open_shards(final, verify)
 
 
 def existing(config: DataConfig, verify: bool) -> Shards:
@@ -86,24 +78,40 @@ def existing(config: DataConfig, verify: bool) -> Shards:
     return shards
 
 
+def build_or_explain(config: DataConfig, work: Path, workers: int | None) -> None:
+    """Build; after a failure leave what a later call can use, and nothing else."""
+    try:
+        build(config, work, workers or len(os.sched_getaffinity(0)))
+    except ValueError:
+        # Text that cannot be used stays unusable: nothing is worth keeping.
+        remove_folder(work)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"the disk with {work} is full: make room and call again, and the build continues"
+        ) from error
+
+
 def build(config: DataConfig, work: Path, workers: int) -> None:
     """Do the work in `work`, which may hold a build that was interrupted, and publish it."""
     files = fingerprint(config)
-    plan = hash_json({"options": config.content(), "files": files, "source": config.source})
+    plan = hash_json([config.content(), files, config.source])
     if not (work / "plan.json").is_file() or read_json(work / "plan.json") != plan:
         remove_folder(work)
-        (work / "parts").mkdir(parents=True)
+        work.mkdir()
         write_json(work / "plan.json", plan)
     remove_folder(work / "shards")
     source = open_source(config, work / "unpacked")
-    (work / "vocabulary").mkdir(exist_ok=True)
-    ByteVocabulary().save(work / "vocabulary")
-    vocabulary = load_vocabulary(work / "vocabulary")
-    encoder = Encoder(vocabulary, source.lines_are_words, work / "parts")
+    # A hub data set may have a new commit since an interrupted build, or Python a new version.
+    stage = work / hash_json(source.facts)[:16]
+    (stage / "parts").mkdir(parents=True, exist_ok=True)
+    vocabulary = build_vocabulary(config, source, stage / "vocabulary", workers)
+    digests = source.official is not None and source.official.digests is not None
+    encoder = Encoder(vocabulary, source.words, digests, stage / "parts")
     encode_parts(encoder, source, workers)
-    total = sum(path.stat().st_size for path in (work / "parts").glob("*.tokens"))
-    with Progress("join", total, "B", scale=True) as progress:
-        assemble(config, source, encoder, work / "shards", progress)
+    assemble(config, source, encoder, work / "shards")
     write_json(work / "shards" / SOURCE_FILES, files)
     if config.shards.exists():
         config.shards.rmdir()
@@ -111,54 +119,27 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
     remove_folder(work)
 
 
+def build_vocabulary(config: DataConfig, source: Source, folder: Path, workers: int) -> Vocabulary:
+    """Make the vocabulary, or load the one that an interrupted build has made."""
+    if not (folder / DESCRIPTION).is_file():
+        folder.mkdir(exist_ok=True)
+        make_vocabulary(config, source, workers).save(folder)
+    return load_vocabulary(folder)
+
+
 def encode_parts(encoder: Encoder, source: Source, workers: int) -> None:
-    """Encode every part that is not finished yet, on `workers` processes."""
-    todo = {i: part for i, part in enumerate(source.parts) if not encoder.done(i).exists()}
-    total = sum(part.size for part in source.parts)
+    """Encode every part that is not finished yet."""
+    sizes = [part.size for part in source.parts]
+    todo = [(i, part) for i, part in enumerate(source.parts) if not encoder.done(i).exists()]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
     with Progress(f"encode {source.corpus}", total, "B", scale=True) as progress:
-        progress.update(total - sum(part.size for part in todo.values()))
-        if min(workers, len(todo)) <= 1:
-            for index, part in todo.items():
-                progress.update(encoder.encode(index, part))
-            return
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(todo)), spawn, start_worker, (encoder,)) as pool:
-            futures = [pool.submit(encode_in_worker, index, part) for index, part in todo.items()]
-            try:
-                for future in as_completed(futures):
-                    progress.update(future.result())
-            except BrokenProcessPool as error:
-                raise ChildProcessError(
-                    "a worker was killed, perhaps for want of memory: call again with fewer "
-                    "workers and the build continues"
-                ) from error
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        for size in Pool(workers, encode_part, encoder).map(todo):
+            progress.update(size)
 
 
-_worker: dict[str, Encoder] = {}
-
-
-def start_worker(encoder: Encoder) -> None:
-    """Keep the encoder in this process, and leave if the main process is killed."""
-    _worker["encoder"] = encoder
-    parent: Any = multiprocessing.parent_process()
-
-    def leave() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()
-
-
-def encode_in_worker(index: int, part: Part) -> int:
-    """Encode a part in a worker process; return its source bytes."""
-    return _worker["encoder"].encode(index, part)
-
-
-def cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def encode_part(encoder: Encoder, index: int, part: Part) -> int:
+    """Encode a part; return the bytes of its text."""
+    return encoder.encode(index, part)
 
 
 def table(shards: Shards) -> str:

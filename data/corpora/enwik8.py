@@ -2,24 +2,32 @@
 
 from pathlib import Path
 
-from data.corpora.local import existing, fractions, unpacked
+from data.corpora.local import existing, unpacked
 from data.documents import Document, Piece, Source, file_parts
-from data.files import hash_file
+from data.files import atomic_path, hash_file
+from data.hub import HubName, stream
+from data.splits import fractions
 
 FULL_BYTES = 100_000_000
 FULL_SHA1 = "57b8363b814821dc9d47aa4d41f58733519076b2"
 WANTED = "the file enwik8 as it is or as .zip, .gz or .xz"
+# The data set's main branch needs a loading script; the hub's own conversion does not.
+ON_HUB = HubName("LTCB/enwik8", revision="refs/convert/parquet")
+HUB_FILE = "enwik8-raw/train/0000.parquet"
 
 
-def open_enwik8(source: str | None, prefix: bool, work: Path) -> Source:
+def open_enwik8(source: str | None, hub: HubName | None, prefix: bool, work: Path) -> Source:
     """One document a split: 90, 5 and 5 million bytes, or 90/5/5 % of a shorter beginning.
 
     ValueError for a file that is not Enwik8 and was not announced as a beginning of it.
     """
-    given = existing(source, "enwik8", WANTED)
-    if given.is_dir():
-        raise ValueError(f"{given} is a folder; corpus enwik8 wants {WANTED}")
-    path = unpacked(given, work)
+    if hub is None:
+        given = existing(source, "enwik8", WANTED)
+        if given.is_dir():
+            raise ValueError(f"{given} is a folder; corpus enwik8 wants {WANTED}")
+        path = unpacked(given, work)
+    else:
+        given = path = from_hub(hub, work / "enwik8")
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{given} is empty; corpus enwik8 wants {WANTED}")
@@ -27,18 +35,11 @@ def open_enwik8(source: str | None, prefix: bool, work: Path) -> Source:
         raise ValueError(f"{given} has {size:,} bytes, so it is no prefix: leave prefix out")
     if not prefix:
         check_full(given, path, size)
-    validation, test = fractions(size)
-    bounds = {"train": (0, validation), "validation": (validation, test), "test": (test, size)}
     pieces = [
         Piece(path, start, end, Document(split, f"enwik8[{start}:{end}]"))
-        for split, (start, end) in bounds.items()
-        if start < end
+        for split, (start, end) in fractions(size).items()
     ]
-    return Source(
-        corpus="enwik8-prefix" if prefix else "enwik8",
-        unit="bits_per_byte",
-        parts=file_parts(pieces),
-    )
+    return Source("enwik8-prefix" if prefix else "enwik8", "bits_per_byte", file_parts(pieces))
 
 
 def check_full(given: Path, path: Path, size: int) -> None:
@@ -50,3 +51,14 @@ def check_full(given: Path, path: Path, size: int) -> None:
         )
     if hash_file(path, "sha1") != FULL_SHA1:
         raise ValueError(f"{given} is not Enwik8: its SHA-1 is not {FULL_SHA1}; get it again")
+
+
+def from_hub(hub: HubName, target: Path) -> Path:
+    """Write the hub's copy, one row of text, to a plain file."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = stream(hub, WANTED, split="train", data_files={"train": HUB_FILE})
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
+            for row in data:
+                file.write(row["text"].encode())
+    return target

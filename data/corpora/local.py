@@ -1,10 +1,11 @@
-"""The local files and folders that readers take, and how compressed ones are unpacked."""
+"""Local files that readers take, and how compressed ones are unpacked."""
 
 import bz2
 import gzip
 import lzma
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ OPENERS: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
     ".bz2": bz2.open,
 }
+DAMAGE = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile)
 
 
 def existing(source: str | None, corpus: str, wanted: str) -> Path:
@@ -40,15 +42,17 @@ def unpacked(path: Path, folder: Path) -> Path:
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with (
-                open_packed(path) as packed,
-                atomic_path(target) as temporary,
-                temporary.open("wb") as plain,
-            ):
-                shutil.copyfileobj(packed, plain, 1 << 20)
-        except (EOFError, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); copy it again") from error
+            with open_packed(path) as packed:
+                copy(packed, target)
+        except DAMAGE as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
     return target
+
+
+def copy(stream: IO[bytes], target: Path) -> None:
+    """Write a stream to a file, which is whole or absent."""
+    with atomic_path(target) as temporary, temporary.open("wb") as plain:
+        shutil.copyfileobj(stream, plain, 1 << 20)
 
 
 def open_packed(path: Path) -> IO[bytes]:
@@ -58,11 +62,5 @@ def open_packed(path: Path) -> IO[bytes]:
     archive = zipfile.ZipFile(path)
     names = [name for name in archive.namelist() if not name.endswith("/")]
     if len(names) != 1:
-        raise ValueError(f"{path} holds {len(names)} files instead of one; unpack it first")
+        raise ValueError(f"{path} holds {len(names)} files instead of one: unpack it first")
     return archive.open(names[0])
-
-
-def fractions(total: int) -> tuple[int, int]:
-    """Where validation and test begin when `total` bytes are cut 90/5/5 %."""
-    tail = total * 5 // 100
-    return total - 2 * tail, total - tail

@@ -4,7 +4,8 @@ import platform
 import sysconfig
 from pathlib import Path
 
-from data.documents import Document, Piece, Source, file_parts, hashed_split
+from data.documents import Document, Piece, Source, file_parts
+from data.splits import hashed_split
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # Chosen among small numbers so that the shares by bytes come within 1 % of 90/5/5 on the

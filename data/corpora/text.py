@@ -1,66 +1,135 @@
-"""Anyone's text: files and folders of plain text."""
+"""Anyone's text: files and folders of plain text, JSON lines or parquet, or a hub data set."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from data.corpora.local import fractions
-from data.documents import SPLITS, Document, Piece, Source, file_parts, hashed_split
+from data.corpora.local import open_packed, unpacked
+from data.documents import (
+    BLOCK_BYTES,
+    Block,
+    Document,
+    Part,
+    Piece,
+    Source,
+    cut_at_lines,
+    file_parts,
+)
+from data.hub import HubName, hub_parts, pinned, stream
+from data.records import JsonLinesPart, TextRows, parquet_parts
+from data.splits import FULL_NAME, assign_splits, fractions, hashed_split, named_split
 
-WANTED = "a file, a folder or a glob of .txt files"
-SPLIT_FOLDERS = {name: name for name in SPLITS} | {"valid": "validation"}
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".parquet")
+WANTED = f"a file, folder or glob of {', '.join(SUFFIXES)}, or hub:OWNER/NAME"
 
 
-def open_text(source: str | None) -> Source:
-    """A document a file. Split by subfolder, else by a hash of the path, else (one file) 90/5/5 %.
+@dataclass(frozen=True)
+class GzipPart(Part):
+    """A compressed text file, a document."""
 
-    In a folder with a subfolder `train`, the subfolders train, validation (or valid) and test are
-    the splits.
+    path: Path
+    document: Document
+
+    @property
+    def size(self) -> None:
+        """Unknown before it is read."""
+        return
+
+    def read(self) -> Iterator[Block]:
+        """Yield the text in blocks; ValueError for a damaged file."""
+        begins = True
+        with open_packed(self.path) as file:
+            while (data := file.read(BLOCK_BYTES)) or begins:
+                yield Block(self.document, data, begins)
+                begins = False
+
+
+def open_text(source: str | None, column: str, unit: str, work: Path) -> Source:
+    """A document a file of text or a record of JSON lines or parquet.
+
+    Splits are those that paths name (`train/...`, `valid.txt`, ...). Where none is named, documents
+    go by a hash of their names; one or two files of text are each cut 90/5/5 %.
     """
     root, paths = find_files(source)
-    by_folder = (root / "train").is_dir()
-    pieces = []
-    for path in paths:
-        name = path.relative_to(root).as_posix()
-        folder = name.partition("/")[0]
-        if by_folder and folder not in SPLIT_FOLDERS:
-            continue
-        split = SPLIT_FOLDERS[folder] if by_folder else hashed_split(name)
-        pieces.append(Piece(path, 0, path.stat().st_size, Document(split, name)))
-    if len(pieces) == 1 and not by_folder:
-        pieces = cut_one(pieces[0])
-    return Source("text", "bits_per_byte", file_parts(pieces))
+    names = [path.relative_to(root).as_posix() for path in paths]
+    named = any(named_split(name) == "train" for name in names)
+    if not named and len(paths) < 3 and not any(map(is_records, paths)):
+        plain = [unpacked(path, work) for path in paths]
+        return Source("text", unit, file_parts(cut_files(plain)))
+    if named or not any(map(is_records, paths)):
+        splits: list[str | None] = [*assign_splits(names)]
+    else:
+        splits = [None if is_records(path) else hashed_split(path.name) for path in paths]
+    parts: list[Part] = []
+    pieces: list[Piece] = []
+    for path, name, split in zip(paths, names, splits, strict=True):
+        if path.suffix == ".parquet":
+            parts += parquet_parts(path, name, TextRows(column, split))
+        elif path.suffix == ".jsonl":
+            parts += json_parts(path, name, TextRows(column, split))
+        else:
+            assert split is not None
+            document = Document(split, name)
+            if path.suffix == ".gz":
+                parts.append(GzipPart(path, document))
+            else:
+                pieces.append(Piece(path, 0, path.stat().st_size, document))
+    return Source("text", unit, (*file_parts(pieces), *parts))
+
+
+def is_records(path: Path) -> bool:
+    """Whether a file holds many documents."""
+    return path.suffix in (".jsonl", ".parquet")
 
 
 def find_files(source: str | None) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files in it, sorted."""
+    """The folder that names are relative to, and the files of text in it, sorted."""
     if source is None:
         raise ValueError(f"corpus text needs a source: give --source, {WANTED}")
     given = Path(source).expanduser()
+    if given.is_file():
+        return given.parent, [given]
     if given.is_dir():
-        paths = sorted(path for path in given.rglob("*.txt") if path.is_file())
-        root = given
-    elif given.is_file():
-        paths, root = [given], given.parent
+        root, pattern = given, "**/*"
     else:
         literal = re.split(r"[*?\[]", str(given))[0]
         root = Path(literal if literal.endswith("/") else Path(literal).parent)
         pattern = given.relative_to(root).as_posix()
-        paths = sorted(path for path in root.glob(pattern) if path.is_file())
+    paths = sorted(path for path in root.glob(pattern) if path.is_file())
+    if given.is_dir():
+        paths = [path for path in paths if path.name.endswith(SUFFIXES)]
     if not paths:
         raise ValueError(f"{source} holds no text; corpus text wants {WANTED}")
     return root, paths
 
 
-def cut_one(piece: Piece) -> list[Piece]:
-    """Cut a single file into train, validation and test, 90/5/5 % of its bytes."""
-    validation, test = fractions(piece.end)
-    name = piece.document.name
+def cut_files(paths: list[Path]) -> list[Piece]:
+    """Cut each file into train, validation and test, 90/5/5 % of its bytes."""
     return [
-        Piece(piece.path, start, end, Document(split, f"{name}[{start}:{end}]"))
-        for split, start, end in (
-            ("train", 0, validation),
-            ("validation", validation, test),
-            ("test", test, piece.end),
-        )
-        if start < end
+        Piece(path, start, end, Document(split, f"{path.name}[{start}:{end}]"))
+        for path in paths
+        for split, (start, end) in fractions(path.stat().st_size).items()
     ]
+
+
+def json_parts(path: Path, name: str, rows: TextRows) -> list[JsonLinesPart]:
+    """A .jsonl file in parts of whole lines."""
+    whole = Piece(path, 0, path.stat().st_size, Document("", name), begins=False)
+    return [
+        JsonLinesPart(path, name, piece.start, piece.end, rows) for piece in cut_at_lines(whole)
+    ]
+
+
+def open_hub_text(hub: HubName, column: str, unit: str) -> Source:
+    """A document a row, in the splits of the data set, or by hash if it has but one."""
+    hub = pinned(hub, WANTED)
+    splits = stream(hub, WANTED)
+    parts: list[Part] = []
+    for split, data in splits.items():
+        if len(splits) > 1 and split not in FULL_NAME:
+            continue
+        rows = TextRows(column, FULL_NAME[split] if len(splits) > 1 else None)
+        parts += hub_parts(hub, split, data, rows, WANTED)
+    facts = {"hub": hub.name, "config": hub.config, "revision": hub.revision}
+    return Source("text", unit, tuple(parts), facts)

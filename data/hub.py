@@ -1,0 +1,118 @@
+"""Data sets of the Hugging Face hub, streamed: nothing is downloaded but what is read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.documents import Block, Part
+from data.records import Rows
+
+HUB = "hub"
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A data set on the hub: `owner/name`, or the folder of a copy; configuration; revision."""
+
+    name: str
+    config: str | None = None
+    revision: str | None = None
+
+
+def parse_hub(source: str | None, default: HubName | None) -> HubName | None:
+    """The hub data set that `hub` or `hub:NAME[:CONFIG]` means; None for any other source.
+
+    ValueError for a bare `hub` where there is no default.
+    """
+    if source is None or source.partition(":")[0] != HUB:
+        return None
+    name, _, config = source.partition(":")[2].partition(":")
+    if name:
+        return HubName(name, config or None)
+    if default is None:
+        raise ValueError("say which data set of the hub is meant: hub:OWNER/NAME[:CONFIG]")
+    return default
+
+
+def stream(hub: HubName, alternative: str, **options: Any) -> Any:
+    """`datasets.load_dataset` in streaming mode.
+
+    alternative: what else can be given as a source, for the sentence that a ValueError bears when
+    the hub cannot be reached, the data set is not there, or it needs a loading script.
+    """
+    import datasets
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        return datasets.load_dataset(
+            hub.name, hub.config, revision=hub.revision, streaming=True, **options
+        )
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        raise ValueError(
+            f"{hub.name} needs a loading script, which datasets no longer runs: use a copy in "
+            f"parquet, or give --source {alternative}"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{hub.name} cannot be reached on the hub ({type(error).__name__}): check the name and "
+            f"the network, or give --source {alternative}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{hub.name}: {str(error).splitlines()[0]}") from error
+
+
+def pinned(hub: HubName, alternative: str) -> HubName:
+    """The data set at the commit it has now, so that all workers and later calls read the same."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(hub.name).is_dir():
+        return hub
+    try:
+        commit = HfApi().dataset_info(hub.name, revision=hub.revision).sha
+    except (OSError, HfHubHTTPError) as error:
+        raise ValueError(
+            f"{hub.name} cannot be reached on the hub ({type(error).__name__}): check the name and "
+            f"the network, or give --source {alternative}"
+        ) from error
+    return HubName(hub.name, hub.config, commit)
+
+
+@dataclass(frozen=True)
+class HubPart(Part):
+    """One of the files that a split of a hub data set is stored in."""
+
+    hub: HubName
+    split: str
+    index: int
+    count: int
+    rows: Rows
+    alternative: str
+
+    @property
+    def size(self) -> None:
+        """Unknown before it is read."""
+        return
+
+    def read(self) -> Iterator[Block]:
+        """Yield each row's document."""
+        data = stream(self.hub, self.alternative, split=self.split)
+        for number, row in enumerate(data.shard(num_shards=self.count, index=self.index)):
+            name = f"{self.split}-{self.index:05d}#{number}"
+            yield from self.rows.blocks(row, name)
+
+
+def hub_parts(hub: HubName, split: str, data: Any, rows: Rows, alternative: str) -> list[HubPart]:
+    """The parts of one split, opened as `data`; ValueError unless it has the columns wanted."""
+    known = data.column_names
+    missing = [column for column in rows.columns if known is not None and column not in known]
+    if missing:
+        raise ValueError(
+            f"{hub.name} has no column {missing[0]!r}; its columns are {', '.join(known)}"
+        )
+    count = data.num_shards
+    return [HubPart(hub, split, index, count, rows, alternative) for index in range(count)]

@@ -1,0 +1,67 @@
+"""A pool of worker processes that ends with its parent, however the parent ends."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from data.documents import Part
+
+
+class Pool:
+    """Applies `work(shared, index, part)` to parts on `workers` processes.
+
+    One worker works in this process. `work` and `shared` must be picklable; `shared` is sent to
+    each worker once.
+    """
+
+    def __init__(self, workers: int, work: Callable[..., Any], shared: Any) -> None:
+        self.workers, self.work, self.shared = workers, work, shared
+
+    def map(self, parts: Iterable[tuple[int, Part]]) -> Iterator[Any]:
+        """Yield the results as they come, in any order.
+
+        ChildProcessError when a worker was killed; an error of `work` is raised as it is.
+        """
+        numbered = list(parts)
+        workers = min(self.workers, len(numbered))
+        if workers <= 1:
+            for index, part in numbered:
+                yield self.work(self.shared, index, part)
+            return
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, spawn, start_worker, (self.work, self.shared))
+        try:
+            futures = [pool.submit(work_on, index, part) for index, part in numbered]
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a worker was killed, perhaps for want of memory: call again with fewer workers "
+                "and the build continues"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_here: dict[str, Any] = {}
+
+
+def start_worker(work: Callable[..., Any], shared: Any) -> None:
+    """Keep what every call needs, and leave if the parent is killed."""
+    _here.update(work=work, shared=shared)
+    parent: Any = multiprocessing.parent_process()
+
+    def leave() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+def work_on(index: int, part: Part) -> Any:
+    """One call of `work` in a worker process."""
+    return _here["work"](_here["shared"], index, part)

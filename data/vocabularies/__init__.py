@@ -1,0 +1,1 @@
+"""One file per kind of vocabulary; `data.vocab` is the entry point."""
