@@ -30,6 +30,13 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes the strings `_Loader` would read as numbers; lists stay on a line."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """A string; PyYAML escapes Unicode's line breaks between double quotes only."""
+    style = '"' if re.search("[\x85\u2028\u2029\ufeff]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(
     list,
     lambda dumper, values: dumper.represent_sequence(

@@ -244,7 +244,8 @@ class Everything:
 
 
 TEXT = st.one_of(
-    st.text(max_size=20), st.sampled_from(["3e-4", "1.0", "null", "true", "~", "on", "2020-01-01"])
+    st.text(max_size=20),
+    st.sampled_from(["3e-4", "1.0", "null", "true", "~", "on", "2020-01-01", "\x85"]),
 )
 FLOATS = st.floats(allow_nan=False)
 
