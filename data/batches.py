@@ -52,6 +52,16 @@ class BatchBuilder:
             self.inputs_BT[row, at:end] = self.tokens[position - 1 : position + count - 1]
         self.filled[row] = end
 
+    def fill(self, position_B: np.ndarray) -> None:
+        """Fill every row with a whole segment; `position_B` are all above 0. A faster `add`."""
+        length = self.inputs_BT.shape[1]
+        windows = np.lib.stride_tricks.sliding_window_view(self.tokens, length + 1)
+        rows_BS = windows[position_B - 1]
+        self.inputs_BT[:] = rows_BS[:, :-1]
+        self.targets_BT[:] = rows_BS[:, 1:]
+        self.offset_B[:] = position_B
+        self.filled = [length] * len(position_B)
+
     def batch(self) -> Batch:
         """The batch, its unfilled places padded with `start` and not scored."""
         for row, end in enumerate(self.filled):

@@ -47,15 +47,20 @@ class StreamOrder:
         epoch, index = divmod(self.step, self.segments_per_epoch)
         cut = draw(self.split, self.lanes, self.seed, epoch) % self.total if epoch else 0
         builder.reset_B[:] = index == 0
-        for row, lane in enumerate(lanes):
-            begin = lane * self.total // self.lanes + index * self.segment
-            end = (lane + 1) * self.total // self.lanes
-            count = max(0, min(self.segment, end - begin))
-            position = (cut + begin) % self.total
-            before_wrap = min(count, self.total - position)
-            builder.add(row, position, before_wrap, position == 0)
-            if before_wrap < count:
-                builder.add(row, 0, count - before_wrap, True)
+        lane_B = np.arange(lanes.start, lanes.stop)
+        begin_B = lane_B * self.total // self.lanes + index * self.segment
+        end_B = (lane_B + 1) * self.total // self.lanes
+        count_B = np.clip(end_B - begin_B, 0, self.segment)
+        position_B = (cut + begin_B) % self.total
+        whole_B = (count_B == self.segment) & (position_B + self.segment <= self.total)
+        if (whole_B & (position_B > 0)).all():
+            builder.fill(position_B)
+        else:
+            for row, (position, count) in enumerate(zip(position_B, count_B, strict=True)):
+                before_wrap = min(int(count), self.total - int(position))
+                builder.add(row, int(position), before_wrap, position == 0)
+                if before_wrap < count:
+                    builder.add(row, 0, int(count) - before_wrap, begins=True)
         self.step += 1
 
     def state(self) -> State:

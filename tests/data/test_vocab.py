@@ -1,0 +1,180 @@
+"""Vocabularies: exact round trips, bytes and words per token, hashes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.vocab import (
+    ByteVocabulary,
+    MuLawVocabulary,
+    SubwordVocabulary,
+    Vocabulary,
+    WordCounter,
+    WordVocabulary,
+    load_vocabulary,
+)
+from data.vocabularies.words import count_words_of
+
+TEXT = [
+    f"the {word} of line {i} , and more" for i in range(300) for word in ("cat", "dog", "naïve")
+]
+# Any text, and text full of what SentencePiece treats specially.
+ANY_TEXT = st.text() | st.text(alphabet="ab \t\r\n▁é<0xA>s\x00\u00a0", max_size=40)
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def subwords(request: pytest.FixtureRequest) -> SubwordVocabulary:
+    return SubwordVocabulary.train(iter(TEXT), 300, request.param)
+
+
+@pytest.fixture(scope="module")
+def words() -> WordVocabulary:
+    return WordVocabulary.build(count_words_of([b" a b a <unk> \n a c \n \n"]))
+
+
+@given(data=st.binary())
+def test_bytes_round_trip(data: bytes) -> None:
+    vocabulary = ByteVocabulary()
+    ids = vocabulary.encode(data)
+    assert vocabulary.decode(ids) == data
+    assert vocabulary.token_bytes[ids].sum() == len(data)
+
+
+@given(text=ANY_TEXT)
+def test_subwords_round_trip_and_add_up(subwords: SubwordVocabulary, text: str) -> None:
+    data = text.encode()
+    ids = subwords.encode(data)
+    assert ids.dtype == np.uint16
+    assert subwords.decode(ids) == data
+    assert subwords.token_bytes[ids].sum() == len(data)
+    assert subwords.count_words(ids) == len(data.split())
+
+
+@given(
+    lines=st.lists(st.text(alphabet="ab \r▁é\x00", max_size=12), max_size=6), cut=st.integers(0, 6)
+)
+def test_cutting_between_lines_does_not_change_subwords(
+    subwords: SubwordVocabulary, lines: list[str], cut: int
+) -> None:
+    data = [(line + "\n").encode() for line in lines]
+    halves = subwords.encode(b"".join(data[:cut])), subwords.encode(b"".join(data[cut:]))
+    assert np.concatenate(halves).tolist() == subwords.encode(b"".join(data)).tolist()
+
+
+def test_line_ends_are_single_tokens(subwords: SubwordVocabulary) -> None:
+    assert len(subwords.encode(b"\r\n\n\r\n")) == 3
+
+
+def test_training_subwords_is_deterministic() -> None:
+    first = SubwordVocabulary.train(iter(TEXT), 300, "unigram")
+    second = SubwordVocabulary.train(iter(TEXT), 300, "unigram")
+    assert first.hash == second.hash
+    assert first.hash != SubwordVocabulary.train(iter(TEXT), 300, "bpe").hash
+
+
+def test_too_large_a_vocabulary_for_the_text_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no 5000 pieces can be learnt.*vocabulary_size"):
+        SubwordVocabulary.train(iter(TEXT), 5000, "unigram")
+
+
+@given(
+    lines=st.lists(
+        st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1)), min_size=1
+    )
+)
+def test_words_of_wikitext_form_round_trip_and_add_up(lines: list[list[str]]) -> None:
+    lines = [[word for text in line for word in text.split()] for line in lines]
+    lines = [[w for w in line if w.encode().split() == [w.encode()]] for line in lines]
+    data = b"".join(b"".join(b" " + word.encode() for word in line) + b" \n" for line in lines)
+    vocabulary = WordVocabulary.build(count_words_of([data]))
+    ids = vocabulary.encode(data)
+    assert vocabulary.decode(ids) == data
+    assert len(ids) == len(data.split()) + len(lines)
+    assert vocabulary.token_bytes[ids].sum() == len(data)
+    assert vocabulary.count_words(ids) == len(data.split())
+
+
+def test_words_are_ordered_by_frequency_then_bytes(words: WordVocabulary) -> None:
+    assert [word for word, _ in words.counts] == [b"a", b"<eos>", b"<unk>", b"b", b"c"]
+    assert words.start == 1
+    assert words.encode(b" c z \n").tolist() == [4, 2, 1]
+
+
+def test_a_literal_eos_is_a_word_and_not_a_line_end() -> None:
+    vocabulary = WordVocabulary.build(count_words_of([b" <eos> a \n"]))
+    assert vocabulary.decode(vocabulary.encode(b" a <eos> \n")) == b" a <eos> \n"
+
+
+def test_text_that_is_not_utf8_is_refused_where_characters_matter(
+    subwords: SubwordVocabulary, words: WordVocabulary
+) -> None:
+    for vocabulary in (subwords, words):
+        with pytest.raises(UnicodeDecodeError):
+            vocabulary.encode(b"abc\xff\n")
+
+
+def test_mulaw_levels_survive_and_grow_with_the_sample() -> None:
+    vocabulary = MuLawVocabulary()
+    levels = np.arange(256, dtype=np.uint8)
+    assert vocabulary.encode(vocabulary.decode(levels)).tolist() == levels.tolist()
+    samples = np.arange(-(2**15), 2**15)
+    encoded = vocabulary.encode(samples.astype("<i2").tobytes())
+    assert (np.diff(encoded.astype(int)) >= 0).all()
+    assert encoded[2**15] == vocabulary.start
+    decoded = np.frombuffer(vocabulary.decode(encoded), dtype="<i2").astype(float)
+    # A step of the curve is ln(256) / 127.5 of the distance from -1/255, so half of it in error.
+    assert (np.abs(decoded - samples) <= 0.023 * (np.abs(samples) + 130)).all()
+    assert vocabulary.token_bytes[encoded].sum() == 2 * len(samples)
+
+
+@given(blocks=st.lists(st.binary(max_size=6)))
+def test_words_are_counted_alike_wherever_text_is_cut(blocks: list[bytes]) -> None:
+    counter = WordCounter()
+    assert sum(counter.count(block) for block in blocks) == len(b"".join(blocks).split())
+
+
+@given(data=st.text().map(str.encode), cut=st.integers(0, 50))
+def test_words_of_ids_add_up_over_a_cut(subwords: SubwordVocabulary, data: bytes, cut: int) -> None:
+    ids = subwords.encode(data)
+    before = subwords.decode(ids[:cut])
+    after_space = not before or before[-1:].isspace()
+    counted = subwords.count_words(ids[:cut]) + subwords.count_words(ids[cut:], after_space)
+    assert counted == len(data.split())
+
+
+def test_saving_and_loading_keeps_every_vocabulary(
+    subwords: SubwordVocabulary, words: WordVocabulary, tmp_path: Path
+) -> None:
+    kinds: list[Callable[[], Vocabulary]] = [
+        ByteVocabulary,
+        MuLawVocabulary,
+        lambda: subwords,
+        lambda: words,
+    ]
+    for number, make in enumerate(kinds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        saved = make()
+        saved.save(folder)
+        loaded = load_vocabulary(folder)
+        assert (loaded.hash, loaded.name, loaded.start) == (saved.hash, saved.name, saved.start)
+        assert loaded.pieces == saved.pieces
+
+
+def test_damaged_vocabularies_are_named(words: WordVocabulary, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no vocabulary"):
+        load_vocabulary(tmp_path)
+    words.save(tmp_path)
+    (tmp_path / "words.tsv").write_bytes(b"other\t1\nx\t1\ny\t1\n")
+    with pytest.raises(ValueError, match="does not match its hash"):
+        load_vocabulary(tmp_path)
+    (tmp_path / "words.tsv").write_bytes(b"no tab\n")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_vocabulary(tmp_path)
+    (tmp_path / "words.tsv").unlink()
+    with pytest.raises(ValueError, match=r"words\.tsv is missing"):
+        load_vocabulary(tmp_path)
