@@ -1,6 +1,6 @@
 """A trained model out of a run's folder, for scoring and generation."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from data.command import load_config
@@ -46,7 +46,8 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     folder = checkpoint.newest(run) if name is None else checkpoint.find(run, name)
     if folder is None:
         raise ValueError(f"{run} has no checkpoint yet; let python -m lm.train go on")
-    changes = {n: v for n, v in vars(lengths or Lengths()).items() if v is not None}
+    wanted = {field.name: getattr(lengths, field.name, None) for field in fields(Lengths)}
+    changes = {name: value for name, value in wanted.items() if value is not None}
     if changes.get("compressed") and not config.model.compressed:
         raise ValueError(f"{run} was trained without compressed memory; leave --compressed out")
     vocabulary = load_vocabulary(run / "vocabulary")

@@ -46,7 +46,7 @@ def main(
         trainer.restore(folder)
         _say(world, f"continue {run} from step {trainer.step}")
     if world.first:
-        run.mkdir(parents=True, exist_ok=True)
+        (run / "vocabulary").mkdir(parents=True, exist_ok=True)
         with atomic_path(run / "config.yaml") as temporary:
             temporary.write_text(dump_config(config))
         write_environment(run)
@@ -69,4 +69,6 @@ def _say(world: dist.World, line: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    # DeepSpeed's launcher adds the local rank, which it also puts in the environment.
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    command.run(main, argv=arguments)

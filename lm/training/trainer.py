@@ -91,8 +91,7 @@ class Trainer:
         )
         assert isinstance(loss, Tensor)
         self.engine.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        self._require_finite(loss, norm)
+        norm = self._clip(loss)
         scale = lr_scale(self.config.optim, self.step, steps)
         set_lr(self.optimizer, scale)
         self.engine.step()
@@ -103,15 +102,22 @@ class Trainer:
             result[name] = total / max(count, 1)
         return result | {"grad_norm": norm.item(), "lr": scale * self.config.optim.lr}
 
-    def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
-        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
-            return
+    def _clip(self, loss: Tensor) -> Tensor:
+        """Bound the gradient's global norm; returns the norm before."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            raise self._non_finite()
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip, norm)
+        return norm
+
+    def _non_finite(self) -> NonFiniteError:
         bad = "the loss"
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 bad = f"the gradient of {name}"
                 break
-        raise NonFiniteError(
+        return NonFiniteError(
             f"step {self.step + 1}: {bad} is not finite and the weights have not moved; "
             "lower optim.lr or lengthen optim.warmup and continue from the last checkpoint"
         )

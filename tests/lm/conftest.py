@@ -1,0 +1,51 @@
+"""Small shards and configs for tests that train."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from data.options import DataConfig
+from data.prepare import prepare
+from data.shards import Shards, open_shards
+from lm.model import ModelConfig
+from lm.training.config import RunConfig, TrainingConfig
+from lm.training.optim import OptimConfig
+
+WORDS = "the a long book of memory and time was read by one who wrote it down again".split()
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Byte shards of forty made-up documents, about 40 kB."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for document in range(40):
+        words = rng.choices(WORDS, k=rng.randint(50, 350))
+        (folder / f"{document:02}.txt").write_text(" ".join(words) + ".\n")
+    target = tmp_path_factory.mktemp("shards") / "text"
+    prepare(DataConfig(corpus="text", source=str(folder), shards=target))
+    return open_shards(target)
+
+
+@pytest.fixture(scope="session")
+def run_config(shards: Shards) -> RunConfig:
+    """A run of twelve steps of a tiny model whose memories overflow many times."""
+    return RunConfig(
+        data=DataConfig(corpus="text", shards=Path(shards.path)),
+        model=ModelConfig(
+            layers=2,
+            width=16,
+            heads=2,
+            feedforward=32,
+            segment=8,
+            memory=8,
+            compressed=4,
+            rate=2,
+            dropout=0.1,
+        ),
+        optim=OptimConfig(lr=3e-3, warmup=3),
+        training=TrainingConfig(
+            steps=12, lanes=4, log_every=1, save_every=5, validate_every=6, validation_segments=4
+        ),
+    )

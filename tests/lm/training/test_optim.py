@@ -1,0 +1,81 @@
+"""Schedules, parameter groups and optimisers."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lm.model import CompressiveTransformer, ModelConfig
+from lm.training.optim import OptimConfig, build_optimizer, lr_scale
+
+SMALL = ModelConfig(
+    layers=1, width=8, heads=2, feedforward=16, segment=4, memory=4, compressed=2, rate=2
+)
+
+
+def test_warm_up_rises_in_a_line_and_the_cosine_falls_to_the_floor() -> None:
+    config = OptimConfig(lr=1e-3, floor=1e-5, warmup=10)
+    rates = [config.lr * lr_scale(config, step, 110) for step in range(111)]
+    assert rates[9] == pytest.approx(1e-3) and max(rates) == pytest.approx(1e-3)
+    steps = [b - a for a, b in pairwise(rates[:10])]
+    assert steps == pytest.approx([(1e-3 - 1e-5) / 10] * 9)
+    assert rates[60] == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert rates[110] == pytest.approx(1e-5)
+
+
+def test_a_decay_shorter_than_the_run_ends_at_the_floor() -> None:
+    config = OptimConfig(lr=1e-3, floor=1e-4, warmup=0, decay=20)
+    assert [lr_scale(config, step, 100) for step in (20, 50, 99)] == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_in_one_group_and_vectors_do_not_decay(name: str) -> None:
+    model = CompressiveTransformer(SMALL, 11)
+    muon = {"name": "muon", "muon_lr": 0.02} if name == "muon" else {}
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1, **muon))  # type: ignore[arg-type]
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
+    for group in optimizer.param_groups:
+        vectors = [p.ndim < 2 or p.shape[0] == SMALL.heads for p in group["params"]]
+        assert all(vectors) if group["weight_decay"] == 0 else not any(vectors)
+
+
+def test_adamw_moves_as_the_textbook_says() -> None:
+    model = CompressiveTransformer(SMALL, 11)
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1))
+    weight = model.layers[0].attention.output.weight
+    before = weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), before * (1 - 1e-3) - 1e-2)
+
+
+def test_muon_moves_hidden_matrices_by_nearly_orthogonal_steps() -> None:
+    model = CompressiveTransformer(SMALL, 11)
+    optimizer = build_optimizer(model, OptimConfig(name="muon", muon_lr=0.02))
+    weight = model.layers[0].attention.output.weight
+    before = weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    singular = torch.linalg.svdvals((before - weight.detach()) / 0.02)
+    assert singular.min() > 0.4 and singular.max() < 1.4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "muon"}, "muon_lr"),
+        ({"muon_lr": 0.1}, "muon_lr"),
+        ({"lr": 0.0}, "lr"),
+        ({"floor": 1.0}, "floor"),
+        ({"clip": 0.0}, "clip"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"decay": 0}, "decay"),
+    ],
+)
+def test_values_out_of_range_are_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        OptimConfig(**change)  # type: ignore[arg-type]
