@@ -11,7 +11,9 @@ def matmul_rate(device: torch.device, size: int = 1024, repeats: int = 5) -> flo
 
     The median of several products of [size, size] matrices; on two cores about a tenth of a second.
     """
-    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    # Its own generator: a resumed run's random numbers must go on as if nothing had happened.
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, device=device, generator=generator) for _ in range(2))
     product = left @ right
     seconds = []
     for _ in range(repeats):
