@@ -5,7 +5,7 @@ The JSON is written last: where it is, the part is whole.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -56,7 +56,8 @@ class Encoder:
                     if tallies:
                         tallies[-1].close()
                     tallies.append(Tally(block, self.words, self.digests))
-                ids = self._encode(block, tallies[-1].bytes)
+                with naming_text(block.document.name, tallies[-1].bytes):
+                    ids = self.vocabulary.encode(block.data)
                 ids.tofile(files[split])
                 tallies[-1].add(block.data, len(ids))
             if tallies:
@@ -70,15 +71,17 @@ class Encoder:
         """The part's blocks, made of whole lines if the vocabulary needs that."""
         return whole_lines(part.read()) if self.vocabulary.needs_lines else part.read()
 
-    def _encode(self, block: Block, position: int) -> Any:
-        """Ids of a block that begins at byte `position` of its document's run in this part."""
-        try:
-            return self.vocabulary.encode(block.data)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{block.document.name} is not valid UTF-8 (byte {position + error.start:,}): "
-                "convert it, or use the vocabulary bytes"
-            ) from error
+
+@contextmanager
+def naming_text(name: str, position: int) -> Iterator[None]:
+    """Turn a UnicodeDecodeError in bytes from `position` of a text into a sentence about it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is not valid UTF-8 (byte {position + error.start:,}): convert it, or use the "
+            "vocabulary bytes"
+        ) from error
 
 
 class Tally:

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from data.documents import PART_BYTES, Part, Source
-from data.encode import whole_lines
+from data.documents import PART_BYTES, Block, Part, Source
+from data.encode import naming_text, whole_lines
 from data.options import DataConfig
 from data.pool import Pool
 from data.progress import Progress
@@ -16,7 +16,7 @@ from data.vocab import (
     WordVocabulary,
     load_vocabulary,
 )
-from data.vocabularies.words import count_words_of
+from data.vocabularies.words import split_words
 
 
 def make_vocabulary(config: DataConfig, source: Source, workers: int) -> Vocabulary:
@@ -54,14 +54,19 @@ def count_words(source: Source, workers: int) -> Counter[bytes]:
 
 def count_part(_: None, index: int, part: Part) -> Counter[bytes]:  # noqa: ARG001
     """How often each word occurs in a part's training documents."""
-    return count_words_of(train_text(part))
+    counts: Counter[bytes] = Counter()
+    position = 0
+    for block in train_blocks(part):
+        position = 0 if block.begins else position
+        with naming_text(block.document.name, position):
+            counts.update(split_words(block.data))
+        position += len(block.data)
+    return counts
 
 
-def train_text(part: Part) -> Iterator[bytes]:
-    """Blocks of whole lines of a part's training documents."""
-    for block in whole_lines(part.read()):
-        if block.document.split == "train":
-            yield block.data
+def train_blocks(part: Part) -> Iterator[Block]:
+    """A part's training documents in blocks of whole lines."""
+    return (block for block in whole_lines(part.read()) if block.document.split == "train")
 
 
 def sample_lines(source: Source, size: int) -> Iterator[str]:
@@ -74,11 +79,10 @@ def sample_lines(source: Source, size: int) -> Iterator[str]:
     share = min(1.0, size / max(total, 1))
     with Progress("sample text for the vocabulary", None, "B", scale=True) as progress:
         for part in source.parts:
-            for block in train_text(part):
-                end = len(block)
+            for block in train_blocks(part):
+                text, end = block.data, len(block.data)
                 if share < 1:
-                    end = block.find(b"\n", int(share * len(block))) + 1 or len(block)
+                    end = text.find(b"\n", int(share * len(text))) + 1 or len(text)
                 progress.update(end)
-                for line in block[:end].decode("utf-8", "replace").split("\n"):
-                    if text := line.removesuffix("\r"):
-                        yield text
+                lines = text[:end].decode("utf-8", "replace").split("\n")
+                yield from filter(None, (line.removesuffix("\r") for line in lines))

@@ -78,7 +78,7 @@ class DataConfig:
                 self._refuse(option, "vocabulary_from")
         if self.kind in ("bytes", "mulaw"):
             self._refuse("vocabulary_from", f"the vocabulary {self.kind}")
-        for option, least in (("vocabulary_size", 300), ("vocabulary_sample", 1000)):
+        for option, least in (("vocabulary_size", 270), ("vocabulary_sample", 1000)):
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ValueError(f"{option} must be at least {least}, not {value}")

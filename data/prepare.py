@@ -48,15 +48,20 @@ def prepare(config: DataConfig, workers: int | None = None, verify: bool = False
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     final = config.shards
-    if (final / MANIFEST).is_file():
+    work = final.with_name(f"{final.name}.building")
+    lock = final.with_name(f".{final.name}.lock")
+    if (final / MANIFEST).is_file() and not (work.exists() or lock.exists()):
         return existing(config, verify)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+    strange = not final.is_dir() or (any(final.iterdir()) and not (final / MANIFEST).is_file())
+    if final.exists() and strange:
         raise ValueError(f"{final} is in the way and holds no shards: choose another folder")
     final.parent.mkdir(parents=True, exist_ok=True)
-    with locked(final.with_name(f".{final.name}.lock"), f"another build of {final}"):
+    with locked(lock, f"another build of {final}"):
         if (final / MANIFEST).is_file():
+            # A build that was killed after its last step has left its folder.
+            remove_folder(work)
             return existing(config, verify)
-        build_or_explain(config, final.with_name(f"{final.name}.building"), workers)
+        build_or_explain(config, work, workers)
     return open_shards(final, verify)
 
 

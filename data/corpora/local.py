@@ -6,7 +6,8 @@ import lzma
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,12 +42,18 @@ def unpacked(path: Path, folder: Path) -> Path:
     target = folder / path.stem
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with open_packed(path) as packed:
-                copy(packed, target)
-        except DAMAGE as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
+        with naming_damage(path), open_packed(path) as packed:
+            copy(packed, target)
     return target
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turn what the readers of a damaged archive raise into a sentence about it."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
 
 
 def copy(stream: IO[bytes], target: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.corpora.local import open_packed, unpacked
+from data.corpora.local import naming_damage, open_packed, unpacked
 from data.documents import (
     BLOCK_BYTES,
     Block,
@@ -39,7 +39,7 @@ class GzipPart(Part):
     def read(self) -> Iterator[Block]:
         """Yield the text in blocks; ValueError for a damaged file."""
         begins = True
-        with open_packed(self.path) as file:
+        with naming_damage(self.path), open_packed(self.path) as file:
             while (data := file.read(BLOCK_BYTES)) or begins:
                 yield Block(self.document, data, begins)
                 begins = False

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from data.corpora.local import copy, existing, unpacked
+from data.corpora.local import copy, existing, naming_damage, unpacked
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
 from data.files import atomic_path
 from data.hub import HubName, stream
@@ -65,15 +65,12 @@ def unzip(path: Path, work: Path) -> Path:
     """Unpack the archive's token files into a folder; ValueError for a damaged archive."""
     folder = work / "zip"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                target = folder / Path(name).name
-                if FILE.fullmatch(target.name) and not target.exists():
-                    with archive.open(name) as packed:
-                        copy(packed, target)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
+    with naming_damage(path), zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            target = folder / Path(name).name
+            if FILE.fullmatch(target.name) and not target.exists():
+                with archive.open(name) as packed:
+                    copy(packed, target)
     return folder
 
 

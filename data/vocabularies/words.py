@@ -1,7 +1,6 @@
 """The closed word vocabulary of WikiText-103, ordered by frequency."""
 
 from collections import Counter
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -35,7 +34,7 @@ class WordVocabulary(Vocabulary):
 
     @classmethod
     def build(cls, counts: Counter[bytes]) -> Self:
-        """The vocabulary of words counted by `count_words_of`; equal counts go by their bytes."""
+        """The vocabulary of counted `split_words`; equal counts go by their bytes."""
         if UNKNOWN not in counts:
             counts = counts + Counter()
             counts[UNKNOWN] = 0
@@ -84,11 +83,3 @@ def split_words(text: bytes) -> list[bytes]:
     """Words of whole lines, with LINE_END after each line; UnicodeDecodeError if not UTF-8."""
     text.decode()
     return text.replace(b"\n", b" %s " % LINE_END).split()
-
-
-def count_words_of(lines: Iterable[bytes]) -> Counter[bytes]:
-    """How often each word, and LINE_END, occurs in blocks of whole lines."""
-    counts: Counter[bytes] = Counter()
-    for block in lines:
-        counts.update(split_words(block))
-    return counts

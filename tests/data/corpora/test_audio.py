@@ -1,0 +1,74 @@
+"""The corpus audio: .wav files as mu-law levels."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.prepare import DataConfig, prepare
+from data.shards import Shards
+
+
+def tone(
+    path: Path, frames: int, channels: int = 1, rate: int = 16000, width: int = 2
+) -> np.ndarray:
+    """Write a sine on each channel, louder from one to the next; return [frames, channels]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave_f = np.sin(np.arange(frames) / 9)[:, None] * np.linspace(1e4, 3e4, channels)
+    samples = wave_f.astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return samples
+
+
+def build(tmp_path: Path) -> Shards:
+    config = DataConfig("audio", tmp_path / "shards", str(tmp_path / "wav"))
+    return prepare(config, workers=1)
+
+
+def test_mono_and_stereo_become_one_level_a_frame(tmp_path: Path) -> None:
+    mono = tone(tmp_path / "wav/train/a.wav", 1_200_000)
+    stereo = tone(tmp_path / "wav/train/b.wav", 500, channels=2)
+    tone(tmp_path / "wav/test/c.wav", 300)
+    shards = build(tmp_path)
+    train = shards.split("train")
+    mixed = np.round(stereo.mean(axis=1)).astype("<i2")
+    expected = shards.vocabulary.encode(np.concatenate([mono[:, 0], mixed]).tobytes())
+    assert np.array_equal(train.tokens, expected)
+    assert train.documents["tokens"].tolist() == [1_200_000, 500]
+    assert (train.unit, train.words) == ("bits_per_sample", 0)
+    assert shards.manifest["source"] == {"sample_rate": 16000}
+
+
+def test_one_file_is_cut_90_5_5(tmp_path: Path) -> None:
+    tone(tmp_path / "wav/a.wav", 1000)
+    shards = build(tmp_path)
+    assert [len(shards.split(split).tokens) for split in shards.splits] == [900, 50, 50]
+
+
+def test_bad_audio_is_named(tmp_path: Path) -> None:
+    tone(tmp_path / "wav/a.wav", 100)
+    tone(tmp_path / "wav/b.wav", 100, rate=8000)
+    with pytest.raises(
+        ValueError, match=r"b\.wav has 8000 samples a second and .*a\.wav has 16000"
+    ):
+        build(tmp_path)
+    tone(tmp_path / "wav/b.wav", 100, width=1)
+    with pytest.raises(ValueError, match=r"b\.wav has 8-bit samples"):
+        build(tmp_path)
+    tone(tmp_path / "wav/b.wav", 100)
+    whole = (tmp_path / "wav/b.wav").read_bytes()
+    (tmp_path / "wav/b.wav").write_bytes(whole[:-50])
+    with pytest.raises(ValueError, match=r"b\.wav is cut short"):
+        build(tmp_path)
+    (tmp_path / "wav/b.wav").write_bytes(b"RIFF no wave")
+    with pytest.raises(ValueError, match=r"b\.wav is not a PCM"):
+        build(tmp_path)
+    (tmp_path / "wav/a.wav").unlink()
+    (tmp_path / "wav/b.wav").unlink()
+    with pytest.raises(ValueError, match=r"holds no \.wav files"):
+        build(tmp_path)

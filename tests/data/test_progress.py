@@ -1,0 +1,51 @@
+"""Progress: lines where there is no terminal, silence where it was asked for."""
+
+import pytest
+
+from data import progress
+from data.progress import Progress, clock
+
+
+def test_lines_say_done_total_rate_time_left_and_postfix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Progress("train", 40) as bar:
+        for step in range(1, 41):
+            now = step * 2.0
+            bar.update(loss=1 / step, lane="a")
+            if step == 1:
+                bar.write("saved")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "saved"
+    assert lines[1] == "train: 6/40 step, 0.5 step/s, 1:08 left, loss 0.1667, lane a"
+    assert lines[-1] == "train: 40/40 step, 0.5 step/s, 1:20 elapsed, loss 0.025, lane a"
+    # At most one line in ten seconds, and one at the end.
+    assert len(lines) == 1 + 8
+
+
+def test_large_numbers_are_scaled_and_totals_may_be_unknown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Progress("read", None, "B", scale=True) as bar:
+        bar.update(3_000_000)
+    assert capsys.readouterr().err.startswith("read: 3M B, ")
+
+
+def test_nothing_is_shown_when_disabled_or_after_a_failure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Progress("train", 2, enabled=False) as bar:
+        bar.update()
+        bar.write("line")
+    with pytest.raises(KeyError), Progress("train", 2):
+        raise KeyError
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")]
+)
+def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
