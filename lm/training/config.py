@@ -60,11 +60,12 @@ class RunConfig:
     training: TrainingConfig
 
 
-MAY_CHANGE = {
+MAY_CHANGE = {"data.shards", "data.source"} | {
     f"training.{name}"
     for name in ("log_every", "validate_every", "validation_segments", "save_every", "keep")
 }
-"""Settings that a resumed run may have otherwise: they do not touch what is learnt."""
+"""Settings that a resumed run may have otherwise: they do not touch what is learnt (that the shards
+are the same ones is checked by their hash)."""
 
 
 def resumed(wanted: RunConfig, stored: RunConfig, run: str) -> RunConfig:

@@ -1,16 +1,19 @@
-"""Small shards and configs for tests that train."""
+"""Fixtures for tests that train: small shards, the config of a tiny run, and the run itself."""
 
 import random
 from pathlib import Path
 
 import pytest
 
+from data.command import dump_config
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig
+from lm.training import dist
 from lm.training.config import RunConfig, TrainingConfig
 from lm.training.optim import OptimConfig
+from lm.training.trainer import Loop, Trainer
 
 WORDS = "the a long book of memory and time was read by one who wrote it down again".split()
 
@@ -49,3 +52,16 @@ def run_config(shards: Shards) -> RunConfig:
             steps=12, lanes=4, log_every=1, save_every=5, validate_every=6, validation_segments=4
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    run_config: RunConfig, shards: Shards, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run's folder as lm.train leaves it; tests must not change it."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.yaml").write_text(dump_config(run_config))
+    (folder / "vocabulary").mkdir()
+    shards.vocabulary.save(folder / "vocabulary")
+    Loop(Trainer(run_config, shards, dist.join()), folder).train()
+    return folder
