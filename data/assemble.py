@@ -21,10 +21,12 @@ from data.vocab import Vocabulary
 COPY_BYTES = 4 << 20
 
 
-def assemble(config: DataConfig, source: Source, encoder: Encoder, folder: Path) -> None:
+def assemble(
+    config: DataConfig, source: Source, encoder: Encoder, folder: Path, source_hash: str
+) -> None:
     """Write all files of the shards into `folder`, the manifest last.
 
-    ValueError when the corpus has no text at all.
+    source_hash: of the files that the source was read from. ValueError when it has no text at all.
     """
     (folder / "vocabulary").mkdir(parents=True)
     vocabulary = encoder.vocabulary
@@ -50,7 +52,7 @@ def assemble(config: DataConfig, source: Source, encoder: Encoder, folder: Path)
         "corpus": corpus,
         "unit": source.unit,
         "options": config.content(),
-        "source": source.facts,
+        "source": source.facts | {"sha256": source_hash},
         "splits": splits,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "hash": vocabulary.hash},

@@ -19,6 +19,11 @@ class HubName:
     config: str | None = None
     revision: str | None = None
 
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """What the manifest says of it."""
+        return {"hub": self.name, "config": self.config, "revision": self.revision}
+
 
 def parse_hub(source: str | None, default: HubName | None) -> HubName | None:
     """The hub data set that `hub` or `hub:NAME[:CONFIG]` means; None for any other source.
@@ -57,28 +62,30 @@ def stream(hub: HubName, alternative: str, **options: Any) -> Any:
             f"parquet, or give --source {alternative}"
         ) from error
     except OSError as error:
-        raise ValueError(
-            f"{hub.name} cannot be reached on the hub ({type(error).__name__}): check the name and "
-            f"the network, or give --source {alternative}"
-        ) from error
+        raise unreachable(hub, alternative, error) from error
     except ValueError as error:
         raise ValueError(f"{hub.name}: {str(error).splitlines()[0]}") from error
+
+
+def unreachable(hub: HubName, alternative: str, error: Exception) -> ValueError:
+    """The sentence for a data set that is not there or cannot be reached."""
+    return ValueError(
+        f"{hub.name} cannot be reached on the hub ({type(error).__name__}): check the name and the "
+        f"network, or give --source {alternative}"
+    )
 
 
 def pinned(hub: HubName, alternative: str) -> HubName:
     """The data set at the commit it has now, so that all workers and later calls read the same."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if Path(hub.name).is_dir():
         return hub
     try:
         commit = HfApi().dataset_info(hub.name, revision=hub.revision).sha
-    except (OSError, HfHubHTTPError) as error:
-        raise ValueError(
-            f"{hub.name} cannot be reached on the hub ({type(error).__name__}): check the name and "
-            f"the network, or give --source {alternative}"
-        ) from error
+    except Exception as error:
+        # Without a network, the errors are those of whatever HTTP library the client uses.
+        raise unreachable(hub, alternative, error) from error
     return HubName(hub.name, hub.config, commit)
 
 

@@ -1,5 +1,6 @@
 """The vocabulary of a build: fixed, taken from other shards, or learnt from the training split."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -77,6 +78,11 @@ def sample_lines(source: Source, size: int) -> Iterator[str]:
     """
     total = sum(PART_BYTES if part.size is None else part.size for part in source.parts)
     share = min(1.0, size / max(total, 1))
+    print(
+        "learn a vocabulary from a sample of the text (about a minute for each 50 MB)",
+        file=sys.stderr,
+        flush=True,
+    )
     with Progress("sample text for the vocabulary", None, "B", scale=True) as progress:
         for part in source.parts:
             for block in train_blocks(part):

@@ -8,11 +8,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from data.documents import Part
-
 
 class Pool:
-    """Applies `work(shared, index, part)` to parts on `workers` processes.
+    """Applies `work(shared, index, item)` to numbered items on `workers` processes.
 
     One worker works in this process. `work` and `shared` must be picklable; `shared` is sent to
     each worker once.
@@ -21,21 +19,21 @@ class Pool:
     def __init__(self, workers: int, work: Callable[..., Any], shared: Any) -> None:
         self.workers, self.work, self.shared = workers, work, shared
 
-    def map(self, parts: Iterable[tuple[int, Part]]) -> Iterator[Any]:
+    def map(self, items: Iterable[tuple[int, Any]]) -> Iterator[Any]:
         """Yield the results as they come, in any order.
 
         ChildProcessError when a worker was killed; an error of `work` is raised as it is.
         """
-        numbered = list(parts)
+        numbered = list(items)
         workers = min(self.workers, len(numbered))
         if workers <= 1:
-            for index, part in numbered:
-                yield self.work(self.shared, index, part)
+            for index, item in numbered:
+                yield self.work(self.shared, index, item)
             return
         spawn = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, spawn, start_worker, (self.work, self.shared))
         try:
-            futures = [pool.submit(work_on, index, part) for index, part in numbered]
+            futures = [pool.submit(work_on, index, item) for index, item in numbered]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
@@ -62,6 +60,6 @@ def start_worker(work: Callable[..., Any], shared: Any) -> None:
     threading.Thread(target=leave, daemon=True).start()
 
 
-def work_on(index: int, part: Part) -> Any:
+def work_on(index: int, item: Any) -> Any:
     """One call of `work` in a worker process."""
-    return _here["work"](_here["shared"], index, part)
+    return _here["work"](_here["shared"], index, item)

@@ -6,6 +6,8 @@ A build that was killed continues there; a lock keeps a second build of the same
 
 import errno
 import os
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from data.assemble import assemble
@@ -19,13 +21,12 @@ from data.options import DataConfig
 from data.pool import Pool
 from data.progress import Progress
 from data.shards import MANIFEST, Shards, open_shards
-from data.sources import fingerprint, open_source
+from data.source_files import SOURCE_FILES, list_files, same_source, write_source
+from data.sources import open_source
 from data.vocab import Vocabulary, load_vocabulary
 from data.vocabularies.base import DESCRIPTION
 
 __all__ = ["DataConfig", "main", "prepare"]
-
-SOURCE_FILES = "source.json"
 
 
 def main(data: DataConfig, workers: int | None = None, verify: bool = False) -> None:
@@ -74,7 +75,7 @@ def existing(config: DataConfig, verify: bool) -> Shards:
         )
     if config.source is not None or config.corpus == "pystdlib":
         made_from = read_json(config.shards / SOURCE_FILES)
-        if made_from != fingerprint(config):
+        if not same_source(made_from, *list_files(config)):
             raise ValueError(
                 f"{config.shards} was prepared from other files, or they have changed since: "
                 "remove it or choose another folder"
@@ -101,8 +102,8 @@ def build_or_explain(config: DataConfig, work: Path, workers: int | None) -> Non
 
 def build(config: DataConfig, work: Path, workers: int) -> None:
     """Do the work in `work`, which may hold a build that was interrupted, and publish it."""
-    files = fingerprint(config)
-    plan = hash_json([config.content(), files, config.source])
+    root, files = list_files(config)
+    plan = hash_json([config.content(), config.source, [asdict(file) for file in files]])
     if not (work / "plan.json").is_file() or read_json(work / "plan.json") != plan:
         remove_folder(work)
         work.mkdir()
@@ -116,8 +117,8 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
     digests = source.official is not None and source.official.digests is not None
     encoder = Encoder(vocabulary, source.words, digests, stage / "parts")
     encode_parts(encoder, source, workers)
-    assemble(config, source, encoder, work / "shards")
-    write_json(work / "shards" / SOURCE_FILES, files)
+    assemble(config, source, encoder, work / "shards", write_source(work, root, files, workers))
+    shutil.copy(work / SOURCE_FILES, work / "shards")
     if config.shards.exists():
         config.shards.rmdir()
     publish_folder(work / "shards", config.shards)

@@ -5,18 +5,22 @@ from pathlib import Path
 from data.corpora.audio import open_audio
 from data.corpora.enwik8 import ON_HUB as ENWIK8_ON_HUB
 from data.corpora.enwik8 import open_enwik8
-from data.corpora.local import existing
 from data.corpora.pg19 import ON_HUB as PG19_ON_HUB
 from data.corpora.pg19 import open_pg19
-from data.corpora.pystdlib import library_files, open_pystdlib
-from data.corpora.text import find_files, open_hub_text, open_text
+from data.corpora.pystdlib import open_pystdlib
+from data.corpora.text import open_hub_text, open_text
 from data.corpora.wikitext import ON_HUB as WIKITEXT_ON_HUB
 from data.corpora.wikitext import open_wikitext
 from data.documents import Source
-from data.hub import parse_hub
+from data.hub import HubName, parse_hub
 from data.options import DataConfig
 
 ON_HUB = {"enwik8": ENWIK8_ON_HUB, "wikitext": WIKITEXT_ON_HUB, "pg19": PG19_ON_HUB}
+
+
+def hub_of(config: DataConfig) -> HubName | None:
+    """The hub data set that a config's source means, if it means one."""
+    return parse_hub(config.source, ON_HUB.get(config.corpus))
 
 
 def open_source(config: DataConfig, work: Path) -> Source:
@@ -24,7 +28,7 @@ def open_source(config: DataConfig, work: Path) -> Source:
 
     ValueError when the source is missing, empty, or not what it is said to be.
     """
-    hub = parse_hub(config.source, ON_HUB.get(config.corpus))
+    hub = hub_of(config)
     match config.corpus:
         case "pystdlib":
             return open_pystdlib()
@@ -42,27 +46,3 @@ def open_source(config: DataConfig, work: Path) -> Source:
             if hub:
                 return open_hub_text(hub, column, unit)
             return open_text(config.source, column, unit, work)
-
-
-def fingerprint(config: DataConfig) -> list[list[str | int]]:
-    """Name, size and time of change of each source file: cheap, to notice that one has changed."""
-    if parse_hub(config.source, ON_HUB.get(config.corpus)):
-        return [[str(config.source), 0, 0]]
-    root, paths = source_files(config)
-    states = [(path, path.stat()) for path in paths]
-    return [
-        [path.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns]
-        for path, state in states
-    ]
-
-
-def source_files(config: DataConfig) -> tuple[Path, list[Path]]:
-    """The folder and the files that a config's source names."""
-    if config.corpus == "pystdlib":
-        return library_files()
-    if config.corpus == "text":
-        return find_files(config.source)
-    path = existing(config.source, config.corpus, "a file or folder")
-    if path.is_dir():
-        return path, sorted(each for each in path.rglob("*") if each.is_file())
-    return path.parent, [path]

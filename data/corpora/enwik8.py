@@ -5,7 +5,7 @@ from pathlib import Path
 from data.corpora.local import existing, unpacked
 from data.documents import Document, Piece, Source, file_parts
 from data.files import atomic_path, hash_file
-from data.hub import HubName, stream
+from data.hub import HubName, pinned, stream
 from data.splits import fractions
 
 FULL_BYTES = 100_000_000
@@ -27,7 +27,7 @@ def open_enwik8(source: str | None, hub: HubName | None, prefix: bool, work: Pat
             raise ValueError(f"{given} is a folder; corpus enwik8 wants {WANTED}")
         path = unpacked(given, work)
     else:
-        given = path = from_hub(hub, work / "enwik8")
+        given = path = from_hub(pinned(hub, WANTED), work / "enwik8")
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{given} is empty; corpus enwik8 wants {WANTED}")

@@ -54,7 +54,7 @@ def open_pg19(source: str | None, hub: HubName | None, checksums: Path | None) -
     facts: dict[str, Any] = {}
     if hub is not None:
         hub = pinned(hub, WANTED)
-        facts = {"hub": hub.name, "config": hub.config, "revision": hub.revision}
+        facts = hub.facts
         parts: list[Part] = [
             part
             for split, data in stream(hub, WANTED).items()

@@ -131,5 +131,4 @@ def open_hub_text(hub: HubName, column: str, unit: str) -> Source:
             continue
         rows = TextRows(column, FULL_NAME[split] if len(splits) > 1 else None)
         parts += hub_parts(hub, split, data, rows, WANTED)
-    facts = {"hub": hub.name, "config": hub.config, "revision": hub.revision}
-    return Source("text", unit, tuple(parts), facts)
+    return Source("text", unit, tuple(parts), hub.facts)

@@ -9,7 +9,7 @@ from typing import IO, Any
 from data.corpora.local import copy, existing, naming_damage, unpacked
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
 from data.files import atomic_path
-from data.hub import HubName, stream
+from data.hub import HubName, pinned, stream
 from data.splits import FULL_NAME, named_split
 
 WANTED = (
@@ -26,8 +26,12 @@ OFFICIAL = Official(
 
 def open_wikitext(source: str | None, hub: HubName | None, work: Path) -> Source:
     """A document an article; in the index, the end of a line counts as a word (`<eos>`)."""
+    facts = {}
     if hub is not None:
-        files, raw = from_rows(hub_rows(hub), work), "raw" in (hub.config or hub.name)
+        hub = pinned(hub, WANTED)
+        facts = hub.facts
+        files = from_rows(hub_rows(hub), work / str(hub.revision))
+        raw = "raw" in (hub.config or hub.name)
     else:
         path = existing(source, "wikitext", WANTED)
         files, raw = local_files(path, work)
@@ -36,6 +40,7 @@ def open_wikitext(source: str | None, hub: HubName | None, work: Path) -> Source
         corpus="wikitext-103-raw" if raw else "wikitext-103",
         unit="word_perplexity",
         parts=file_parts(pieces),
+        facts=facts,
         words="spaces and lines",
         official=OFFICIAL,
     )

@@ -108,6 +108,8 @@ def test_a_second_call_finds_the_shards_and_notices_changes(tmp_path: Path, corp
     stamps = {path: path.stat().st_mtime_ns for path in config.shards.rglob("*")}
     assert prepare(config).hash == first.hash
     assert {path: path.stat().st_mtime_ns for path in config.shards.rglob("*")} == stamps
+    (corpus / "train/1.txt").touch()
+    assert prepare(config).hash == first.hash
     with pytest.raises(ValueError, match="prepared with other options"):
         prepare(DataConfig("text", config.shards, str(corpus), column="story"))
     (corpus / "train/1.txt").write_bytes(b"changed")
