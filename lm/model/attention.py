@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.model.blocked_attention import BlockedAttention
+from lm.model.compression import USES_ATTENTION
 from lm.model.config import ModelConfig
 from lm.model.positions import compressed_distances, memory_distances, sinusoids
 from lm.model.relative import Positions, attend
@@ -30,6 +31,8 @@ class Attended(NamedTuple):
     query_BHTd: Tensor
     key_BHSd: Tensor
     value_BHSd: Tensor
+    received_BS: Tensor | None
+    """Attention that each key received, summed over heads and queries, if compression asks."""
 
 
 class RelativeAttention(nn.Module):
@@ -38,6 +41,7 @@ class RelativeAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
         width, heads = config.width, config.heads
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
@@ -99,12 +103,37 @@ class RelativeAttention(nn.Module):
         memory_key, memory_value = self.keys_values(slots_BND)
         key = torch.cat([memory_key, key], dim=2)
         value = torch.cat([memory_value, value], dim=2)
-        positions = self.positions()
-        if query.device.type == "cpu":
-            read = BlockedAttention.apply(query, key, value, *positions, live_BN)
-        else:
-            read = attend(query, key, value, positions, live_BN)
-        return Attended(self.join_heads(read), query, key, value)
+        read, received = self.read(query, key, value, self.positions(), live_BN)
+        return Attended(self.join_heads(read), query, key, value, received)
+
+    def read(
+        self,
+        query_BHTd: Tensor,
+        key_BHSd: Tensor,
+        value_BHSd: Tensor,
+        positions: Positions,
+        live_BN: Tensor,
+        first: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What queries first .. first + T - 1 of the segment read, [B, H, T, d], and the attention
+        [B, S] that keys received if compression asks for it.
+
+        Args:
+            query_BHTd: scaled queries.
+            key_BHSd: keys of [compressed ; memory ; segment up to the last query].
+            value_BHSd: their values.
+            positions: of the whole segment.
+            live_BN: which slots of memory may be seen.
+            first: place of the first query in the segment.
+        """
+        queries, wanted = query_BHTd.shape[2], self.counts_attention
+        if query_BHTd.device.type == "cpu" and queries == self.config.segment:
+            read, received = BlockedAttention.apply(
+                query_BHTd, key_BHSd, value_BHSd, *positions, live_BN, wanted
+            )
+            return read, received
+        window = positions.window(first, queries, self.config.segment)
+        return attend(query_BHTd, key_BHSd, value_BHSd, window, live_BN, first, wanted)
 
     def join_heads(self, read_BHTd: Tensor) -> Tensor:
         """Mix what the heads read: [B, H, T, d] -> [B, T, D]."""

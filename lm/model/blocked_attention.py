@@ -44,7 +44,9 @@ def _bias(query_BHTd: Tensor, bias_Hd: Tensor) -> Tensor:
 
 
 class BlockedAttention(torch.autograd.Function):
-    """relative.attend for a whole segment; call .apply(query, key, value, *positions, live_BN)."""
+    """relative.attend for a whole segment; called as
+    .apply(query, key, value, *positions, live_BN, received).
+    """
 
     @staticmethod
     def forward(
@@ -58,8 +60,9 @@ class BlockedAttention(torch.autograd.Function):
         compressed_bias: Tensor | None,
         compressed_key: Tensor | None,
         live_BN: Tensor,
-    ) -> Tensor:
-        """Return the heads' outputs [B, H, T, d]."""
+        received: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the heads' outputs [B, H, T, d] and, if asked, the attention [B, S] received."""
         lanes, heads, queries, width = query.shape
         keys = key.shape[2]
         slots = live_BN.shape[1]
@@ -96,11 +99,14 @@ class BlockedAttention(torch.autograd.Function):
             q_content, q_near, q_far, key, value, memory_key, compressed_key, weights
         )
         ctx.shape = (lanes, heads, queries, width, keys, compressed, chunk)
-        return read.view(lanes, heads, queries, width)
+        total = weights.view(lanes, heads * queries, keys).sum(dim=1) if received else None
+        if total is not None:
+            ctx.mark_non_differentiable(total)
+        return read.view(lanes, heads, queries, width), total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_read: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_read: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of every input but the mask."""
         q_content, q_near, q_far, key, value, memory_key, compressed_key, weights = (
             ctx.saved_tensors
@@ -155,5 +161,6 @@ class BlockedAttention(torch.autograd.Function):
             biases(grad_q_near),
             grad_near_key.view(repeated, heads, -1, width).sum(0),
             *far_grads,
+            None,
             None,
         )

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.model.attention import Attended, RelativeAttention
-from lm.model.compression import COMPRESSIONS
+from lm.model.compression import COMPRESSIONS, Evicted
 from lm.model.config import Activation, ModelConfig
 from lm.model.memory import Counts, evict, live_mask, push
-from lm.model.reconstruction import LossSum, attention_reconstruction
+from lm.model.reconstruction import (
+    Decoder,
+    LossSum,
+    attention_reconstruction,
+    auto_encoding,
+)
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
@@ -43,6 +48,13 @@ class LayerStep(NamedTuple):
     reconstruction: LossSum | None
 
 
+class Compressed(NamedTuple):
+    """A block that left memory and what it was compressed to."""
+
+    old_BnD: Tensor
+    new_BwD: Tensor
+
+
 class Block(nn.Module):
     """A pre-norm layer with memory."""
 
@@ -55,6 +67,8 @@ class Block(nn.Module):
         self.feedforward = FeedForward(config)
         if config.compressed:
             self.compression = COMPRESSIONS[config.compression](config)
+            if config.reconstruction == "auto_encoding":
+                self.decoder = Decoder(config)
 
     def forward(
         self,
@@ -77,7 +91,12 @@ class Block(nn.Module):
         slots = torch.cat([compressed_BCD, memory_BMD], dim=1)
         attended = self.attention(inputs, slots, live_BN)
         hidden = self.after_attention(hidden_BTD, attended.output_BTD)
-        memory, compressed, loss = self.move(inputs, memory_BMD, compressed_BCD, counts, attended)
+        memory, compressed, block = self.move(
+            inputs, memory_BMD, compressed_BCD, counts, attended.received_BS
+        )
+        loss = None
+        if block is not None and self.training and self.config.reconstruction != "none":
+            loss = self._reconstruction(block, counts, attended)
         return LayerStep(hidden, memory, compressed, loss)
 
     def after_attention(self, hidden_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
@@ -93,29 +112,54 @@ class Block(nn.Module):
         memory_BMD: Tensor,
         compressed_BCD: Tensor,
         counts: Counts,
-        attended: Attended | None,
-    ) -> tuple[Tensor, Tensor, LossSum | None]:
+        received_BS: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Compressed | None]:
         """Commit a segment's inputs to memory and compress what falls out.
 
-        With `attended`, in training, also the reconstruction loss of the block that falls out.
-        """
-        old, memory = evict(memory_BMD, inputs_BTD, counts.evicted)
-        if not self.config.compressed:
-            return memory, compressed_BCD, None
-        new = self.compression(old)
-        loss = None
-        if attended is not None and self.training and self.config.reconstruction == "attention":
-            loss = self._reconstruction(new, counts, attended)
-        return memory, push(compressed_BCD, new), loss
+        Args:
+            inputs_BTD: what enters memory.
+            memory_BMD: this layer's memory before the segment.
+            compressed_BCD: its compressed memory.
+            counts: how the live counts move with this segment.
+            received_BS: attention that each key received, if compression asks for it.
 
-    def _reconstruction(self, new_BnD: Tensor, counts: Counts, attended: Attended) -> LossSum:
-        queries = attended.query_BHTd.shape[2]
-        first = self.config.compressed
+        Returns:
+            Memory and compressed memory afterwards, and the block that was compressed, if any.
+        """
+        config = self.config
+        old, live, memory = evict(config, memory_BMD, inputs_BTD, counts.evicted)
+        if not config.compressed:
+            return memory, compressed_BCD, None
+        used = None if received_BS is None else average_use(config, received_BS)
+        new = self.compression(Evicted(old, live, used, compressed_BCD[:, -1], counts.begun))
+        return memory, push(compressed_BCD, new), Compressed(old, new)
+
+    def _reconstruction(self, block: Compressed, counts: Counts, attended: Attended) -> LossSum:
+        """The loss that trains this layer's compression function."""
+        config = self.config
+        if config.reconstruction == "auto_encoding":
+            old = block.old_BnD[:, : config.windows * config.rate]
+            return auto_encoding(
+                old, self.decoder(block.new_BwD), live_mask(counts.evicted, old.shape[1])
+            )
+        queries, first = config.segment, config.compressed
         old_key = attended.key_BHSd[:, :, first : first + queries].detach()
         old_value = attended.value_BHSd[:, :, first : first + queries].detach()
-        new_key, new_value = self.attention.keys_values(new_BnD, detached=True)
+        new_key, new_value = self.attention.keys_values(block.new_BwD, detached=True)
         return attention_reconstruction(
             attended.query_BHTd,
             (old_key, old_value, live_mask(counts.evicted, queries)),
-            (new_key, new_value, live_mask(counts.new_compressed, new_BnD.shape[1])),
+            (new_key, new_value, live_mask(counts.new_compressed, config.windows)),
         )
+
+
+def average_use(config: ModelConfig, received_BS: Tensor) -> Tensor:
+    """Average attention [B, w c] that each slot of the evicted block received, over heads and the
+    queries that can see it; `received_BS` has the sums.
+    """
+    tokens, first = config.segment, config.compressed
+    received = received_BS[:, first : first + tokens]
+    # The block begins in memory, which every query sees; a token is seen from its own place on.
+    place = torch.arange(tokens, device=received.device) - config.memory
+    average = received / (config.heads * (tokens - place.clamp(min=0)))
+    return F.pad(average, (config.windows * config.rate - tokens, 0))

@@ -1,34 +1,177 @@
 """Compression functions f_c: a block of old memory becomes a shorter one (paper, section 3.2).
 
-A compression function is a module built from (config) whose forward maps the evicted block
-[B, n, D] to [B, n / c, D]. To add one, write it and enter it in COMPRESSIONS.
+A compression function is a module built from (config) whose forward maps an Evicted block of n
+slots to n / c new ones, [B, n / c, D]. To add one, write it and enter it in COMPRESSIONS.
+
+Shapes: B lanes, n evicted slots, o slots of overlap, c rate, w = n / c windows, D width.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.config import CompressionName, ModelConfig
+from lm.model.config import DILATIONS, CompressionName, ModelConfig
+
+LONGEST_TIME = 1e5
+"""Longest time constant of the low-pass bank, in slots (Stepleton et al., arXiv 1805.04955)."""
+
+
+class Evicted(NamedTuple):
+    """What a compression function may look at when a block leaves memory.
+
+    The last o slots stay in memory: windows that are longer than their stride reach into them. So
+    windows overlap towards newer slots and no evicted slot is left out, where the authors' windows
+    stop at the end of the block and drop its last slots.
+    """
+
+    slots_BnD: Tensor
+    """[B, n + o, D], oldest first; empty slots are zero."""
+    live_Bn: Tensor
+    """[B, n + o] bool; empty slots come first."""
+    used_Bn: Tensor | None
+    """[B, n] average attention that each slot received; only for functions in USES_ATTENTION."""
+    newest_BD: Tensor
+    """The newest slot of compressed memory."""
+    begun_B: Tensor
+    """bool; whether that slot is live."""
 
 
 class ConvCompression(nn.Module):
-    """One-dimensional convolution with kernel = stride = c and no bias (authors' code).
+    """One-dimensional convolution with stride c, kernel c + extra_kernel and no bias.
 
-    Windows do not overlap, so it is one matrix product over windows laid end to end; the weight is
-    [D, c D], the convolution kernel with time outside and channels inside.
+    Written as one matrix product over windows; the weight is [D, kernel D], the convolution kernel
+    with time outside and channels inside.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rate, self.kernel = config.rate, config.rate + config.extra_kernel
+        self.projection = nn.Linear(self.kernel * config.width, config.width, bias=False)
+
+    def forward(self, block: Evicted) -> Tensor:
+        """Compress [B, n + o, D] to [B, n / c, D]."""
+        return self.convolve(block.slots_BnD)
+
+    def convolve(self, slots_BnD: Tensor) -> Tensor:
+        """The convolution without padding."""
+        lanes, slots, width = slots_BnD.shape
+        if self.kernel == self.rate:
+            windows = slots_BnD.reshape(lanes, slots // self.rate, self.rate * width)
+        else:
+            windows = slots_BnD.unfold(1, self.kernel, self.rate).transpose(2, 3).flatten(2)
+        return F.linear(windows, self.projection.weight)
+
+
+class DilatedCompression(ConvCompression):
+    """Convolutions of kernel 2 with growing dilation, each with a ReLU, then the strided one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.stack = nn.ModuleList(
+            nn.Linear(2 * config.width, config.width, bias=False) for _ in DILATIONS
+        )
+
+    def forward(self, block: Evicted) -> Tensor:
+        """Compress [B, n + o, D] to [B, n / c, D]."""
+        slots = block.slots_BnD
+        for layer, dilation in zip(self.stack, DILATIONS, strict=True):
+            pairs = torch.cat([slots[:, :-dilation], slots[:, dilation:]], dim=-1)
+            slots = F.relu(layer(pairs))
+        return self.convolve(slots)
+
+
+class MeanCompression(nn.Module):
+    """Mean of each window's live slots."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rate, self.kernel = config.rate, config.rate + config.extra_kernel
+
+    def forward(self, block: Evicted) -> Tensor:
+        """Compress [B, n + o, D] to [B, n / c, D]."""
+        sums = block.slots_BnD.unfold(1, self.kernel, self.rate).sum(-1)
+        counts = block.live_Bn.unfold(1, self.kernel, self.rate).sum(-1)
+        return sums / counts.clamp(min=1)[:, :, None]
+
+
+class MaxCompression(MeanCompression):
+    """Largest value of each channel among a window's live slots; zero where none is live."""
+
+    def forward(self, block: Evicted) -> Tensor:
+        """Compress [B, n + o, D] to [B, n / c, D]."""
+        dead = ~block.live_Bn[:, :, None]
+        masked = block.slots_BnD.masked_fill(dead, float("-inf"))
+        highest = masked.unfold(1, self.kernel, self.rate).amax(-1)
+        live = block.live_Bn.unfold(1, self.kernel, self.rate).any(-1)
+        return torch.where(live[:, :, None], highest, 0.0)
+
+
+class MostUsedCompression(nn.Module):
+    """Keep the n / c slots that the segment attended to most, in their order in time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rate = config.rate
+
+    def forward(self, block: Evicted) -> Tensor:
+        """Choose n / c of [B, n, D]; the older of two equally used slots goes first."""
+        assert block.used_Bn is not None
+        live = block.live_Bn
+        used = block.used_Bn.masked_fill(~live, -1.0)
+        # As many live slots are kept as a convolution would make; empty ones fill up in front.
+        order = used.sort(dim=1, descending=True, stable=True).indices
+        rank = torch.arange(order.shape[1], device=order.device)
+        kept_count = (live.sum(1, keepdim=True) + self.rate - 1) // self.rate
+        kept = torch.zeros_like(live).scatter(1, order, rank < kept_count)
+        # Kept slots go last and stay in order; the sort is stable.
+        last = kept.byte().sort(dim=1, stable=True).indices[:, -(order.shape[1] // self.rate) :]
+        return block.slots_BnD.gather(1, last[:, :, None].expand(-1, -1, block.slots_BnD.shape[2]))
+
+
+class LowPassCompression(nn.Module):
+    """A bank of leaky integrators, one a channel, sampled at the end of each window.
+
+    m_t = g m_{t-1} + (1 - g) x_t with g = exp(-1 / time constant), as in Low-pass Recurrent Neural
+    Networks. Time constants are fixed and log-spaced over the channels from c to LONGEST_TIME
+    slots. The integrators go on where the newest compressed slot left them, so they reach beyond
+    compressed memory; in a lane without one they start at the first slot they read.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.rate = config.rate
-        self.projection = nn.Linear(config.rate * config.width, config.width, bias=False)
 
-    def forward(self, block_BnD: Tensor) -> Tensor:
+    def forward(self, block: Evicted) -> Tensor:
         """Compress [B, n, D] to [B, n / c, D]."""
-        lanes, slots, width = block_BnD.shape
-        windows = block_BnD.reshape(lanes, slots // self.rate, self.rate * width)
-        return F.linear(windows, self.projection.weight)
+        slots, live = block.slots_BnD, block.live_Bn[:, :, None]
+        # In float64, because the decay of the slowest channels is next to 1.
+        exponents = torch.linspace(0, 1, slots.shape[2], dtype=torch.float64, device=slots.device)
+        time_D = self.rate * (LONGEST_TIME / self.rate) ** exponents
+        later = torch.arange(self.rate - 1, -1, -1, device=slots.device)[:, None]
+        response_cD = (-torch.expm1(-1 / time_D) * torch.exp(-later / time_D)).to(slots.dtype)
+        # Empty slots come first in their window, so those behind them keep their response.
+        arrived_BwD = ((slots * live).unflatten(1, (-1, self.rate)) * response_cD).sum(2)
+        steps_Bw = block.live_Bn.unflatten(1, (-1, self.rate)).sum(2)
+        first = block.live_Bn.byte().argmax(dim=1)[:, None, None].expand(-1, 1, slots.shape[2])
+        start = slots.gather(1, first)[:, 0]
+        level = torch.where(block.begun_B[:, None], block.newest_BD, start)
+        kept_BwD = torch.exp(-steps_Bw[:, :, None] / time_D).to(slots.dtype)
+        levels = []
+        for window in range(arrived_BwD.shape[1]):
+            level = kept_BwD[:, window] * level + arrived_BwD[:, window]
+            levels.append(level)
+        return torch.stack(levels, dim=1)
 
 
-COMPRESSIONS: dict[CompressionName, Callable[[ModelConfig], nn.Module]] = {"conv": ConvCompression}
+COMPRESSIONS: dict[CompressionName, Callable[[ModelConfig], nn.Module]] = {
+    "conv": ConvCompression,
+    "dilated": DilatedCompression,
+    "mean": MeanCompression,
+    "max": MaxCompression,
+    "most_used": MostUsedCompression,
+    "low_pass": LowPassCompression,
+}
+USES_ATTENTION: frozenset[CompressionName] = frozenset({"most_used"})

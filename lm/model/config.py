@@ -3,9 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-CompressionName = Literal["conv"]
-ReconstructionName = Literal["attention", "none"]
+CompressionName = Literal["conv", "dilated", "mean", "max", "most_used", "low_pass"]
+ReconstructionName = Literal["attention", "auto_encoding", "none"]
 Activation = Literal["relu", "gelu"]
+
+DILATIONS = (1, 2, 4)
+"""Of the kernel-2 convolutions before the strided one in dilated compression (authors' code)."""
+LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
+"""Compression functions with parameters."""
+WINDOWED: frozenset[CompressionName] = frozenset({"conv", "dilated", "mean", "max"})
+"""Compression functions with a kernel."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,21 @@ class ModelConfig:
     memory: int = 512
     """Slots n_m of ordinary memory in each layer."""
     compressed: int = 512
-    """Slots n_cm of compressed memory in each layer; 0 gives a Transformer-XL."""
+    """Slots n_cm of compressed memory in each layer; 0 gives a Transformer-XL, whatever the
+    settings of compression below say."""
     rate: int = 4
-    """Compression rate c: this many old memory slots become one compressed slot."""
+    """Compression rate c: this many old memory slots become one compressed slot. Where it does not
+    divide the segment, the oldest slots of each segment make up a shorter window."""
     compression: CompressionName = "conv"
-    """Compression function f_c; each layer has its own."""
+    """Compression function f_c; each layer has its own. conv, dilated: convolutions that
+    `reconstruction` trains; mean, max: pooling; most_used: the slots that were attended to most;
+    low_pass: leaky integrators with fixed time constants."""
+    extra_kernel: int = 0
+    """Newer slots that each window of a convolution or pooling reads beyond its rate."""
     reconstruction: ReconstructionName = "attention"
-    """Loss that trains the compression function."""
+    """Loss that trains the compression function. attention: what the segment would have read from
+    the old block; auto_encoding: the old block itself, through a decoder; none: only the likelihood
+    of later segments, where training unrolls several in one graph."""
     tied: bool = True
     """Share one matrix between the token embedding and the output projection."""
     dropout: float = 0.0
@@ -56,10 +71,23 @@ class ModelConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout must be at least 0 and below 1, not {self.dropout}")
-        if self.compressed and self.segment % self.rate:
+        if self.compressed:
+            self._check_compression()
+
+    def _check_compression(self) -> None:
+        name = self.compression
+        if name not in LEARNED and self.reconstruction != "none":
             raise ValueError(
-                f"model.segment must be a multiple of model.rate so that every evicted slot is "
-                f"compressed, not {self.segment} over {self.rate}"
+                f"model.compression {name} has nothing to learn; set model.reconstruction to none"
+            )
+        if self.extra_kernel < 0:
+            raise ValueError(f"model.extra_kernel must be at least 0, not {self.extra_kernel}")
+        if self.extra_kernel and name not in WINDOWED:
+            raise ValueError(f"model.compression {name} has no kernel; set model.extra_kernel to 0")
+        if self.overlap > self.memory:
+            raise ValueError(
+                f"model.memory must hold the {self.overlap} slots that windows of compression "
+                f"{name} reach beyond those that leave, not {self.memory}"
             )
 
     @property
@@ -73,6 +101,17 @@ class ModelConfig:
         return self.compressed + self.memory
 
     @property
+    def windows(self) -> int:
+        """Slots that each segment adds to compressed memory: n_s / c, rounded up."""
+        return -(-self.segment // self.rate)
+
+    @property
+    def overlap(self) -> int:
+        """Slots that the last window of compression reads beyond those that leave memory."""
+        return self.extra_kernel + (sum(DILATIONS) if self.compression == "dilated" else 0)
+
+    @property
     def range(self) -> int:
         """Tokens that can influence a prediction: n_s + l (n_m + c n_cm) (paper, section 3.1)."""
-        return self.layers * (self.memory + self.rate * self.compressed) + self.segment
+        compressed = self.compressed * self.segment // self.windows
+        return self.layers * (self.memory + compressed) + self.segment

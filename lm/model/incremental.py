@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lm.model.memory import MemoryState, advance_counts
-from lm.model.relative import Positions, attend
+from lm.model.relative import Positions
 from lm.model.transformer import CompressiveTransformer
 
 
@@ -25,6 +26,8 @@ class LayerCache(NamedTuple):
     value_BHSd: Tensor
     inputs_BtD: Tensor
     """Layer-normed inputs of the tokens read so far, which will enter memory."""
+    received_BS: Tensor | None
+    """Attention that each key has received from them, if compression asks for it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def open_segment(model: CompressiveTransformer, memory: MemoryState) -> OpenSegm
     ):
         key, value = block.attention.keys_values(torch.cat([compressed, slots], dim=1))
         positions = block.attention.positions()
-        layers.append(LayerCache(positions, key, value, slots[:, :0]))
+        layers.append(LayerCache(positions, key, value, slots[:, :0], None))
     return OpenSegment(memory, model.live(memory), tuple(layers), 0)
 
 
@@ -71,11 +74,14 @@ def extend(
         query, key, value = block.attention.queries_keys_values(inputs)
         key = torch.cat([cache.key_BHSd, key], dim=2)
         value = torch.cat([cache.value_BHSd, value], dim=2)
-        positions = cache.positions.window(first, count, model.config.segment)
-        read = attend(query, key, value, positions, segment.live_BN, first)
+        read, received = block.attention.read(
+            query, key, value, cache.positions, segment.live_BN, first
+        )
+        if received is not None and cache.received_BS is not None:
+            received = received + F.pad(cache.received_BS, (0, count))
         hidden = block.after_attention(hidden, block.attention.join_heads(read))
         inputs = torch.cat([cache.inputs_BtD, inputs], dim=1)
-        layers.append(LayerCache(cache.positions, key, value, inputs))
+        layers.append(LayerCache(cache.positions, key, value, inputs, received))
     logits = model.head(model.norm(hidden))
     return logits, replace(segment, layers=tuple(layers), length=first + count)
 
@@ -96,7 +102,7 @@ def close_segment(model: CompressiveTransformer, segment: OpenSegment) -> Memory
     for block, cache, slots, old in zip(
         model.layers, segment.layers, before.memory, before.compressed, strict=True
     ):
-        moved = block.move(cache.inputs_BtD, slots, old, counts, None)
+        moved = block.move(cache.inputs_BtD, slots, old, counts, cache.received_BS)
         memory.append(moved[0])
         compressed.append(moved[1])
     return MemoryState(tuple(memory), tuple(compressed), counts.memory, counts.compressed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lm.model.config import ModelConfig
 
@@ -90,12 +91,14 @@ class MemoryState:
 
 @dataclass(frozen=True)
 class Counts:
-    """How the live counts move when T tokens enter (each [B] int64)."""
+    """How the live counts move when T tokens enter (each [B]; int64 where nothing else is said)."""
 
+    begun: Tensor
+    """Whether compressed memory held anything before; bool."""
     evicted: Tensor
     """Live slots among the T oldest of [memory ; segment]."""
     new_compressed: Tensor
-    """Live slots among the T / c that they are compressed to."""
+    """Live slots among the w that they are compressed to."""
     memory: Tensor
     """Live memory slots afterwards."""
     compressed: Tensor
@@ -107,6 +110,7 @@ def advance_counts(config: ModelConfig, state: MemoryState, tokens: int) -> Coun
     evicted = (state.memory_count + tokens - config.memory).clamp(0, tokens)
     new_compressed = (evicted + config.rate - 1) // config.rate
     return Counts(
+        begun=state.compressed_count > 0,
         evicted=evicted,
         new_compressed=new_compressed,
         memory=(state.memory_count + tokens).clamp(max=config.memory),
@@ -120,17 +124,27 @@ def live_mask(count_B: Tensor, slots: int) -> Tensor:
     return index >= slots - count_B[:, None]
 
 
-def evict(memory_BMD: Tensor, inputs_BTD: Tensor, evicted_B: Tensor) -> tuple[Tensor, Tensor]:
+def evict(
+    config: ModelConfig, memory_BMD: Tensor, inputs_BTD: Tensor, evicted_B: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Move a segment into memory.
 
-    Returns the T oldest slots of [memory ; segment], empty ones zeroed, and the M that remain; both
-    without gradient (the paper's stop-gradient on memory). With n_m < n_s part of the segment
-    itself leaves at once, as in the authors' code.
+    Returns what leaves, its live slots, and the M slots that remain, all without gradient (the
+    paper's stop-gradient on memory). What leaves are the T oldest slots of [memory ; segment],
+    filled up in front to w windows of c, and the o slots behind them that stay but are read by the
+    last window: [B, w c + o, D], empty ones zeroed. With n_m < n_s part of the segment itself
+    leaves at once, as in the authors' code.
     """
     tokens = inputs_BTD.shape[1]
     joined = torch.cat([memory_BMD.detach(), inputs_BTD.detach()], dim=1)
-    live = live_mask(evicted_B, tokens)[:, :, None]
-    return torch.where(live, joined[:, :tokens], 0.0), joined[:, tokens:].contiguous()
+    slots = config.windows * config.rate
+    leaving = F.pad(joined[:, : tokens + config.overlap], (0, 0, slots - tokens, 0))
+    live = live_mask(evicted_B, slots)
+    if config.overlap:
+        # Memory is full wherever something leaves it.
+        live = torch.cat([live, (evicted_B > 0)[:, None].expand(-1, config.overlap)], dim=1)
+    leaving = torch.where(live[:, :, None], leaving, 0.0)
+    return leaving, live, joined[:, tokens:].contiguous()
 
 
 def push(slots_BND: Tensor, new_BnD: Tensor) -> Tensor:

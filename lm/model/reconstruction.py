@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lm.model.config import ModelConfig
 
 
 class LossSum(NamedTuple):
@@ -59,3 +61,27 @@ def attention_reconstruction(
     live_lanes = old[2].any(dim=1).sum()
     elements_per_lane = query.shape[1] * query.shape[2] * query.shape[3]
     return LossSum((target - read).square().sum(), live_lanes * elements_per_lane)
+
+
+class Decoder(nn.Module):
+    """g of the auto-encoding loss: each compressed slot back to the c slots it was made from, a
+    transposed convolution with kernel = stride = c and no bias (authors' code).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rate = config.rate
+        self.projection = nn.Linear(config.width, config.rate * config.width, bias=False)
+
+    def forward(self, new_BwD: Tensor) -> Tensor:
+        """[B, w, D] -> [B, w c, D]."""
+        return self.projection(new_BwD).unflatten(-1, (self.rate, -1)).flatten(1, 2)
+
+
+def auto_encoding(old_BnD: Tensor, decoded_BnD: Tensor, live_Bn: Tensor) -> LossSum:
+    """Squared difference of the block that leaves memory and its decoded compression (paper,
+    section 3.2.1), over the live slots. The block is a constant, so the gradient reaches the
+    compression function and its decoder alone.
+    """
+    squares = (old_BnD.detach() - decoded_BnD).square().sum(-1)
+    return LossSum(torch.where(live_Bn, squares, 0.0).sum(), live_Bn.sum() * old_BnD.shape[2])

@@ -82,10 +82,13 @@ def attend(
     positions: Positions,
     live_BN: Tensor,
     first: int = 0,
-) -> Tensor:
-    """Relative attention of queries first .. first+T-1 of a segment; returns [B, H, T, d].
+    received: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Relative attention of queries first .. first+T-1 of a segment.
 
-    Keys and values are [compressed ; memory ; segment up to the last query].
+    Keys and values are [compressed ; memory ; segment up to the last query]. Returns the heads'
+    outputs [B, H, T, d] and, if asked, the attention [B, S] that each key received, summed over
+    heads and queries and without gradient.
     """
     queries, slots = query_BHTd.shape[2], live_BN.shape[1]
     content = (query_BHTd + positions.content_bias[:, None]) @ key_BHSd.transpose(-1, -2)
@@ -101,4 +104,5 @@ def attend(
     scores = content + torch.cat(parts, dim=-1)
     assert key_BHSd.shape[2] == slots + first + queries
     scores = scores.masked_fill(~visible(live_BN, queries, first), float("-inf"))
-    return scores.softmax(dim=-1) @ value_BHSd
+    weights = scores.softmax(dim=-1)
+    return weights @ value_BHSd, weights.detach().sum(dim=(1, 2)) if received else None

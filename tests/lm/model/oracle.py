@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lm.model import CompressiveTransformer, MemoryState
-
-Slots = list[Tensor]
+from tests.lm.model.naive_compression import NAIVE, Leaving, Slots
 
 
 @dataclass
@@ -47,12 +46,20 @@ def layer_norm(x_D: Tensor, gain_D: Tensor, bias_D: Tensor) -> Tensor:
     return (x_D - mean) / torch.sqrt(variance + 1e-5) * gain_D + bias_D
 
 
-def softmax_read(scores: list[Tensor], values: list[Tensor]) -> Tensor:
+def softmax(scores: list[Tensor]) -> list[Tensor]:
     highest = max(float(s.detach()) for s in scores)
     weights = [torch.exp(s - highest) for s in scores]
     total = sum(weights[1:], weights[0])
-    terms = [w / total * v for w, v in zip(weights, values, strict=True)]
+    return [w / total for w in weights]
+
+
+def weighted_sum(weights: list[Tensor], values: list[Tensor]) -> Tensor:
+    terms = [w * v for w, v in zip(weights, values, strict=True)]
     return sum(terms[1:], terms[0])
+
+
+def softmax_read(scores: list[Tensor], values: list[Tensor]) -> Tensor:
+    return weighted_sum(softmax(scores), values)
 
 
 class Oracle:
@@ -74,12 +81,15 @@ class Oracle:
 
     def attention(
         self, layer: int, inputs: Slots, memory: Slots, compressed: Slots
-    ) -> tuple[Slots, list[Slots]]:
-        """Outputs per token, and the scaled queries per head and token."""
+    ) -> tuple[Slots, list[Slots], list[float]]:
+        """Outputs per token, the scaled queries per head and token, and the average attention that
+        each slot of memory and each token received over heads and the queries that see it.
+        """
         config, d = self.config, self.config.head_width
         width = config.width
         w_q, w_k, w_v = self.get(layer, "attention.query_key_value.weight").split(width)
         outputs_per_head, queries_per_head = [], []
+        received = [0.0] * (len(memory) + len(inputs))
         for h in range(config.heads):
             u = self.get(layer, "attention.content_bias")[h]
             near = self.head(self.get(layer, "attention.position_key.weight"), h)
@@ -103,7 +113,12 @@ class Oracle:
                     score = (query + u) @ (k_rows @ slot) + (query + near_bias) @ encoded
                     scores.append(score)
                     values.append(v_rows @ slot)
-                reads.append(softmax_read(scores, values))
+                weights = softmax(scores)
+                reads.append(weighted_sum(weights, values))
+                for j in range(len(recent)):
+                    viewers = len(inputs) - max(0, j - len(memory))
+                    share = float(weights[len(compressed) + j].detach())
+                    received[j] += share / (viewers * config.heads)
                 queries.append(query)
             outputs_per_head.append(reads)
             queries_per_head.append(queries)
@@ -112,17 +127,33 @@ class Oracle:
             output @ torch.cat([outputs_per_head[h][i] for h in range(config.heads)])
             for i in range(len(inputs))
         ]
-        return mixed, queries_per_head
+        return mixed, queries_per_head, received
 
-    def compress(self, layer: int, evicted: Slots) -> Slots:
-        rate = self.config.rate
-        missing = -len(evicted) % rate
-        padded = [torch.zeros(self.config.width, dtype=torch.float64)] * missing + evicted
-        weight = self.get(layer, "compression.projection.weight")
-        return [
-            weight @ torch.cat(padded[start : start + rate])
-            for start in range(0, len(padded), rate)
-        ]
+    def compress(
+        self, layer: int, joined: Slots, overflow: int, compressed: Slots, received: list[float]
+    ) -> Slots:
+        leaving = Leaving(
+            self.config,
+            joined[:overflow],
+            joined[overflow : overflow + self.config.overlap],
+            received[:overflow],
+            compressed[-1] if compressed else None,
+            lambda name: self.get(layer, f"compression.{name}"),
+        )
+        return NAIVE[self.config.compression](leaving)
+
+    def auxiliary(
+        self, layer: int, queries: list[Slots], old: Slots, new: Slots
+    ) -> tuple[Tensor, int]:
+        if self.config.reconstruction == "attention":
+            return self.reconstruction(layer, queries, old, new)
+        if self.config.reconstruction == "none":
+            return torch.zeros((), dtype=torch.float64), 0
+        weight = self.get(layer, "decoder.projection.weight")
+        decoded = torch.cat([weight @ slot for slot in new]).unflatten(0, (-1, self.config.width))
+        decoded = decoded[len(decoded) - len(old) :]
+        total = sum(((a - b) ** 2).sum() for a, b in zip(old, decoded, strict=True))
+        return total, len(old) * self.config.width
 
     def reconstruction(
         self, layer: int, queries: list[Slots], old: Slots, new: Slots
@@ -157,16 +188,16 @@ class Oracle:
             bias = self.get(layer, "attention_norm.bias")
             inputs = [layer_norm(x, gain, bias) for x in hidden]
             memory, compressed = before.memory[layer], before.compressed[layer]
-            mixed, queries = self.attention(layer, inputs, memory, compressed)
+            mixed, queries, received = self.attention(layer, inputs, memory, compressed)
             hidden = [self.feedforward(layer, x + y) for x, y in zip(hidden, mixed, strict=True)]
             joined = memory + [x.detach() for x in inputs]
             overflow = max(0, len(joined) - config.memory)
             evicted, after.memory[layer] = joined[:overflow], joined[overflow:]
             after.compressed[layer] = compressed
             if evicted and config.compressed:
-                new = self.compress(layer, evicted)
+                new = self.compress(layer, joined, overflow, compressed, received)
                 after.compressed[layer] = (compressed + new)[-config.compressed :]
-                part, elements = self.reconstruction(layer, queries, evicted, new)
+                part, elements = self.auxiliary(layer, queries, evicted, new)
                 loss, count = loss + part, count + elements
         gain, bias = self.parameters["norm.weight"], self.parameters["norm.bias"]
         weight, offset = self.parameters["head.weight"], self.parameters["head.bias"]

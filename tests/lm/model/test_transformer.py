@@ -24,8 +24,29 @@ SHAPES = {
     "one compressed slot": replace(TINY, compressed=1),
     "rate 3, odd memory": replace(TINY, segment=3, rate=3, memory=5, compressed=4),
     "rate 1": replace(TINY, rate=1, compressed=6),
+    "segment no multiple of rate": replace(TINY, segment=5, rate=3, memory=6, compressed=5),
+    "rate longer than segment": replace(TINY, segment=3, rate=4, memory=4),
     "Transformer-XL": replace(TINY, compressed=0, memory=6),
     "gelu, untied, one head": replace(TINY, activation="gelu", tied=False, heads=1),
+    "extra kernel": replace(TINY, extra_kernel=3, segment=5, rate=3),
+    "dilated": replace(TINY, compression="dilated", memory=9),
+    "dilated, extra kernel": replace(
+        TINY, compression="dilated", extra_kernel=1, memory=9, segment=5, rate=3
+    ),
+    "auto-encoding": replace(TINY, reconstruction="auto_encoding", segment=5, rate=3, memory=6),
+    "auto-encoding, dilated": replace(
+        TINY, reconstruction="auto_encoding", compression="dilated", memory=7, extra_kernel=0
+    ),
+    **{
+        f"{name}, {label}": replace(TINY, compression=name, reconstruction="none", **lengths)
+        for name in ("mean", "max", "most_used", "low_pass")
+        for label, lengths in {
+            "memory longer": {"memory": 7},
+            "memory shorter": {"memory": 2, "segment": 5, "rate": 3},
+        }.items()
+    },
+    "mean, extra kernel": replace(TINY, compression="mean", reconstruction="none", extra_kernel=1),
+    "max, extra kernel": replace(TINY, compression="max", reconstruction="none", extra_kernel=2),
 }
 
 
@@ -81,7 +102,7 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
             def apply(query: Tensor, key: Tensor, value: Tensor, *rest: Tensor) -> Tensor:
                 from lm.model.relative import Positions
 
-                return attend(query, key, value, Positions(*rest[:5]), rest[5])
+                return attend(query, key, value, Positions(*rest[:5]), rest[5], 0, rest[6])
 
         monkeypatch.setattr(attention_module, "BlockedAttention", Plain)
     return str(request.param)
@@ -107,7 +128,7 @@ def test_equals_oracle_through_many_overflows(config: ModelConfig, route: str) -
         expected = torch.stack([r.logits_TV for r in results])
         torch.testing.assert_close(output.predictions, expected, rtol=1e-9, atol=1e-11)
         loss, naive_loss = output.predictions.logsumexp(-1).sum(), expected.logsumexp(-1).sum()
-        if config.compressed:
+        if output.auxiliary:
             ours = output.auxiliary["reconstruction"]
             total = sum(r.reconstruction for r in results)
             torch.testing.assert_close(ours.total, total, rtol=1e-8, atol=1e-12)
@@ -209,13 +230,14 @@ def test_a_reset_isolates_documents_until_memory_is_full_again() -> None:
         memory, fresh = after.memory.detach(), alone.memory.detach()
 
 
-def test_reconstruction_reaches_the_compression_function_and_nothing_else() -> None:
-    model = build(TINY)
+@pytest.mark.parametrize("loss", ["attention", "auto_encoding"])
+def test_reconstruction_reaches_the_compression_function_and_nothing_else(loss: str) -> None:
+    model = build(replace(TINY, reconstruction=loss))
     _, memory = run(model, stream(5, 2, TINY))
     output = model(stream(1, 2, TINY, seed=9), memory)
     output.auxiliary["reconstruction"].total.backward()
     for name, parameter in model.named_parameters():
-        if "compression" in name:
+        if "compression" in name or "decoder" in name:
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
         else:
             assert parameter.grad is None or parameter.grad.abs().max() == 0, name

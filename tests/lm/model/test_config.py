@@ -1,0 +1,38 @@
+"""What cannot be built, or would have no effect, is refused with a sentence saying what to do."""
+
+from typing import Any
+
+import pytest
+
+from lm.model import ModelConfig
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"layers": 0}, "model.layers must be at least 1"),
+    ({"memory": -1}, "model.memory must be at least 0"),
+    ({"width": 36, "heads": 8}, "multiple of model.heads"),
+    ({"width": 9, "heads": 3}, "must be even"),
+    ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
+    ({"compression": "mean"}, "nothing to learn; set model.reconstruction to none"),
+    ({"extra_kernel": -1}, "model.extra_kernel must be at least 0"),
+    (
+        {"compression": "low_pass", "reconstruction": "none", "extra_kernel": 1},
+        "has no kernel; set model.extra_kernel to 0",
+    ),
+    ({"compression": "dilated", "memory": 6}, "must hold the 7 slots"),
+    ({"extra_kernel": 2, "memory": 1}, "must hold the 2 slots"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[str(s) for s, _ in REFUSED])
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+
+
+def test_range_counts_what_a_slot_really_stands_for() -> None:
+    """With 7 tokens and rate 3 each segment becomes 3 slots, 7 / 3 tokens each."""
+    config = ModelConfig(layers=2, segment=7, rate=3, memory=10, compressed=6)
+    assert config.range == 2 * (10 + 14) + 7
+    assert ModelConfig(layers=24, segment=768, memory=768, compressed=1152, rate=3).range == (
+        101_376 + 768
+    )
