@@ -135,8 +135,8 @@ def build_vocabulary(config: DataConfig, source: Source, folder: Path, workers: 
 
 def encode_parts(encoder: Encoder, source: Source, workers: int) -> None:
     """Encode every part that is not finished yet."""
-    sizes = [part.size for part in source.parts]
     todo = [(i, part) for i, part in enumerate(source.parts) if not encoder.done(i).exists()]
+    sizes = [part.size for _, part in todo]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     with Progress(f"encode {source.corpus}", total, "B", scale=True) as progress:
         for size in Pool(workers, encode_part, encoder).map(todo):

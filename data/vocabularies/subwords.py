@@ -105,7 +105,8 @@ class SubwordVocabulary(Vocabulary):
         lines[-1] = lines[-1][:-1]
         if SPACE_MARK.encode() in text:
             return np.array([i for line in lines for i in self._marked(line)], dtype=self.dtype)
-        ids = self._processor.encode(lines)
+        # Workers are processes; threads would only compete with them.
+        ids = self._processor.encode(lines, num_threads=1)
         return np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype)
 
     def _marked(self, line: str) -> list[int]:

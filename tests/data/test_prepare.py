@@ -169,7 +169,7 @@ def test_a_build_killed_at_any_write_continues_to_the_same_shards(
 def test_sigkill_at_random_moments_then_continuing_gives_the_same_hash(
     tmp_path: Path, write: Write
 ) -> None:
-    source = write({f"train/{i}.txt": lines(60_000, i) for i in range(20)})
+    source = write({f"train/{i}.txt": lines(40_000, i) for i in range(10)})
     options = ("--corpus", "text", "--source", source, "--vocabulary", "words", "--workers", "2")
     expected = prepare(DataConfig("text", tmp_path / "whole", str(source), "words")).hash
     started = time.monotonic()
@@ -182,13 +182,13 @@ def test_sigkill_at_random_moments_then_continuing_gives_the_same_hash(
             stderr=subprocess.DEVNULL,
         )
         try:
-            assert process.wait(timeout=random.uniform(0.3, 2.5)) == 0
+            assert process.wait(timeout=random.uniform(0.3, 2)) == 0
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1
-        if time.monotonic() - started > 20:
+        if time.monotonic() - started > 8:
             assert run(*options, "--shards", tmp_path / "killed").returncode == 0
             break
     assert killed
