@@ -86,8 +86,8 @@ def test_only_whole_characters_are_written(
 def test_other_lengths_are_used_and_impossible_ones_refused(trained_run: Path) -> None:
     model = load_run(trained_run, lengths=Lengths(segment=6, memory=20, compressed=2)).model
     assert (model.config.segment, model.config.memory, model.config.compressed) == (6, 20, 2)
-    with pytest.raises(ValueError, match="multiple of"):
-        load_run(trained_run, lengths=Lengths(segment=5))
+    with pytest.raises(ValueError, match="segment must be at least 1"):
+        load_run(trained_run, lengths=Lengths(segment=0))
 
 
 def test_weights_of_another_model_are_refused(trained_run: Path, tmp_path: Path) -> None:
