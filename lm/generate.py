@@ -49,7 +49,7 @@ def main(
     with torch.no_grad():
         logits, segment = read_prompt(loaded, given)
         for _ in range(tokens):
-            token = sample(logits, sampling, generator)
+            token = sample(logits.cpu(), sampling, generator)
             piece = loaded.vocabulary.decode(token.numpy())
             written += piece
             print(decoder.decode(piece), end="", flush=True)
@@ -80,7 +80,7 @@ def read_prompt(loaded: LoadedRun, text: bytes) -> tuple[Tensor, OpenSegment]:
     """Read a prompt of any length; returns the logits of what follows, [1, V], and the memory."""
     vocabulary, model = loaded.vocabulary, loaded.model
     ids = np.concatenate([[vocabulary.start], vocabulary.encode(text).astype(np.int64)])
-    tokens_1t = torch.from_numpy(ids)[None]
+    tokens_1t = torch.from_numpy(ids)[None].to(model.embedding.weight.device)
     segment = open_segment(model, model.empty_memory(1))
     enabled = len(ids) > PROMPT_PART
     with Progress("read", len(ids), "token", scale=True, enabled=enabled) as bar:
@@ -92,7 +92,8 @@ def read_prompt(loaded: LoadedRun, text: bytes) -> tuple[Tensor, OpenSegment]:
 
 def step(loaded: LoadedRun, token_1: Tensor, segment: OpenSegment) -> tuple[Tensor, OpenSegment]:
     """Read one token; returns the logits of the next, [1, V]."""
-    logits, segment = read(loaded.model, token_1[:, None], segment)
+    token_11 = token_1[:, None].to(loaded.model.embedding.weight.device)
+    logits, segment = read(loaded.model, token_11, segment)
     return logits[:, -1], segment
 
 

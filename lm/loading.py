@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import torch
+
 from data.command import load_config
 from data.vocab import Vocabulary, load_vocabulary
 from lm.model import CompressiveTransformer
@@ -35,7 +37,7 @@ class LoadedRun:
 
 
 def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None) -> LoadedRun:
-    """Load a checkpoint of a run, the newest by default, in evaluation mode.
+    """Load a checkpoint of a run, the newest by default, in evaluation mode, on the GPU if any.
 
     Raises:
         ValueError: no run or no such checkpoint there, damaged weights, or impossible lengths.
@@ -53,4 +55,5 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     vocabulary = load_vocabulary(run / "vocabulary")
     model = CompressiveTransformer(replace(config.model, **changes), vocabulary.size)
     checkpoint.load_weights(model, folder / "model.safetensors")
-    return LoadedRun(config, model.eval(), vocabulary, folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return LoadedRun(config, model.eval().to(device), vocabulary, folder)
