@@ -73,11 +73,12 @@ def train_blocks(part: Part) -> Iterator[Block]:
 def sample_lines(source: Source, size: int) -> Iterator[str]:
     """About `size` bytes of training text, evenly spread over the corpus, a line at a time.
 
-    Every block gives the same share of whole lines from its beginning, so that the sample depends
-    on corpus and size alone. Bytes that are not UTF-8 are left to the encoder to complain of.
+    Every block gives its share of whole lines from its beginning, so that the sample depends on
+    corpus and size alone. Bytes that are not UTF-8 are left to the encoder to complain of.
     """
     total = sum(PART_BYTES if part.size is None else part.size for part in source.parts)
     share = min(1.0, size / max(total, 1))
+    owed = 0.0
     print(
         "learn a vocabulary from a sample of the text (about a minute for each 50 MB)",
         file=sys.stderr,
@@ -86,9 +87,12 @@ def sample_lines(source: Source, size: int) -> Iterator[str]:
     with Progress("sample text for the vocabulary", None, "B", scale=True) as progress:
         for part in source.parts:
             for block in train_blocks(part):
-                text, end = block.data, len(block.data)
-                if share < 1:
-                    end = text.find(b"\n", int(share * len(text))) + 1 or len(text)
+                owed += share * len(block.data)
+                if owed < 1:
+                    continue
+                # The line in which the share ends is taken whole, and the next block gives less.
+                end = block.data.find(b"\n", int(owed) - 1) + 1 or len(block.data)
+                owed -= end
                 progress.update(end)
-                lines = text[:end].decode("utf-8", "replace").split("\n")
+                lines = block.data[:end].decode("utf-8", "replace").split("\n")
                 yield from filter(None, (line.removesuffix("\r") for line in lines))
