@@ -21,7 +21,7 @@ from lm.model.blocked_attention import BlockedAttention
 from lm.model.compression import USES_ATTENTION
 from lm.model.config import ModelConfig
 from lm.model.positions import compressed_distances, memory_distances, sinusoids
-from lm.model.relative import Positions, attend
+from lm.model.relative import Positions, Reading, attend
 
 
 class Attended(NamedTuple):
@@ -127,15 +127,30 @@ class RelativeAttention(nn.Module):
             first: place of the first query in the segment.
         """
         queries, wanted = query_BHTd.shape[2], self.counts_attention
-        if query_BHTd.device.type == "cpu" and queries == self.config.segment:
+        dropped = self._dropped_weights(query_BHTd, key_BHSd.shape[2])
+        if on_cpu(query_BHTd) and queries == self.config.segment:
             read, received = BlockedAttention.apply(
-                query_BHTd, key_BHSd, value_BHSd, *positions, live_BN, wanted
+                query_BHTd, key_BHSd, value_BHSd, *positions, live_BN, dropped, wanted
             )
             return read, received
         window = positions.window(first, queries, self.config.segment)
-        return attend(query_BHTd, key_BHSd, value_BHSd, window, live_BN, first, wanted)
+        reading = Reading(live_BN, first, dropped, wanted)
+        return attend(query_BHTd, key_BHSd, value_BHSd, window, reading)
+
+    def _dropped_weights(self, query_BHTd: Tensor, keys: int) -> Tensor | None:
+        """Factors 0 or 1 / (1 - p) of the attention weights, [B, H, T, S], in training."""
+        share = self.config.attention_dropout
+        if share == 0 or not self.training:
+            return None
+        kept = query_BHTd.new_empty(*query_BHTd.shape[:3], keys).bernoulli_(1 - share)
+        return kept.div_(1 - share)
 
     def join_heads(self, read_BHTd: Tensor) -> Tensor:
         """Mix what the heads read: [B, H, T, d] -> [B, T, D]."""
         mixed: Tensor = self.output(read_BHTd.transpose(1, 2).flatten(2))
         return mixed
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether the cache-blocked route suits a tensor's device."""
+    return tensor.device.type == "cpu"

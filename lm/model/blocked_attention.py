@@ -45,7 +45,7 @@ def _bias(query_BHTd: Tensor, bias_Hd: Tensor) -> Tensor:
 
 class BlockedAttention(torch.autograd.Function):
     """relative.attend for a whole segment; called as
-    .apply(query, key, value, *positions, live_BN, received).
+    .apply(query, key, value, *positions, live_BN, dropped, received).
     """
 
     @staticmethod
@@ -60,6 +60,7 @@ class BlockedAttention(torch.autograd.Function):
         compressed_bias: Tensor | None,
         compressed_key: Tensor | None,
         live_BN: Tensor,
+        dropped: Tensor | None,
         received: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the heads' outputs [B, H, T, d] and, if asked, the attention [B, S] received."""
@@ -78,6 +79,7 @@ class BlockedAttention(torch.autograd.Function):
             far_key = compressed_key.transpose(1, 2).repeat(chunk // heads, 1, 1)
         future = torch.full((queries, queries), float("-inf"), dtype=query.dtype).triu(1)
         dead = None if bool(live_BN.all()) else ~live_BN.repeat_interleave(heads, dim=0)[:, None]
+        dropped = None if dropped is None else dropped.flatten(0, 1)
         weights = query.new_empty(lanes * heads, queries, keys)
         read = query.new_empty(lanes * heads, queries, width)
         for start in range(0, lanes * heads, chunk):
@@ -94,9 +96,10 @@ class BlockedAttention(torch.autograd.Function):
             if dead is not None:
                 scores[:, :, :slots].masked_fill_(dead[part], float("-inf"))
             weights[part] = scores.softmax(dim=-1)
-            torch.bmm(weights[part], value[part], out=read[part])
+            used = weights[part] if dropped is None else weights[part] * dropped[part]
+            torch.bmm(used, value[part], out=read[part])
         ctx.save_for_backward(
-            q_content, q_near, q_far, key, value, memory_key, compressed_key, weights
+            q_content, q_near, q_far, key, value, memory_key, compressed_key, weights, dropped
         )
         ctx.shape = (lanes, heads, queries, width, keys, compressed, chunk)
         total = weights.view(lanes, heads * queries, keys).sum(dim=1) if received else None
@@ -108,7 +111,7 @@ class BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_read: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of every input but the mask."""
-        q_content, q_near, q_far, key, value, memory_key, compressed_key, weights = (
+        q_content, q_near, q_far, key, value, memory_key, compressed_key, weights, dropped = (
             ctx.saved_tensors
         )
         lanes, heads, queries, width, keys, compressed, chunk = ctx.shape
@@ -131,10 +134,14 @@ class BlockedAttention(torch.autograd.Function):
             part = slice(start, min(start + chunk, rows))
             n = part.stop - part.start
             grad_weights = torch.bmm(grad_read[part], value[part].transpose(1, 2))
+            used = weights[part]
+            if dropped is not None:
+                grad_weights *= dropped[part]
+                used = used * dropped[part]
             grad_scores = torch._softmax_backward_data(
                 grad_weights, weights[part], -1, weights.dtype
             )
-            torch.bmm(weights[part].transpose(1, 2), grad_read[part], out=grad_value[part])
+            torch.bmm(used.transpose(1, 2), grad_read[part], out=grad_value[part])
             torch.bmm(grad_scores.transpose(1, 2), q_content[part], out=grad_key[part])
             torch.bmm(grad_scores, key[part], out=grad_q[part])
             near_view[:n] = grad_scores[:, :, compressed:]
@@ -161,6 +168,7 @@ class BlockedAttention(torch.autograd.Function):
             biases(grad_q_near),
             grad_near_key.view(repeated, heads, -1, width).sum(0),
             *far_grads,
+            None,
             None,
             None,
         )

@@ -1,9 +1,8 @@
-"""One layer: attention over memory, feed-forward, and the layer's own compression (pre-norm).
+"""One layer: attention over memory, feed-forward, and the layer's own compression.
 
 Shapes as in attention.py.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,9 @@ from torch.nn import functional as F
 
 from lm.model.attention import Attended, RelativeAttention
 from lm.model.compression import COMPRESSIONS, Evicted
-from lm.model.config import Activation, ModelConfig
+from lm.model.config import ModelConfig
+from lm.model.feedforward import FeedForward
+from lm.model.gates import GATES
 from lm.model.memory import Counts, evict, live_mask, push
 from lm.model.reconstruction import (
     Decoder,
@@ -20,23 +21,6 @@ from lm.model.reconstruction import (
     attention_reconstruction,
     auto_encoding,
 )
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with a non-linearity between them."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.activation]
-        self.inner = nn.Linear(config.width, config.feedforward)
-        self.outer = nn.Linear(config.feedforward, config.width)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        hidden: Tensor = self.outer(self.activation(self.inner(x_BTD)))
-        return hidden
 
 
 class LayerStep(NamedTuple):
@@ -56,7 +40,7 @@ class Compressed(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-norm layer with memory."""
+    """A layer with memory."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -65,6 +49,8 @@ class Block(nn.Module):
         self.attention = RelativeAttention(config)
         self.feedforward_norm = nn.LayerNorm(config.width)
         self.feedforward = FeedForward(config)
+        self.attention_gate = GATES[config.gate](config.width)
+        self.feedforward_gate = GATES[config.gate](config.width)
         if config.compressed:
             self.compression = COMPRESSIONS[config.compression](config)
             if config.reconstruction == "auto_encoding":
@@ -87,7 +73,7 @@ class Block(nn.Module):
             live_BN: live slots of [compressed ; memory].
             counts: how the live counts move with this segment.
         """
-        inputs = self.attention_norm(hidden_BTD)
+        inputs = self.inputs(hidden_BTD)
         slots = torch.cat([compressed_BCD, memory_BMD], dim=1)
         attended = self.attention(inputs, slots, live_BN)
         hidden = self.after_attention(hidden_BTD, attended.output_BTD)
@@ -99,12 +85,28 @@ class Block(nn.Module):
             loss = self._reconstruction(block, counts, attended)
         return LayerStep(hidden, memory, compressed, loss)
 
+    def live(self, live_BN: Tensor) -> Tensor:
+        """Of the slots of layers with memory, those that this layer has: all or none."""
+        return live_BN[:, live_BN.shape[1] - self.config.slots :]
+
+    def inputs(self, hidden_BTD: Tensor) -> Tensor:
+        """What attention reads of the segment, and what enters memory."""
+        normed: Tensor = (
+            self.attention_norm(hidden_BTD) if self.config.norm == "pre" else hidden_BTD
+        )
+        return normed
+
     def after_attention(self, hidden_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
-        """Both residual additions, with the feed-forward between them."""
+        """Join attention to the stream, and the feed-forward after it."""
         dropout = self.config.dropout
-        hidden = hidden_BTD + F.dropout(attention_BTD, dropout, self.training)
+        attention = F.dropout(attention_BTD, dropout, self.training)
+        hidden = self.attention_gate(hidden_BTD, attention)
+        if self.config.norm == "post":
+            hidden = self.attention_norm(hidden)
+            outer = F.dropout(self.feedforward(hidden), dropout, self.training)
+            return self.feedforward_norm(self.feedforward_gate(hidden, outer))
         outer = self.feedforward(self.feedforward_norm(hidden))
-        return hidden + F.dropout(outer, dropout, self.training)
+        return self.feedforward_gate(hidden, F.dropout(outer, dropout, self.training))
 
     def move(
         self,

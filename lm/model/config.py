@@ -1,14 +1,17 @@
 """The shape of a Compressive Transformer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 CompressionName = Literal["conv", "dilated", "mean", "max", "most_used", "low_pass"]
 ReconstructionName = Literal["attention", "auto_encoding", "none"]
-Activation = Literal["relu", "gelu"]
+Activation = Literal["relu", "gelu", "swiglu", "geglu"]
+GateName = Literal["none", "relu", "input", "output", "highway", "sigmoid_tanh", "gru"]
 
 DILATIONS = (1, 2, 4)
 """Of the kernel-2 convolutions before the strided one in dilated compression (authors' code)."""
+GATED: frozenset[Activation] = frozenset({"swiglu", "geglu"})
+"""Activations that multiply two halves of the hidden units."""
 LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
 """Compression functions with parameters."""
 WINDOWED: frozenset[CompressionName] = frozenset({"conv", "dilated", "mean", "max"})
@@ -28,7 +31,13 @@ class ModelConfig:
     feedforward: int = 2048
     """Hidden units of each feed-forward sub-layer."""
     activation: Activation = "relu"
-    """Non-linearity of the feed-forward sub-layer."""
+    """Non-linearity of the feed-forward sub-layer; swiglu and geglu are gated and have a second
+    input matrix."""
+    norm: Literal["pre", "post"] = "pre"
+    """Layer norm of each sub-layer's input (authors' code), or of the residual sum (paper,
+    Algorithm 1). What enters memory is the input of attention, so post keeps it unnormed."""
+    gate: GateName = "none"
+    """What joins a sub-layer to the residual stream: a sum, or a gate of GTrXL."""
     segment: int = 512
     """Tokens n_s that are read at once, and after which memory moves."""
     memory: int = 512
@@ -49,10 +58,17 @@ class ModelConfig:
     """Loss that trains the compression function. attention: what the segment would have read from
     the old block; auto_encoding: the old block itself, through a decoder; none: only the likelihood
     of later segments, where training unrolls several in one graph."""
+    memory_layers: tuple[int, ...] | None = None
+    """Layers, counted from 0, that have memory; the others read their segment only. None: all."""
+    empty: Literal["masked", "attended"] = "masked"
+    """What a query sees of slots that nothing has filled yet: nothing, or zero vectors (authors'
+    code)."""
     tied: bool = True
     """Share one matrix between the token embedding and the output projection."""
     dropout: float = 0.0
     """Share dropped in training of embeddings, position encodings and sub-layer outputs."""
+    attention_dropout: float = 0.0
+    """Share of the attention weights that is dropped in training."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "feedforward", "segment", "rate"):
@@ -69,10 +85,36 @@ class ModelConfig:
             raise ValueError(
                 f"model.width must be even (sines and cosines of positions), not {self.width}"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout must be at least 0 and below 1, not {self.dropout}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"model.{name} must be at least 0 and below 1, not {getattr(self, name)}"
+                )
+        if self.norm == "post" and self.gate != "none":
+            raise ValueError(
+                "model.gate needs a residual stream that no norm interrupts; set model.norm to pre"
+            )
+        if not self.slots and self.empty == "attended":
+            raise ValueError("model.empty has no effect without memory; set it to masked")
+        if self.memory_layers is not None:
+            self._check_memory_layers(self.memory_layers)
         if self.compressed:
             self._check_compression()
+
+    def _check_memory_layers(self, layers: tuple[int, ...]) -> None:
+        if not self.slots:
+            raise ValueError("model.memory_layers has no effect without memory; set it to null")
+        if list(layers) != sorted({*layers} & {*range(self.layers)}) or not layers:
+            raise ValueError(
+                f"model.memory_layers must name some of the layers 0 to {self.layers - 1}, in "
+                f"order and once each, not {list(layers)}"
+            )
+
+    def at(self, layer: int) -> "ModelConfig":
+        """The config as one layer sees it: with memory or without."""
+        if self.memory_layers is None or layer in self.memory_layers:
+            return self
+        return replace(self, memory=0, compressed=0, memory_layers=None, empty="masked")
 
     def _check_compression(self) -> None:
         name = self.compression
@@ -114,4 +156,5 @@ class ModelConfig:
     def range(self) -> int:
         """Tokens that can influence a prediction: n_s + l (n_m + c n_cm) (paper, section 3.1)."""
         compressed = self.compressed * self.segment // self.windows
-        return self.layers * (self.memory + compressed) + self.segment
+        layers = self.layers if self.memory_layers is None else len(self.memory_layers)
+        return layers * (self.memory + compressed) + self.segment

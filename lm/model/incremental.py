@@ -44,7 +44,7 @@ class OpenSegment:
 
 def open_segment(model: CompressiveTransformer, memory: MemoryState) -> OpenSegment:
     """Begin a segment after `memory`."""
-    layers = []
+    memory, layers = model.readable(memory), []
     for block, slots, compressed in zip(
         model.layers, memory.memory, memory.compressed, strict=True
     ):
@@ -70,12 +70,12 @@ def extend(
     hidden = model.embed(tokens_Bt)
     layers = []
     for block, cache in zip(model.layers, segment.layers, strict=True):
-        inputs = block.attention_norm(hidden)
+        inputs = block.inputs(hidden)
         query, key, value = block.attention.queries_keys_values(inputs)
         key = torch.cat([cache.key_BHSd, key], dim=2)
         value = torch.cat([cache.value_BHSd, value], dim=2)
         read, received = block.attention.read(
-            query, key, value, cache.positions, segment.live_BN, first
+            query, key, value, cache.positions, block.live(segment.live_BN), first
         )
         if received is not None and cache.received_BS is not None:
             received = received + F.pad(cache.received_BS, (0, count))

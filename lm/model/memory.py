@@ -36,14 +36,17 @@ class MemoryState:
     ) -> "MemoryState":
         """Memory of `lanes` lanes in which no slot is live."""
 
-        def zeros(slots: int) -> tuple[Tensor, ...]:
-            return tuple(
-                torch.zeros(lanes, slots, config.width, device=device, dtype=dtype)
-                for _ in range(config.layers)
-            )
+        def zeros(slots: int) -> Tensor:
+            return torch.zeros(lanes, slots, config.width, device=device, dtype=dtype)
 
+        layers = [config.at(layer) for layer in range(config.layers)]
         count = torch.zeros(lanes, dtype=torch.int64, device=device)
-        return MemoryState(zeros(config.memory), zeros(config.compressed), count, count.clone())
+        return MemoryState(
+            tuple(zeros(layer.memory) for layer in layers),
+            tuple(zeros(layer.compressed) for layer in layers),
+            count,
+            count.clone(),
+        )
 
     @property
     def lanes(self) -> int:
@@ -86,6 +89,22 @@ class MemoryState:
         keep = ~reset_B
         return MemoryState(
             self.memory, self.compressed, self.memory_count * keep, self.compressed_count * keep
+        )
+
+    def zero_filled(self, config: ModelConfig) -> "MemoryState":
+        """The same with zero vectors in every empty slot, which count as live from now on."""
+
+        def fill(layers: tuple[Tensor, ...], count_B: Tensor) -> tuple[Tensor, ...]:
+            return tuple(
+                torch.where(live_mask(count_B, slots.shape[1])[:, :, None], slots, 0.0)
+                for slots in layers
+            )
+
+        return MemoryState(
+            fill(self.memory, self.memory_count),
+            fill(self.compressed, self.compressed_count),
+            torch.full_like(self.memory_count, config.memory),
+            torch.full_like(self.compressed_count, config.compressed),
         )
 
 

@@ -33,6 +33,19 @@ class Positions(NamedTuple):
         return self._replace(memory_key=self.memory_key[:, skip:], compressed_key=far)
 
 
+class Reading(NamedTuple):
+    """How a segment, or part of it, is read."""
+
+    live_BN: Tensor
+    """Which slots of [compressed ; memory] may be seen."""
+    first: int = 0
+    """Place of the first query in the segment."""
+    dropped_BHTS: Tensor | None = None
+    """Factors of the attention weights: dropout."""
+    received: bool = False
+    """Whether the attention that each key receives is wanted."""
+
+
 def relative_shift(scores: Tensor, keys: int) -> Tensor:
     """Turn scores by distance into scores by key (Transformer-XL, appendix B).
 
@@ -80,16 +93,15 @@ def attend(
     key_BHSd: Tensor,
     value_BHSd: Tensor,
     positions: Positions,
-    live_BN: Tensor,
-    first: int = 0,
-    received: bool = False,
+    reading: Reading,
 ) -> tuple[Tensor, Tensor | None]:
     """Relative attention of queries first .. first+T-1 of a segment.
 
     Keys and values are [compressed ; memory ; segment up to the last query]. Returns the heads'
     outputs [B, H, T, d] and, if asked, the attention [B, S] that each key received, summed over
-    heads and queries and without gradient.
+    heads and queries, before dropout and without gradient.
     """
+    live_BN, first = reading.live_BN, reading.first
     queries, slots = query_BHTd.shape[2], live_BN.shape[1]
     content = (query_BHTd + positions.content_bias[:, None]) @ key_BHSd.transpose(-1, -2)
     near = (query_BHTd + positions.memory_bias[:, None]) @ positions.memory_key.transpose(-1, -2)
@@ -105,4 +117,7 @@ def attend(
     assert key_BHSd.shape[2] == slots + first + queries
     scores = scores.masked_fill(~visible(live_BN, queries, first), float("-inf"))
     weights = scores.softmax(dim=-1)
-    return weights @ value_BHSd, weights.detach().sum(dim=(1, 2)) if received else None
+    received = weights.detach().sum(dim=(1, 2)) if reading.received else None
+    if reading.dropped_BHTS is not None:
+        weights = weights * reading.dropped_BHTS
+    return weights @ value_BHSd, received

@@ -37,8 +37,8 @@ class CompressiveTransformer(nn.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.embedding = Embedding(config, vocabulary)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config.at(layer)) for layer in range(config.layers))
+        self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self.head = Head(config, vocabulary, self.embedding.weight if config.tied else None)
         self.initialise()
 
@@ -49,7 +49,7 @@ class CompressiveTransformer(nn.Module):
         |---|---|
         | linear weights | truncated normal, variance 2 / (sqrt(layers) fan-in) (authors' code) |
         | embedding, head | truncated normal, variance 1 / D |
-        | biases | 0 |
+        | biases | 0; of gates, what keeps the layer close to the identity |
         | layer norms | gain 1, bias 0 (torch's default) |
         """
         scale = 2.0 / math.sqrt(self.config.layers)
@@ -84,14 +84,14 @@ class CompressiveTransformer(nn.Module):
             raise ValueError(
                 f"a segment has model.segment = {config.segment} tokens, not {tokens_BT.shape[1]}"
             )
-        hidden = self.embed(tokens_BT)
+        hidden, memory = self.embed(tokens_BT), self.readable(memory)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
         live = self.live(memory)
         new_memory, new_compressed, losses = [], [], []
         for block, slots, compressed in zip(
             self.layers, memory.memory, memory.compressed, strict=True
         ):
-            step = block(hidden, slots, compressed, live, counts)
+            step = block(hidden, slots, compressed, block.live(live), counts)
             hidden = step.hidden_BTD
             new_memory.append(step.memory_BMD)
             new_compressed.append(step.compressed_BCD)
@@ -111,6 +111,10 @@ class CompressiveTransformer(nn.Module):
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D] with the training dropout."""
         return F.dropout(self.embedding(tokens_BT), self.config.dropout, self.training)
+
+    def readable(self, memory: MemoryState) -> MemoryState:
+        """Memory as the layers read it."""
+        return memory.zero_filled(self.config) if self.config.empty == "attended" else memory
 
     def live(self, memory: MemoryState) -> Tensor:
         """[B, C + M] bool: the slots of [compressed ; memory] that hold something."""

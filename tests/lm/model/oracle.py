@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer, MemoryState
+from lm.model import CompressiveTransformer, MemoryState, ModelConfig
 from tests.lm.model.naive_compression import NAIVE, Leaving, Slots
 
 
@@ -30,8 +30,15 @@ class LaneResult:
     reconstruction_count: int
 
 
-def empty_lane(layers: int) -> LaneMemory:
-    return LaneMemory([[] for _ in range(layers)], [[] for _ in range(layers)])
+def empty_lane(config: ModelConfig) -> LaneMemory:
+    """Memory at the start of a stream: nothing, or zero vectors at full size."""
+    layers = [config.at(layer) for layer in range(config.layers)]
+    attended = config.empty == "attended"
+    zero = torch.zeros(config.width, dtype=torch.float64)
+    return LaneMemory(
+        [[zero] * layer.memory * attended for layer in layers],
+        [[zero] * layer.compressed * attended for layer in layers],
+    )
 
 
 def sinusoid(distance: int, width: int) -> Tensor:
@@ -94,7 +101,7 @@ class Oracle:
             u = self.get(layer, "attention.content_bias")[h]
             near = self.head(self.get(layer, "attention.position_key.weight"), h)
             near_bias = self.get(layer, "attention.position_bias")[h]
-            if config.compressed:
+            if compressed:
                 far = self.head(self.get(layer, "attention.compressed_position_key.weight"), h)
                 far_bias = self.get(layer, "attention.compressed_position_bias")[h]
             k_rows, v_rows, q_rows = self.head(w_k, h), self.head(w_v, h), self.head(w_q, h)
@@ -181,40 +188,89 @@ class Oracle:
         config = self.config
         embedding = self.parameters["embedding.weight"]
         hidden = [embedding[token] * math.sqrt(config.width) for token in tokens]
-        after = empty_lane(config.layers)
+        after = LaneMemory([], [])
         loss, count = torch.zeros((), dtype=torch.float64), 0
         for layer in range(config.layers):
-            gain = self.get(layer, "attention_norm.weight")
-            bias = self.get(layer, "attention_norm.bias")
-            inputs = [layer_norm(x, gain, bias) for x in hidden]
+            here = config.at(layer)
             memory, compressed = before.memory[layer], before.compressed[layer]
+            inputs = [self.norm(layer, "attention_norm", x) for x in hidden]
+            inputs = inputs if config.norm == "pre" else hidden
             mixed, queries, received = self.attention(layer, inputs, memory, compressed)
-            hidden = [self.feedforward(layer, x + y) for x, y in zip(hidden, mixed, strict=True)]
+            hidden = [self.after_attention(layer, x, y) for x, y in zip(hidden, mixed, strict=True)]
             joined = memory + [x.detach() for x in inputs]
-            overflow = max(0, len(joined) - config.memory)
-            evicted, after.memory[layer] = joined[:overflow], joined[overflow:]
-            after.compressed[layer] = compressed
-            if evicted and config.compressed:
+            overflow = max(0, len(joined) - here.memory)
+            evicted = joined[:overflow]
+            after.memory.append(joined[overflow:])
+            if evicted and here.compressed:
                 new = self.compress(layer, joined, overflow, compressed, received)
-                after.compressed[layer] = (compressed + new)[-config.compressed :]
+                compressed = (compressed + new)[-here.compressed :]
                 part, elements = self.auxiliary(layer, queries, evicted, new)
                 loss, count = loss + part, count + elements
-        gain, bias = self.parameters["norm.weight"], self.parameters["norm.bias"]
+            after.compressed.append(compressed)
+        if config.norm == "pre":
+            gain, bias = self.parameters["norm.weight"], self.parameters["norm.bias"]
+            hidden = [layer_norm(x, gain, bias) for x in hidden]
         weight, offset = self.parameters["head.weight"], self.parameters["head.bias"]
-        logits = torch.stack([weight @ layer_norm(x, gain, bias) + offset for x in hidden])
+        logits = torch.stack([weight @ x + offset for x in hidden])
         return LaneResult(logits, after, loss, count)
 
+    def norm(self, layer: int, name: str, x_D: Tensor) -> Tensor:
+        return layer_norm(x_D, self.get(layer, f"{name}.weight"), self.get(layer, f"{name}.bias"))
+
+    def after_attention(self, layer: int, x_D: Tensor, y_D: Tensor) -> Tensor:
+        if self.config.norm == "post":
+            attended = self.norm(layer, "attention_norm", x_D + y_D)
+            outer = self.feedforward(layer, attended)
+            return self.norm(layer, "feedforward_norm", attended + outer)
+        hidden = self.gate(layer, "attention_gate", x_D, y_D)
+        outer = self.feedforward(layer, self.norm(layer, "feedforward_norm", hidden))
+        return self.gate(layer, "feedforward_gate", hidden, outer)
+
+    def gate(self, layer: int, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """The formulas of GTrXL, with one matrix for each of their letters."""
+        kind, width = self.config.gate, self.config.width
+
+        def matrices(which: str) -> list[Tensor]:
+            return list(self.get(layer, f"{name}.{which}.weight").split(width))
+
+        if kind == "none":
+            return x + y
+        y = torch.clamp(y, min=0)
+        if kind == "relu":
+            return x + y
+        if kind == "input":
+            return torch.sigmoid(matrices("stream")[0] @ x) * x + y
+        b = self.get(layer, f"{name}.bias")
+        if kind == "output":
+            return x + torch.sigmoid(matrices("stream")[0] @ x - b) * y
+        if kind == "highway":
+            z = torch.sigmoid(matrices("stream")[0] @ x + b)
+            return z * x + (1 - z) * y
+        if kind == "sigmoid_tanh":
+            w, u = matrices("sublayer")
+            return x + torch.sigmoid(w @ y - b) * torch.tanh(u @ y)
+        w_r, w_z, w_h = matrices("sublayer")
+        u_r, u_z = matrices("stream")
+        r = torch.sigmoid(w_r @ y + u_r @ x)
+        z = torch.sigmoid(w_z @ y + u_z @ x - b)
+        h = torch.tanh(w_h @ y + matrices("reset_stream")[0] @ (r * x))
+        return (1 - z) * x + z * h
+
     def feedforward(self, layer: int, x_D: Tensor) -> Tensor:
-        gain = self.get(layer, "feedforward_norm.weight")
-        bias = self.get(layer, "feedforward_norm.bias")
-        inner = self.get(layer, "feedforward.inner.weight") @ layer_norm(x_D, gain, bias)
+        kind = self.config.activation
+        inner = self.get(layer, "feedforward.inner.weight") @ x_D
         inner = inner + self.get(layer, "feedforward.inner.bias")
-        if self.config.activation == "relu":
+        value = torch.ones((), dtype=torch.float64)
+        if kind in ("swiglu", "geglu"):
+            inner, value = inner[: len(inner) // 2], inner[len(inner) // 2 :]
+        if kind == "relu":
             active = torch.clamp(inner, min=0)
+        elif kind == "swiglu":
+            active = inner * torch.sigmoid(inner)
         else:
             active = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
-        outer = self.get(layer, "feedforward.outer.weight") @ active
-        return x_D + outer + self.get(layer, "feedforward.outer.bias")
+        outer = self.get(layer, "feedforward.outer.weight") @ (active * value)
+        return outer + self.get(layer, "feedforward.outer.bias")
 
 
 def live_slots(state: MemoryState, lane: int) -> LaneMemory:

@@ -19,6 +19,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "has no kernel; set model.extra_kernel to 0",
     ),
     ({"compression": "dilated", "memory": 6}, "must hold the 7 slots"),
+    ({"attention_dropout": -0.1}, "model.attention_dropout must be at least 0"),
+    ({"norm": "post", "gate": "gru"}, "set model.norm to pre"),
+    ({"memory": 0, "compressed": 0, "empty": "attended"}, "no effect without memory"),
+    ({"memory": 0, "compressed": 0, "memory_layers": (1,)}, "no effect without memory"),
+    ({"memory_layers": ()}, "must name some of the layers 0 to 11"),
+    ({"memory_layers": (3, 2)}, "in order and once each"),
+    ({"memory_layers": (2, 12)}, "must name some of the layers 0 to 11"),
     ({"extra_kernel": 2, "memory": 1}, "must hold the 2 slots"),
 ]
 

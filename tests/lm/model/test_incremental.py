@@ -7,7 +7,7 @@ import torch
 
 from lm.model import ModelConfig
 from lm.model.incremental import close_segment, extend, open_segment, read
-from tests.lm.model.test_transformer import SHAPES, TINY, build, run, stream
+from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5, 100], ids=lambda c: f"parts of {c}")

@@ -6,76 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+from lm.model import MemoryState, ModelConfig
 from lm.model import attention as attention_module
-from lm.model.relative import attend
+from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 from tests.lm.model.oracle import LaneMemory, Oracle, empty_lane, live_slots
-
-VOCABULARY = 11
-TINY = ModelConfig(
-    layers=2, width=8, heads=2, feedforward=12, segment=4, memory=4, compressed=3, rate=2
-)
-SHAPES = {
-    "memory equals segment": TINY,
-    "memory longer": replace(TINY, memory=7),
-    "memory shorter": replace(TINY, memory=2),
-    "no memory": replace(TINY, memory=0),
-    "rate equals segment": replace(TINY, rate=4, compressed=2),
-    "one compressed slot": replace(TINY, compressed=1),
-    "rate 3, odd memory": replace(TINY, segment=3, rate=3, memory=5, compressed=4),
-    "rate 1": replace(TINY, rate=1, compressed=6),
-    "segment no multiple of rate": replace(TINY, segment=5, rate=3, memory=6, compressed=5),
-    "rate longer than segment": replace(TINY, segment=3, rate=4, memory=4),
-    "Transformer-XL": replace(TINY, compressed=0, memory=6),
-    "gelu, untied, one head": replace(TINY, activation="gelu", tied=False, heads=1),
-    "extra kernel": replace(TINY, extra_kernel=3, segment=5, rate=3),
-    "dilated": replace(TINY, compression="dilated", memory=9),
-    "dilated, extra kernel": replace(
-        TINY, compression="dilated", extra_kernel=1, memory=9, segment=5, rate=3
-    ),
-    "auto-encoding": replace(TINY, reconstruction="auto_encoding", segment=5, rate=3, memory=6),
-    "auto-encoding, dilated": replace(
-        TINY, reconstruction="auto_encoding", compression="dilated", memory=7, extra_kernel=0
-    ),
-    **{
-        f"{name}, {label}": replace(TINY, compression=name, reconstruction="none", **lengths)
-        for name in ("mean", "max", "most_used", "low_pass")
-        for label, lengths in {
-            "memory longer": {"memory": 7},
-            "memory shorter": {"memory": 2, "segment": 5, "rate": 3},
-        }.items()
-    },
-    "mean, extra kernel": replace(TINY, compression="mean", reconstruction="none", extra_kernel=1),
-    "max, extra kernel": replace(TINY, compression="max", reconstruction="none", extra_kernel=2),
-}
-
-
-def build(config: ModelConfig, seed: int = 0) -> CompressiveTransformer:
-    """A float64 model whose biases are not zero, so that every term counts."""
-    torch.manual_seed(seed)
-    model = CompressiveTransformer(config, VOCABULARY).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.abs().max() == 0:
-                parameter.normal_(std=0.3)
-    return model
-
-
-def stream(segments: int, lanes: int, config: ModelConfig, seed: int = 1) -> Tensor:
-    """Random tokens [lanes, segments * segment]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(VOCABULARY, (lanes, segments * config.segment), generator=generator)
-
-
-def run(model: CompressiveTransformer, tokens: Tensor) -> tuple[Tensor, MemoryState]:
-    """Logits of a whole stream, segment by segment."""
-    memory = model.empty_memory(tokens.shape[0])
-    logits = []
-    for part in tokens.split(model.config.segment, dim=1):
-        output = model(part, memory)
-        memory = output.memory.detach()
-        logits.append(output.predictions)
-    return torch.cat(logits, dim=1), memory
 
 
 def assert_same_memory(state: MemoryState, lane: int, expected: LaneMemory) -> None:
@@ -96,15 +30,7 @@ def all_slots(state: MemoryState) -> tuple[Tensor, ...]:
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both attention routes: the CPU one and the one for every other device."""
     if request.param == "plain":
-
-        class Plain:
-            @staticmethod
-            def apply(query: Tensor, key: Tensor, value: Tensor, *rest: Tensor) -> Tensor:
-                from lm.model.relative import Positions
-
-                return attend(query, key, value, Positions(*rest[:5]), rest[5], 0, rest[6])
-
-        monkeypatch.setattr(attention_module, "BlockedAttention", Plain)
+        monkeypatch.setattr(attention_module, "on_cpu", lambda tensor: False)
     return str(request.param)
 
 
@@ -118,11 +44,11 @@ def test_equals_oracle_through_many_overflows(config: ModelConfig, route: str) -
     lanes, segments = 2, 6
     tokens = stream(segments, lanes, config)
     memory = model.empty_memory(lanes)
-    naive = [empty_lane(config.layers) for _ in range(lanes)]
+    naive = [empty_lane(config) for _ in range(lanes)]
     for index, part in enumerate(tokens.split(config.segment, dim=1)):
         if index == 3:
             memory = memory.reset(torch.tensor([False, True]))
-            naive[1] = empty_lane(config.layers)
+            naive[1] = empty_lane(config)
         output = model(part, memory)
         results = [oracle.segment(part[lane].tolist(), naive[lane]) for lane in range(lanes)]
         expected = torch.stack([r.logits_TV for r in results])

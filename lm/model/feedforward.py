@@ -1,0 +1,41 @@
+"""The feed-forward sub-layer, plain or gated."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.model.config import GATED, Activation, ModelConfig
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+}
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a non-linearity f between them.
+
+    Gated, the first map makes two halves a and b and the second reads f(a) b (GLU variants,
+    Shazeer, arXiv 2002.05202).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.activation in GATED
+        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.activation]
+        self.inner = nn.Linear(config.width, config.feedforward * (2 if self.gated else 1))
+        self.outer = nn.Linear(config.feedforward, config.width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        inner = self.inner(x_BTD)
+        if self.gated:
+            opening, value = inner.chunk(2, dim=-1)
+            active = self.activation(opening) * value
+        else:
+            active = self.activation(inner)
+        hidden: Tensor = self.outer(active)
+        return hidden

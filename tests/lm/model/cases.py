@@ -1,0 +1,92 @@
+"""Small models that differ in one choice each, and streams for them to read."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+
+VOCABULARY = 11
+TINY = ModelConfig(
+    layers=2, width=8, heads=2, feedforward=12, segment=4, memory=4, compressed=3, rate=2
+)
+SHAPES = {
+    "memory equals segment": TINY,
+    "memory longer": replace(TINY, memory=7),
+    "memory shorter": replace(TINY, memory=2),
+    "no memory": replace(TINY, memory=0),
+    "rate equals segment": replace(TINY, rate=4, compressed=2),
+    "one compressed slot": replace(TINY, compressed=1),
+    "rate 3, odd memory": replace(TINY, segment=3, rate=3, memory=5, compressed=4),
+    "rate 1": replace(TINY, rate=1, compressed=6),
+    "segment no multiple of rate": replace(TINY, segment=5, rate=3, memory=6, compressed=5),
+    "rate longer than segment": replace(TINY, segment=3, rate=4, memory=4),
+    "Transformer-XL": replace(TINY, compressed=0, memory=6),
+    "gelu, untied, one head": replace(TINY, activation="gelu", tied=False, heads=1),
+    "extra kernel": replace(TINY, extra_kernel=3, segment=5, rate=3),
+    "dilated": replace(TINY, compression="dilated", memory=9),
+    "dilated, extra kernel": replace(
+        TINY, compression="dilated", extra_kernel=1, memory=9, segment=5, rate=3
+    ),
+    "auto-encoding": replace(TINY, reconstruction="auto_encoding", segment=5, rate=3, memory=6),
+    "auto-encoding, dilated": replace(
+        TINY, reconstruction="auto_encoding", compression="dilated", memory=7, extra_kernel=0
+    ),
+    **{
+        f"{name}, {label}": replace(TINY, compression=name, reconstruction="none", **lengths)
+        for name in ("mean", "max", "most_used", "low_pass")
+        for label, lengths in {
+            "memory longer": {"memory": 7},
+            "memory shorter": {"memory": 2, "segment": 5, "rate": 3},
+        }.items()
+    },
+    "post-norm": replace(TINY, norm="post"),
+    "swiglu": replace(TINY, activation="swiglu"),
+    "geglu": replace(TINY, activation="geglu"),
+    **{
+        f"gate {name}": replace(TINY, gate=name)
+        for name in ("relu", "input", "output", "highway", "sigmoid_tanh", "gru")
+    },
+    "memory in one layer": replace(TINY, memory_layers=(1,)),
+    "attended zeros": replace(TINY, empty="attended", memory=6),
+    "attended zeros, auto-encoding": replace(
+        TINY, empty="attended", memory=5, segment=5, rate=3, reconstruction="auto_encoding"
+    ),
+    **{
+        f"attended zeros, {name}": replace(
+            TINY, empty="attended", memory=2, compression=name, reconstruction="none"
+        )
+        for name in ("mean", "max", "low_pass")
+    },
+    "mean, extra kernel": replace(TINY, compression="mean", reconstruction="none", extra_kernel=1),
+    "max, extra kernel": replace(TINY, compression="max", reconstruction="none", extra_kernel=2),
+}
+
+
+def build(config: ModelConfig, seed: int = 0) -> CompressiveTransformer:
+    """A float64 model whose biases are not zero, so that every term counts."""
+    torch.manual_seed(seed)
+    model = CompressiveTransformer(config, VOCABULARY).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.abs().max() == 0:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def stream(segments: int, lanes: int, config: ModelConfig, seed: int = 1) -> Tensor:
+    """Random tokens [lanes, segments * segment]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (lanes, segments * config.segment), generator=generator)
+
+
+def run(model: CompressiveTransformer, tokens: Tensor) -> tuple[Tensor, MemoryState]:
+    """Logits of a whole stream, segment by segment."""
+    memory = model.empty_memory(tokens.shape[0])
+    logits = []
+    for part in tokens.split(model.config.segment, dim=1):
+        output = model(part, memory)
+        memory = output.memory.detach()
+        logits.append(output.predictions)
+    return torch.cat(logits, dim=1), memory
