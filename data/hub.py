@@ -89,6 +89,23 @@ def pinned(hub: HubName, alternative: str) -> HubName:
     return HubName(hub.name, hub.config, commit)
 
 
+def rows_of(hub: HubName, data: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a streamed split; ConnectionError when the stream breaks off."""
+    rows = iter(data)
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            # As in `pinned`. Not a ValueError: what was read before is worth keeping.
+            raise ConnectionError(
+                f"the stream of {hub.name} broke off ({type(error).__name__}): call again, and the "
+                "build continues"
+            ) from error
+        if row is None:
+            return
+        yield row
+
+
 @dataclass(frozen=True)
 class HubPart(Part):
     """One of the files that a split of a hub data set is stored in."""
@@ -107,8 +124,13 @@ class HubPart(Part):
 
     def read(self) -> Iterator[Block]:
         """Yield each row's document."""
-        data = stream(self.hub, self.alternative, split=self.split)
-        for number, row in enumerate(data.shard(num_shards=self.count, index=self.index)):
+        try:
+            data = stream(self.hub, self.alternative, split=self.split)
+        except ValueError as error:
+            # It was there when the parts were listed.
+            raise ConnectionError(str(error)) from error
+        shard = data.shard(num_shards=self.count, index=self.index)
+        for number, row in enumerate(rows_of(self.hub, shard)):
             name = f"{self.split}-{self.index:05d}#{number}"
             yield from self.rows.blocks(row, name)
 

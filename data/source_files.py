@@ -14,6 +14,12 @@ from data.progress import Progress
 from data.sources import hub_of
 
 SOURCE_FILES = "source.json"
+# What the readers may read in a folder; other files beside them do not matter.
+SUFFIXES = {
+    "wikitext": (".tokens", ".raw", ".xz", ".gz", ".parquet"),
+    "pg19": (".txt", ".csv", ".parquet"),
+    "audio": (".wav",),
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,10 @@ def find(config: DataConfig) -> tuple[Path, list[Path]]:
     if config.corpus == "text":
         return find_files(config.source)
     path = existing(config.source, config.corpus, "a file or folder")
-    if path.is_dir():
-        return path, sorted(each for each in path.rglob("*") if each.is_file())
-    return path.parent, [path]
+    if not path.is_dir():
+        return path.parent, [path]
+    suffixes = SUFFIXES.get(config.corpus, ())
+    return path, sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
 
 
 def hash_files(root: Path, files: list[SourceFile], workers: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from data.corpora.local import existing, unpacked
 from data.documents import Document, Piece, Source, file_parts
 from data.files import atomic_path, hash_file
-from data.hub import HubName, pinned, stream
+from data.hub import HubName, pinned, rows_of, stream
 from data.splits import fractions
 
 FULL_BYTES = 100_000_000
@@ -59,6 +59,6 @@ def from_hub(hub: HubName, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         data = stream(hub, WANTED, split="train", data_files={"train": HUB_FILE})
         with atomic_path(target) as temporary, temporary.open("wb") as file:
-            for row in data:
+            for row in rows_of(hub, data):
                 file.write(row["text"].encode())
     return target

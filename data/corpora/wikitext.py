@@ -9,7 +9,7 @@ from typing import IO, Any
 from data.corpora.local import copy, existing, naming_damage, unpacked
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
 from data.files import atomic_path
-from data.hub import HubName, pinned, stream
+from data.hub import HubName, pinned, rows_of, stream
 from data.splits import FULL_NAME, named_split
 
 WANTED = (
@@ -108,7 +108,7 @@ def parquet_rows(paths: list[Path]) -> Iterator[str]:
 def hub_rows(hub: HubName) -> dict[str, Iterable[str]]:
     """The rows of each split of the hub's copy."""
     splits: dict[str, Any] = stream(hub, WANTED)
-    return {split: (row["text"] for row in data) for split, data in splits.items()}
+    return {split: (row["text"] for row in rows_of(hub, data)) for split, data in splits.items()}
 
 
 def articles(path: Path, split: str) -> Iterator[Piece]:

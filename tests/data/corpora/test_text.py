@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,50 @@ def test_a_hub_data_set_with_a_script_is_explained(tmp_path: Path) -> None:
     (folder / "scripted.py").write_text("print('never run')")
     with pytest.raises(ValueError, match="needs a loading script"):
         build(tmp_path, f"hub:{folder}")
+
+
+def test_a_stream_that_breaks_off_can_be_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    class NetworkError(Exception):
+        pass
+
+    class Stream:
+        """Two files of ten rows, the second of which cannot be read to its end at first."""
+
+        column_names = ("text",)
+        num_shards = 2
+
+        def __init__(self, index: int = 0, broken: bool = True) -> None:
+            self.index, self.broken = index, broken
+
+        def shard(self, num_shards: int, index: int) -> "Stream":
+            assert num_shards == 2
+            return Stream(index, self.broken)
+
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            for number in range(10):
+                if self.broken and self.index == 1 and number == 5:
+                    raise NetworkError
+                yield {"text": f"{self.index}.{number} "}
+
+    def load(broken: bool) -> Callable[..., Any]:
+        def load_dataset(*_: Any, split: str | None = None, **__: Any) -> Any:
+            return Stream(broken=broken) if split else {s: Stream() for s in ("train", "test")}
+
+        return load_dataset
+
+    (tmp_path / "mirror").mkdir()
+    source = f"hub:{tmp_path / 'mirror'}"
+    monkeypatch.setattr(datasets, "load_dataset", load(broken=True))
+    with pytest.raises(ConnectionError, match=r"broke off .*: call again, and the build continues"):
+        build(tmp_path, source)
+    assert list((tmp_path / "shards.building").rglob("000000.json"))
+    monkeypatch.setattr(datasets, "load_dataset", load(broken=False))
+    text = b"".join(b"%d.%d " % (i, j) for i in range(2) for j in range(10))
+    assert build(tmp_path, source).split("train").tokens.tobytes() == text
 
 
 def test_mistakes_in_records_are_named(
