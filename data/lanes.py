@@ -42,7 +42,7 @@ class LaneReader:
         count: int | None = None,
     ) -> None:
         if lanes < 1 or segment < 1:
-            raise ValueError("Lanes and segment must each be at least 1")
+            raise ValueError("lanes and segment must each be at least 1")
         if reset_documents and order == "stream":
             raise ValueError("reset_documents has no effect in stream order: use order documents")
         self.split, self.segment = split, segment
@@ -81,11 +81,11 @@ class LaneReader:
         """Continue exactly where `state` was taken; ValueError for a state of another order."""
         expected = self.plan.state()
         if state.keys() != expected.keys():
-            raise ValueError("The saved reading position belongs to another order of lanes")
+            raise ValueError("the saved reading position belongs to another order of lanes")
         for value in state.values():
             if isinstance(value, list) and len(value) != len(self.mine):
                 raise ValueError(
-                    f"The saved reading position has {len(value)} lanes instead of {len(self.mine)}"
+                    f"the saved reading position has {len(value)} lanes instead of {len(self.mine)}"
                 )
         self.plan.load_state(state)
 
@@ -115,13 +115,13 @@ class ScoringBatches:
         self, split: Split, *, lanes: int, segment: int, warmup: int, reset_documents: bool
     ) -> None:
         if lanes < 1 or segment < 1 or warmup < 0:
-            raise ValueError("Lanes and segment must be at least 1 and warmup at least 0")
+            raise ValueError("lanes and segment must be at least 1 and warmup at least 0")
         self.split, self.segment = split, segment
         self.position, self.count, self.begins = cut(split, segment, reset_documents)
         total = len(self.position)
         if total < lanes:
             raise ValueError(
-                f"The split {split.name!r} has {total} segments of {segment} tokens, too few for "
+                f"the split {split.name!r} has {total} segments of {segment} tokens, too few for "
                 f"{lanes} lanes"
             )
         self.first = np.array([lane * total // lanes for lane in range(lanes)])

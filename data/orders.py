@@ -20,7 +20,7 @@ def draw(split: Split, lanes: int, seed: int, epoch: int) -> int:
 
 
 class StreamOrder:
-    """The split as a ring, cut into equal contiguous lanes (papers.md A10).
+    """The split as a ring, cut into equal contiguous lanes, as Transformer-XL does.
 
     The ring is cut at position 0 in epoch 0 and at a drawn position in every later one, so that
     segments fall differently. Memory is reset at an epoch's start: it belonged to another place.
@@ -31,7 +31,7 @@ class StreamOrder:
         self.total = len(split.tokens)
         if self.total < lanes:
             raise ValueError(
-                f"The split {split.name!r} has {self.total:,} tokens, too few for {lanes} lanes"
+                f"the split {split.name!r} has {self.total:,} tokens, too few for {lanes} lanes"
             )
         longest_lane = -(-self.total // lanes)
         self.segments_per_epoch = -(-longest_lane // segment)
@@ -95,7 +95,7 @@ class DocumentOrder:
         self.offset, self.length = documents["offset"][self.ids], documents["tokens"][self.ids]
         if len(self.ids) < lanes:
             raise ValueError(
-                f"The split {split.name!r} has {len(self.ids)} documents, too few for {lanes} lanes"
+                f"the split {split.name!r} has {len(self.ids)} documents, too few for {lanes} lanes"
                 " in documents order: use fewer lanes or order stream"
             )
         # What a document costs its lane: segments when its tail is padded, else tokens.

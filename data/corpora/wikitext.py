@@ -1,4 +1,4 @@
-"""WikiText-103: the original token files, a zip of them, or parquet (papers.md A9, A10)."""
+"""WikiText-103 (Merity et al. 2016): the original token files, a zip of them, or parquet."""
 
 import re
 import zipfile
