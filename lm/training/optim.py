@@ -1,6 +1,8 @@
 """Optimisers, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -81,10 +83,30 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         """DeepSpeed's optimiser without its compilation, which needs a C++ compiler."""
 
         def step(self, closure: Any = None, step_id: Any = None) -> Any:
-            with torch.compiler.set_stance("force_eager"):
+            with torch.compiler.set_stance("force_eager"), _float32_on_cpu():
                 return super().step(closure, step_id)
 
     return Muon(groups, adam_optimizer=partial(torch.optim.AdamW, betas=config.betas, fused=True))
+
+
+@contextmanager
+def _float32_on_cpu() -> Iterator[None]:
+    """Let Muon orthogonalise in float32 on CPUs.
+
+    DeepSpeed takes a half precision there, which is slower for matrices of this size where the
+    processor has instructions for it, and emulated at a crawl where it has none.
+    """
+    from deepspeed.runtime.zero.muon import original_muon
+
+    if torch.cuda.is_available():
+        yield
+        return
+    usual = original_muon.ns_compute_dtype
+    original_muon.ns_compute_dtype = lambda _: torch.float32
+    try:
+        yield
+    finally:
+        original_muon.ns_compute_dtype = usual
 
 
 def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -103,7 +125,7 @@ def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     if config.name == "muon":
         adam |= {"use_muon": False, "betas": config.betas, "eps": 1e-8}
         first = {"lr": config.muon_lr, "peak_lr": config.muon_lr, "use_muon": True}
-        first |= {"momentum": 0.95, "ns_method": "standard"}
+        first |= {"momentum": 0.95, "ns_method": "gram"}
     groups: list[dict[str, Any]] = [
         {**first, "params": hidden, "weight_decay": decay},
         {**adam, "params": matrices, "weight_decay": decay},
