@@ -16,17 +16,24 @@ from lm.training.runlog import commit
 def record(
     loaded: LoadedRun, shards: Shards, split: str, config: ScoringConfig, result: Score
 ) -> dict[str, Any]:
-    """A result as it is written to JSON; lengths in tokens or slots a layer."""
-    model = loaded.model
+    """A result as it is written to JSON; lengths in tokens or slots a layer.
+
+    Words are the published count where this is the full official split, else the split's own.
+    """
+    model, part = loaded.model, shards.split(split)
+    words = part.denominator_words or part.words
     weights = loaded.checkpoint / "model.safetensors"
     return {
         "corpus": shards.corpus,
         "split": split,
-        "unit": "bits_per_byte",
-        "value": result.bits_per_byte,
+        "unit": part.unit,
+        "value": result.value(part.unit, words),
+        "bits_per_byte": result.bits_per_byte,
         "nats": result.nats,
         "tokens": result.tokens,
         "bytes": result.bytes,
+        "words": words,
+        "official_words": part.denominator_words is not None,
         "protocol": {
             "segment": model.config.segment,
             "memory": model.config.memory,
@@ -60,9 +67,11 @@ def compressors(split: Split) -> dict[str, float]:
 def table(result: dict[str, Any]) -> str:
     """A result in a few lines, protocol included."""
     protocol = ", ".join(f"{name} {value}" for name, value in result["protocol"].items())
-    rows = [("this model", result["value"]), *result.get("compressors", {}).items()]
+    rows = [("this model", result["bits_per_byte"]), *result.get("compressors", {}).items()]
     lines = [f"{result['corpus']} {result['split']}, bits per byte"]
     lines += [f"  {name:<12}{value:8.4f}" for name, value in rows]
+    if result["unit"] != "bits_per_byte":
+        lines.append(f"  {result['unit'].replace('_', ' ')} {result['value']:.4f}")
     lines.append(f"  {result['tokens']:,} tokens, {result['bytes']:,} bytes scored; {protocol}")
     lines.append(
         f"  {result['model']['parameters']:,} parameters, {result['checkpoint']['name']} "

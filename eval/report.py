@@ -40,7 +40,10 @@ def summary(result: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tuple
     rows = [
         ("model", f"{size} of width {result['model']['width']}"),
         ("training", f"{last['step']:,} steps in {last['seconds'] / 60:.1f} minutes, {speed}"),
-        (f"{result['corpus']} {result['split']}", f"{result['value']:.4f} bits per byte"),
+        (
+            f"{result['corpus']} {result['split']}",
+            f"{result['value']:.4f} {result['unit'].replace('_', ' ')}",
+        ),
     ]
     for name, value in result.get("compressors", {}).items():
         rows.append((f"  {name}", f"{value:.4f} bits per byte"))

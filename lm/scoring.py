@@ -51,6 +51,18 @@ class Score:
         """Bits of information per byte of text."""
         return self.nats / math.log(2) / self.bytes
 
+    def value(self, unit: str, words: int) -> float:
+        """The score of a whole split in the unit of its benchmark.
+
+        Args:
+            unit: bits_per_byte, bits_per_sample (audio: one token a sample) or word_perplexity.
+            words: by which word perplexity divides, whatever the tokens are (paper, section 4.2).
+        """
+        if unit == "word_perplexity":
+            return math.exp(self.nats / words)
+        units = self.tokens if unit == "bits_per_sample" else self.bytes
+        return self.nats / math.log(2) / units
+
 
 def resolved_warmup(config: ScoringConfig, model: CompressiveTransformer) -> int:
     """Warm-up in tokens, as it is reported."""

@@ -9,7 +9,10 @@ import pytest
 
 from data.shards import Shards
 from eval import report, score
+from eval.protocol import record
 from eval.score import ScoreConfig
+from lm.loading import load_run
+from lm.scoring import Score, ScoringConfig
 from tools import plot
 
 
@@ -73,3 +76,14 @@ def test_mistakes(trained_run: Path, tmp_path: Path) -> None:
         score.main(trained_run, ScoreConfig(lanes=10_000))
     with pytest.raises(ValueError, match="train it first"):
         plot.main(tmp_path)
+
+
+def test_word_perplexity_does_not_depend_on_the_tokens(shards: Shards, trained_run: Path) -> None:
+    """The split's words are the denominator of a byte model too."""
+    loaded = load_run(trained_run)
+    split = shards.split("test")
+    assert split.words > 0 and split.denominator_words is None
+    result = Score(nats=5000.0, tokens=split.bytes, bytes=split.bytes)
+    made = record(loaded, shards, "test", ScoringConfig(), result)
+    assert made["words"] == split.words and made["official_words"] is False
+    assert made["unit"] == "bits_per_byte" and made["value"] == made["bits_per_byte"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from data.shards import Shards
 from lm.model import CompressiveTransformer, ModelConfig
-from lm.scoring import ScoringConfig, score
+from lm.scoring import Score, ScoringConfig, score
 
 MODEL = ModelConfig(
     layers=2, width=16, heads=2, feedforward=32, segment=8, memory=8, compressed=4, rate=2
@@ -41,6 +41,13 @@ def test_equals_one_naive_pass_over_the_split(shards: Shards) -> None:
     result = score(model, split, ScoringConfig(lanes=1))
     assert result.tokens == result.bytes == split.bytes == len(tokens)
     assert result.nats == pytest.approx(nats, rel=1e-6)
+
+
+def test_units_divide_by_what_they_say() -> None:
+    result = Score(nats=100.0, tokens=40, bytes=50)
+    assert result.value("bits_per_byte", 10) == result.bits_per_byte == 2 / math.log(2)
+    assert result.value("bits_per_sample", 10) == 2.5 / math.log(2)
+    assert result.value("word_perplexity", 10) == pytest.approx(math.exp(10.0))
 
 
 @pytest.mark.parametrize("lanes", [2, 5, 8])
