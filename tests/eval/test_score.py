@@ -78,8 +78,8 @@ def test_mistakes(trained_run: Path, tmp_path: Path) -> None:
         plot.main(tmp_path)
 
 
-def test_word_perplexity_does_not_depend_on_the_tokens(shards: Shards, trained_run: Path) -> None:
-    """The split's words are the denominator of a byte model too."""
+def test_the_record_says_which_words_count(shards: Shards, trained_run: Path) -> None:
+    """The split's own, unless it is the full official one."""
     loaded = load_run(trained_run)
     split = shards.split("test")
     assert split.words > 0 and split.denominator_words is None
