@@ -31,14 +31,19 @@ def named_split(name: str) -> str | None:
     return None
 
 
+def names_splits(names: Sequence[str]) -> bool:
+    """Whether paths say what is for training, and so must all say their split."""
+    return any(named_split(name) == "train" for name in names)
+
+
 def assign_splits(names: Sequence[str]) -> list[str]:
-    """Split of each of at least three documents: as their paths say, else by hash.
+    """Split of each document: as their paths say, else (three at least) by hash.
 
     Where the hash leaves a split empty, as it does with few documents, the two names with the
     greatest hashes become validation and test. ValueError when only some paths name a split.
     """
-    named = [named_split(name) for name in names]
-    if "train" in named:
+    if names_splits(names):
+        named = [named_split(name) for name in names]
         for name, split in zip(names, named, strict=True):
             if split is None:
                 raise ValueError(

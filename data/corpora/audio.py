@@ -9,7 +9,7 @@ import numpy as np
 
 from data.corpora.local import existing
 from data.documents import BLOCK_BYTES, PART_BYTES, Block, Document, Part, Source
-from data.splits import assign_splits, fractions
+from data.splits import assign_splits, fractions, names_splits
 
 WANTED = "a .wav file, or a folder of them, all of one sample rate"
 
@@ -51,7 +51,7 @@ class WavPart(Part):
 
 
 def open_audio(source: str | None) -> Source:
-    """A document a file; splits as `assign_splits` has them, one or two files cut 90/5/5 %.
+    """A document a file; splits as `assign_splits` has them, else one or two files cut 90/5/5 %.
 
     ValueError for files that are not 16-bit PCM, cut short, or of several sample rates.
     """
@@ -68,7 +68,7 @@ def open_audio(source: str | None) -> Source:
                 f"{path} has {rate} samples a second and {paths[0]} has {heads[0][1]}: convert "
                 "them to one rate"
             )
-    if len(paths) < 3:
+    if len(paths) < 3 and not names_splits(names):
         pieces = [
             WavPiece(path, start, end, Document(split, f"{name}[{start}:{end}]"))
             for path, name, (frames, _) in zip(paths, names, heads, strict=True)

@@ -18,7 +18,7 @@ from data.documents import (
 )
 from data.hub import HubName, hub_parts, pinned, stream
 from data.records import JsonLinesPart, TextRows, parquet_parts
-from data.splits import FULL_NAME, assign_splits, fractions, hashed_split, named_split
+from data.splits import FULL_NAME, assign_splits, fractions, hashed_split, names_splits
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".parquet")
 WANTED = f"a file, folder or glob of {', '.join(SUFFIXES)}, or hub:OWNER/NAME"
@@ -53,7 +53,7 @@ def open_text(source: str | None, column: str, unit: str, work: Path) -> Source:
     """
     root, paths = find_files(source)
     names = [path.relative_to(root).as_posix() for path in paths]
-    named = any(named_split(name) == "train" for name in names)
+    named = names_splits(names)
     if not named and len(paths) < 3 and not any(map(is_records, paths)):
         plain = [unpacked(path, work) for path in paths]
         return Source("text", unit, file_parts(cut_files(plain)))

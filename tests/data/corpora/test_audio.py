@@ -50,6 +50,16 @@ def test_one_file_is_cut_90_5_5(tmp_path: Path) -> None:
     assert [len(shards.split(split).tokens) for split in shards.splits] == [900, 50, 50]
 
 
+def test_folders_name_the_splits_of_two_files(tmp_path: Path) -> None:
+    tone(tmp_path / "wav/train/a.wav", 100)
+    tone(tmp_path / "wav/test/b.wav", 50)
+    shards = build(tmp_path)
+    assert {split: shards.split(split).names for split in shards.splits} == {
+        "train": ["train/a.wav"],
+        "test": ["test/b.wav"],
+    }
+
+
 def test_bad_audio_is_named(tmp_path: Path) -> None:
     tone(tmp_path / "wav/a.wav", 100)
     tone(tmp_path / "wav/b.wav", 100, rate=8000)
