@@ -1,27 +1,19 @@
-"""Relative attention over [compressed ; memory ; segment] with the authors' two position systems.
+"""Attention over [compressed ; memory ; segment]: what every scheme of positions shares.
 
 Shapes: B lanes, T queries, C compressed slots, M memory slots, N = C + M, S = N + segment tokens,
-H heads, d dimensions of a head, D = H d width, W rows of a table of encoded distances.
-
-For query i and key j, with q already scaled by d ** -0.5 (paper, section 3; authors' code):
-
-    score(i, j) = (q_i + u) . k_j + (q_i + v ) . r_{i-j}    j in memory or segment
-    score(i, j) = (q_i + u) . k_j + (q_i + v') . r'_{i-j}   j in compressed memory
-
-where r and r' are separate projections of the sinusoids of the distance.
+H heads, d dimensions of a head, D = H d width.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.blocked_attention import BlockedAttention
 from lm.model.compression import USES_ATTENTION
 from lm.model.config import ModelConfig
-from lm.model.positions import compressed_distances, memory_distances, sinusoids
-from lm.model.relative import Positions, Reading, attend
+
+PositionsT = TypeVar("PositionsT")
 
 
 class Attended(NamedTuple):
@@ -30,31 +22,123 @@ class Attended(NamedTuple):
     output_BTD: Tensor
     query_BHTd: Tensor
     key_BHSd: Tensor
+    """Keys as projected, without their positions."""
     value_BHSd: Tensor
     received_BS: Tensor | None
     """Attention that each key received, summed over heads and queries, if compression asks."""
 
 
-class RelativeAttention(nn.Module):
-    """Multi-head attention of a segment over both memories and itself."""
+class Reading(NamedTuple):
+    """How a segment, or part of it, is read."""
+
+    live_BN: Tensor
+    """Which slots of [compressed ; memory] may be seen."""
+    first: int = 0
+    """Place of the first query in the segment."""
+    dropout: float = 0.0
+    """Share of the attention weights that is dropped."""
+    received: bool = False
+    """Whether the attention that each key receives is wanted."""
+
+
+def visible(reading: Reading, queries: int) -> Tensor:
+    """[B, 1, T, N + first + T] bool: live slots, and the segment up to the query itself."""
+    live_BN, first = reading.live_BN, reading.first
+    lanes, slots = live_BN.shape
+    causal = torch.ones(queries, first + queries, dtype=torch.bool, device=live_BN.device)
+    causal = causal.tril(first).expand(lanes, queries, -1)
+    memory = live_BN[:, None, :].expand(lanes, queries, slots)
+    return torch.cat([memory, causal], dim=-1)[:, None]
+
+
+def dropped_weights(query_BHTd: Tensor, keys: int, reading: Reading) -> Tensor | None:
+    """Random factors 0 or 1 / (1 - dropout) of the attention weights, [B, H, T, S]."""
+    if reading.dropout == 0:
+        return None
+    kept = query_BHTd.new_empty(*query_BHTd.shape[:3], keys).bernoulli_(1 - reading.dropout)
+    return kept.div_(1 - reading.dropout)
+
+
+class MemoryAttention(nn.Module, Generic[PositionsT]):
+    """Multi-head attention of a segment over both memories and itself.
+
+    A subclass knows its positions: how they are prepared for a segment, what they do to keys, and
+    what queries read with them.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
-        width, heads = config.width, config.heads
-        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.output = nn.Linear(width, width, bias=False)
-        self.position_key = nn.Linear(width, width, bias=False)
-        self.content_bias = nn.Parameter(torch.zeros(heads, config.head_width))
-        self.position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
-        if config.compressed:
-            self.compressed_position_key = nn.Linear(width, width, bias=False)
-            self.compressed_position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
+        self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.output = nn.Linear(config.width, config.width, bias=False)
+
+    def positions(self) -> PositionsT:
+        """What `read` needs to know of the positions of a whole segment."""
+        raise NotImplementedError
+
+    def place(self, key_BHnd: Tensor, positions: PositionsT, first: int) -> Tensor:
+        """Keys of n slots, from slot `first` of [compressed ; memory ; segment] on, as `read` wants
+        them.
+        """
+        raise NotImplementedError
+
+    def lift(self, key_BHnd: Tensor, positions: PositionsT, first: int) -> Tensor:
+        """The inverse of `place`."""
+        raise NotImplementedError
+
+    def read(
+        self,
+        query_BHTd: Tensor,
+        key_BHSd: Tensor,
+        value_BHSd: Tensor,
+        positions: PositionsT,
+        reading: Reading,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What queries first .. first + T - 1 of the segment read, [B, H, T, d], and the attention
+        [B, S] that keys received, if it is wanted.
+
+        Args:
+            query_BHTd: scaled queries.
+            key_BHSd: placed keys of [compressed ; memory ; segment up to the last query].
+            value_BHSd: their values.
+            positions: of the whole segment.
+            reading: which part of the segment this is, and how it is read.
+        """
+        raise NotImplementedError
+
+    def reading(self, live_BN: Tensor, first: int = 0) -> Reading:
+        """How queries from place `first` of the segment on are read in the present mode."""
+        dropout = self.config.attention_dropout if self.training else 0.0
+        return Reading(live_BN, first, dropout, self.counts_attention)
+
+    def forward(
+        self, inputs_BTD: Tensor, key_BHNd: Tensor, value_BHNd: Tensor, live_BN: Tensor
+    ) -> Attended:
+        """Attend from a whole segment over memory and itself.
+
+        Args:
+            inputs_BTD: inputs of the segment.
+            key_BHNd: keys of [compressed ; memory], without positions.
+            value_BHNd: their values.
+            live_BN: which slots of memory may be seen.
+        """
+        query, key, value = self.queries_keys_values(inputs_BTD)
+        key = torch.cat([key_BHNd, key], dim=2)
+        value = torch.cat([value_BHNd, value], dim=2)
+        positions = self.positions()
+        placed = self.place(key, positions, 0)
+        read, received = self.read(query, placed, value, positions, self.reading(live_BN))
+        return Attended(self.join_heads(read), query, key, value, received)
 
     def split_heads(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, d]."""
         return x_BTD.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)
+
+    def join_heads(self, read_BHTd: Tensor) -> Tensor:
+        """Mix what the heads read: [B, H, T, d] -> [B, T, D]."""
+        mixed: Tensor = self.output(read_BHTd.transpose(1, 2).flatten(2))
+        return mixed
 
     def keys_values(self, slots_BND: Tensor, detached: bool = False) -> tuple[Tensor, Tensor]:
         """Project slots (already layer-normed when stored) to keys and values [B, H, N, d]."""
@@ -68,89 +152,3 @@ class RelativeAttention(nn.Module):
         query, key, value = self.query_key_value(inputs_BTD).chunk(3, dim=-1)
         scaled = query * self.config.head_width**-0.5
         return self.split_heads(scaled), self.split_heads(key), self.split_heads(value)
-
-    def positions(self) -> Positions:
-        """Projected position keys [H, W, d] and biases [H, d] for a whole segment of queries."""
-        config, device = self.config, self.position_key.weight.device
-        near = memory_distances(config.memory, config.segment, device)
-        memory_key = self._position_keys(self.position_key, near)
-        if not config.compressed:
-            return Positions(self.content_bias, self.position_bias, memory_key, None, None)
-        far = compressed_distances(config.compressed, config.segment, device)
-        return Positions(
-            self.content_bias,
-            self.position_bias,
-            memory_key,
-            self.compressed_position_bias,
-            self._position_keys(self.compressed_position_key, far),
-        )
-
-    def _position_keys(self, projection: nn.Linear, distances_W: Tensor) -> Tensor:
-        encoded = sinusoids(distances_W, self.config.width, projection.weight.dtype)
-        encoded = F.dropout(encoded, self.config.dropout, self.training)
-        keys_WD: Tensor = projection(encoded)
-        return keys_WD.unflatten(-1, (self.config.heads, -1)).transpose(0, 1)
-
-    def forward(self, inputs_BTD: Tensor, slots_BND: Tensor, live_BN: Tensor) -> Attended:
-        """Attend from a whole segment over memory and itself.
-
-        Args:
-            inputs_BTD: layer-normed inputs of the segment.
-            slots_BND: [compressed ; memory] as stored.
-            live_BN: which slots may be seen.
-        """
-        query, key, value = self.queries_keys_values(inputs_BTD)
-        memory_key, memory_value = self.keys_values(slots_BND)
-        key = torch.cat([memory_key, key], dim=2)
-        value = torch.cat([memory_value, value], dim=2)
-        read, received = self.read(query, key, value, self.positions(), live_BN)
-        return Attended(self.join_heads(read), query, key, value, received)
-
-    def read(
-        self,
-        query_BHTd: Tensor,
-        key_BHSd: Tensor,
-        value_BHSd: Tensor,
-        positions: Positions,
-        live_BN: Tensor,
-        first: int = 0,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What queries first .. first + T - 1 of the segment read, [B, H, T, d], and the attention
-        [B, S] that keys received if compression asks for it.
-
-        Args:
-            query_BHTd: scaled queries.
-            key_BHSd: keys of [compressed ; memory ; segment up to the last query].
-            value_BHSd: their values.
-            positions: of the whole segment.
-            live_BN: which slots of memory may be seen.
-            first: place of the first query in the segment.
-        """
-        queries, wanted = query_BHTd.shape[2], self.counts_attention
-        dropped = self._dropped_weights(query_BHTd, key_BHSd.shape[2])
-        if on_cpu(query_BHTd) and queries == self.config.segment:
-            read, received = BlockedAttention.apply(
-                query_BHTd, key_BHSd, value_BHSd, *positions, live_BN, dropped, wanted
-            )
-            return read, received
-        window = positions.window(first, queries, self.config.segment)
-        reading = Reading(live_BN, first, dropped, wanted)
-        return attend(query_BHTd, key_BHSd, value_BHSd, window, reading)
-
-    def _dropped_weights(self, query_BHTd: Tensor, keys: int) -> Tensor | None:
-        """Factors 0 or 1 / (1 - p) of the attention weights, [B, H, T, S], in training."""
-        share = self.config.attention_dropout
-        if share == 0 or not self.training:
-            return None
-        kept = query_BHTd.new_empty(*query_BHTd.shape[:3], keys).bernoulli_(1 - share)
-        return kept.div_(1 - share)
-
-    def join_heads(self, read_BHTd: Tensor) -> Tensor:
-        """Mix what the heads read: [B, H, T, d] -> [B, T, D]."""
-        mixed: Tensor = self.output(read_BHTd.transpose(1, 2).flatten(2))
-        return mixed
-
-
-def on_cpu(tensor: Tensor) -> bool:
-    """Whether the cache-blocked route suits a tensor's device."""
-    return tensor.device.type == "cpu"

@@ -3,33 +3,45 @@
 Shapes as in attention.py.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.attention import Attended, RelativeAttention
+from lm.model.attention import Attended, MemoryAttention
 from lm.model.compression import COMPRESSIONS, Evicted
 from lm.model.config import ModelConfig
 from lm.model.feedforward import FeedForward
 from lm.model.gates import GATES
-from lm.model.memory import Counts, evict, live_mask, push
+from lm.model.memory import Counts, LayerMemory, evict, live_mask, push
 from lm.model.reconstruction import (
     Decoder,
     LossSum,
     attention_reconstruction,
     auto_encoding,
 )
+from lm.model.relative import RelativeAttention
+from lm.model.rotary import RotaryAttention
 
 
 class LayerStep(NamedTuple):
     """What a layer returns for one segment."""
 
     hidden_BTD: Tensor
-    memory_BMD: Tensor
-    compressed_BCD: Tensor
+    memory: LayerMemory
     reconstruction: LossSum | None
+
+
+class Entering(NamedTuple):
+    """A segment that is to enter memory."""
+
+    inputs_BTD: Tensor
+    """What is stored."""
+    keys_values: tuple[Tensor, Tensor]
+    """Its keys, without positions, and values, [B, H, T, d] each."""
+    received_BS: Tensor | None
+    """Attention that each slot and token received from it, if compression asks for it."""
 
 
 class Compressed(NamedTuple):
@@ -46,7 +58,11 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = RelativeAttention(config)
+        self.attention: MemoryAttention[Any]
+        if config.positions == "relative":
+            self.attention = RelativeAttention(config)
+        else:
+            self.attention = RotaryAttention(config)
         self.feedforward_norm = nn.LayerNorm(config.width)
         self.feedforward = FeedForward(config)
         self.attention_gate = GATES[config.gate](config.width)
@@ -57,33 +73,32 @@ class Block(nn.Module):
                 self.decoder = Decoder(config)
 
     def forward(
-        self,
-        hidden_BTD: Tensor,
-        memory_BMD: Tensor,
-        compressed_BCD: Tensor,
-        live_BN: Tensor,
-        counts: Counts,
+        self, hidden_BTD: Tensor, memory: LayerMemory, live_BN: Tensor, counts: Counts
     ) -> LayerStep:
         """Read memory, transform the segment, and move the segment into memory.
 
         Args:
             hidden_BTD: the residual stream.
-            memory_BMD: this layer's memory before the segment.
-            compressed_BCD: its compressed memory.
-            live_BN: live slots of [compressed ; memory].
+            memory: this layer's memory before the segment.
+            live_BN: live slots of [compressed ; memory] of layers with memory.
             counts: how the live counts move with this segment.
         """
         inputs = self.inputs(hidden_BTD)
-        slots = torch.cat([compressed_BCD, memory_BMD], dim=1)
-        attended = self.attention(inputs, slots, live_BN)
+        key, value = memory.kept or self.keys_values(memory)
+        attended = self.attention(inputs, key, value, self.live(live_BN))
         hidden = self.after_attention(hidden_BTD, attended.output_BTD)
-        memory, compressed, block = self.move(
-            inputs, memory_BMD, compressed_BCD, counts, attended.received_BS
-        )
+        tokens = attended.key_BHSd[:, :, key.shape[2] :], attended.value_BHSd[:, :, key.shape[2] :]
+        entering = Entering(inputs, tokens, attended.received_BS)
+        after, block = self.move(entering, memory, counts)
         loss = None
         if block is not None and self.training and self.config.reconstruction != "none":
             loss = self._reconstruction(block, counts, attended)
-        return LayerStep(hidden, memory, compressed, loss)
+        return LayerStep(hidden, after, loss)
+
+    def keys_values(self, memory: LayerMemory) -> tuple[Tensor, Tensor]:
+        """Keys and values of [compressed ; memory]."""
+        slots = torch.cat([memory.compressed_BCD, memory.memory_BMD], dim=1)
+        return self.attention.keys_values(slots)
 
     def live(self, live_BN: Tensor) -> Tensor:
         """Of the slots of layers with memory, those that this layer has: all or none."""
@@ -109,32 +124,45 @@ class Block(nn.Module):
         return self.feedforward_gate(hidden, F.dropout(outer, dropout, self.training))
 
     def move(
-        self,
-        inputs_BTD: Tensor,
-        memory_BMD: Tensor,
-        compressed_BCD: Tensor,
-        counts: Counts,
-        received_BS: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Compressed | None]:
-        """Commit a segment's inputs to memory and compress what falls out.
+        self, entering: Entering, memory: LayerMemory, counts: Counts
+    ) -> tuple[LayerMemory, Compressed | None]:
+        """Commit a segment to memory and compress what falls out.
 
         Args:
-            inputs_BTD: what enters memory.
-            memory_BMD: this layer's memory before the segment.
-            compressed_BCD: its compressed memory.
+            entering: the segment.
+            memory: this layer's memory before the segment.
             counts: how the live counts move with this segment.
-            received_BS: attention that each key received, if compression asks for it.
 
         Returns:
-            Memory and compressed memory afterwards, and the block that was compressed, if any.
+            Memory afterwards, and the block that was compressed, if any.
         """
         config = self.config
-        old, live, memory = evict(config, memory_BMD, inputs_BTD, counts.evicted)
-        if not config.compressed:
-            return memory, compressed_BCD, None
-        used = None if received_BS is None else average_use(config, received_BS)
-        new = self.compression(Evicted(old, live, used, compressed_BCD[:, -1], counts.begun))
-        return memory, push(compressed_BCD, new), Compressed(old, new)
+        old, live, recent = evict(config, memory.memory_BMD, entering.inputs_BTD, counts.evicted)
+        compressed, block, new_kept = memory.compressed_BCD, None, None
+        if config.compressed:
+            received = entering.received_BS
+            used = None if received is None else average_use(config, received)
+            new = self.compression(Evicted(old, live, used, compressed[:, -1], counts.begun))
+            compressed, block = push(compressed, new), Compressed(old, new)
+            new_kept = self.attention.keys_values(new) if memory.kept else None
+        kept = self._move_kept(memory.kept, entering.keys_values, new_kept)
+        return LayerMemory(recent, compressed, kept), block
+
+    def _move_kept(
+        self,
+        kept: tuple[Tensor, Tensor] | None,
+        tokens: tuple[Tensor, Tensor],
+        new: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Kept keys and values take the way of the slots that they belong to."""
+        if kept is None:
+            return None
+        moved = []
+        for index in range(2):
+            far, near = kept[index].split([self.config.compressed, self.config.memory], dim=2)
+            far = far if new is None else push(far, new[index])
+            moved.append(torch.cat([far, push(near, tokens[index])], dim=2))
+        return moved[0], moved[1]
 
     def _reconstruction(self, block: Compressed, counts: Counts, attended: Attended) -> LossSum:
         """The loss that trains this layer's compression function."""

@@ -38,6 +38,14 @@ class ModelConfig:
     Algorithm 1). What enters memory is the input of attention, so post keeps it unnormed."""
     gate: GateName = "none"
     """What joins a sub-layer to the residual stream: a sum, or a gate of GTrXL."""
+    positions: Literal["relative", "rotary", "rotary_slots"] = "relative"
+    """What a query knows of distances. relative: Transformer-XL's scheme, with a second one for
+    compressed slots (authors' code); rotary: places in time, compressed slots at the centre of the
+    tokens they were made from; rotary_slots: the same, but each compressed slot counts as one
+    token."""
+    sinusoids: int | None = None
+    """Sinusoids that encode a relative distance; none: as many as the width (authors' code). Few
+    (head width + 2 sinusoids up to 256) let fused kernels compute relative attention on a GPU."""
     segment: int = 512
     """Tokens n_s that are read at once, and after which memory moves."""
     memory: int = 512
@@ -81,10 +89,7 @@ class ModelConfig:
             raise ValueError(
                 f"model.width must be a multiple of model.heads, not {self.width} over {self.heads}"
             )
-        if self.width % 2:
-            raise ValueError(
-                f"model.width must be even (sines and cosines of positions), not {self.width}"
-            )
+        self._check_positions()
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(
@@ -100,6 +105,26 @@ class ModelConfig:
             self._check_memory_layers(self.memory_layers)
         if self.compressed:
             self._check_compression()
+
+    def _check_positions(self) -> None:
+        if self.positions == "relative":
+            if self.encoded < 2 or self.encoded % 2:
+                name = "width" if self.sinusoids is None else "sinusoids"
+                raise ValueError(
+                    f"model.{name} must be even (sines and cosines of distances), not "
+                    f"{self.encoded}"
+                )
+            return
+        if self.sinusoids is not None:
+            raise ValueError(
+                f"model.sinusoids has no effect with model.positions {self.positions}; set it to "
+                "null"
+            )
+        if self.head_width % 2:
+            raise ValueError(
+                f"model.width / model.heads must be even for rotary positions, not "
+                f"{self.head_width}"
+            )
 
     def _check_memory_layers(self, layers: tuple[int, ...]) -> None:
         if not self.slots:
@@ -136,6 +161,11 @@ class ModelConfig:
     def head_width(self) -> int:
         """Dimensions of one attention head."""
         return self.width // self.heads
+
+    @property
+    def encoded(self) -> int:
+        """Sinusoids P that encode a relative distance."""
+        return self.width if self.sinusoids is None else self.sinusoids
 
     @property
     def slots(self) -> int:

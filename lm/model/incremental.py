@@ -6,26 +6,27 @@ a segment, and a new token costs one row of attention. Shapes as in attention.py
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lm.model.blocks import Entering
 from lm.model.memory import MemoryState, advance_counts
-from lm.model.relative import Positions
 from lm.model.transformer import CompressiveTransformer
 
 
 class LayerCache(NamedTuple):
     """What one layer keeps of the open segment."""
 
-    positions: Positions
+    positions: Any
+    """As its attention prepares them."""
     key_BHSd: Tensor
-    """Keys of [compressed ; memory ; tokens read so far]."""
+    """Placed keys of [compressed ; memory ; tokens read so far]."""
     value_BHSd: Tensor
     inputs_BtD: Tensor
-    """Layer-normed inputs of the tokens read so far, which will enter memory."""
+    """Inputs of the tokens read so far, which will enter memory."""
     received_BS: Tensor | None
     """Attention that each key has received from them, if compression asks for it."""
 
@@ -44,13 +45,14 @@ class OpenSegment:
 
 def open_segment(model: CompressiveTransformer, memory: MemoryState) -> OpenSegment:
     """Begin a segment after `memory`."""
-    memory, layers = model.readable(memory), []
-    for block, slots, compressed in zip(
-        model.layers, memory.memory, memory.compressed, strict=True
-    ):
-        key, value = block.attention.keys_values(torch.cat([compressed, slots], dim=1))
-        positions = block.attention.positions()
-        layers.append(LayerCache(positions, key, value, slots[:, :0], None))
+    memory, layers = model.readable(model.keep_keys(memory)), []
+    for index, block in enumerate(model.layers):
+        layer, positions = memory.layer(index), block.attention.positions()
+        assert layer.kept is not None
+        key, value = layer.kept
+        placed = block.attention.place(key, positions, 0)
+        inputs = layer.memory_BMD.new_empty(memory.lanes, 0, model.config.width)
+        layers.append(LayerCache(positions, placed, value, inputs, None))
     return OpenSegment(memory, model.live(memory), tuple(layers), 0)
 
 
@@ -71,15 +73,16 @@ def extend(
     layers = []
     for block, cache in zip(model.layers, segment.layers, strict=True):
         inputs = block.inputs(hidden)
-        query, key, value = block.attention.queries_keys_values(inputs)
+        attention, slots = block.attention, block.config.slots
+        query, key, value = attention.queries_keys_values(inputs)
+        key = attention.place(key, cache.positions, slots + first)
         key = torch.cat([cache.key_BHSd, key], dim=2)
         value = torch.cat([cache.value_BHSd, value], dim=2)
-        read, received = block.attention.read(
-            query, key, value, cache.positions, block.live(segment.live_BN), first
-        )
+        reading = attention.reading(block.live(segment.live_BN), first)
+        read, received = attention.read(query, key, value, cache.positions, reading)
         if received is not None and cache.received_BS is not None:
             received = received + F.pad(cache.received_BS, (0, count))
-        hidden = block.after_attention(hidden, block.attention.join_heads(read))
+        hidden = block.after_attention(hidden, attention.join_heads(read))
         inputs = torch.cat([cache.inputs_BtD, inputs], dim=1)
         layers.append(LayerCache(cache.positions, key, value, inputs, received))
     logits = model.head(model.norm(hidden))
@@ -98,14 +101,14 @@ def close_segment(model: CompressiveTransformer, segment: OpenSegment) -> Memory
             f"a segment enters memory when it has {config.segment} tokens, not {segment.length}"
         )
     counts = advance_counts(config, before, config.segment)
-    memory, compressed = [], []
-    for block, cache, slots, old in zip(
-        model.layers, segment.layers, before.memory, before.compressed, strict=True
-    ):
-        moved = block.move(cache.inputs_BtD, slots, old, counts, cache.received_BS)
-        memory.append(moved[0])
-        compressed.append(moved[1])
-    return MemoryState(tuple(memory), tuple(compressed), counts.memory, counts.compressed)
+    layers = []
+    for index, (block, cache) in enumerate(zip(model.layers, segment.layers, strict=True)):
+        slots = block.config.slots
+        key, value = cache.key_BHSd[:, :, slots:], cache.value_BHSd[:, :, slots:]
+        key = block.attention.lift(key, cache.positions, slots)
+        entering = Entering(cache.inputs_BtD, (key, value), cache.received_BS)
+        layers.append(block.move(entering, before.layer(index), counts)[0])
+    return MemoryState.of_layers(layers, counts)
 
 
 def read(

@@ -1,11 +1,13 @@
 """Memory as a value: what a model knows of the past, and how it moves on.
 
-Shapes: L layers, B lanes, M memory slots, C compressed slots, T tokens of a segment, D width.
+Shapes: B lanes, M memory slots, C compressed slots, T tokens of a segment, w slots that they are
+compressed to, D width, H heads of d dimensions.
 Slots are oldest first and live slots stand at the right end, next to the segment.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +31,11 @@ class MemoryState:
     """[B] int64, live slots of memory."""
     compressed_count: Tensor
     """[B] int64, live slots of compressed memory."""
+    keys: tuple[Tensor, ...] = ()
+    """Per layer [B, H, C + M, d], what attention projects [compressed ; memory] to, without
+    positions; or nothing, and then it is projected anew for each segment. Kept keys and values
+    belong to fixed weights."""
+    values: tuple[Tensor, ...] = ()
 
     @staticmethod
     def empty(
@@ -60,6 +67,26 @@ class MemoryState:
             tuple(function(slots) for slots in self.compressed),
             function(self.memory_count),
             function(self.compressed_count),
+            tuple(function(keys) for keys in self.keys),
+            tuple(function(values) for values in self.values),
+        )
+
+    def layer(self, index: int) -> "LayerMemory":
+        """What one layer has."""
+        kept = (self.keys[index], self.values[index]) if self.keys else None
+        return LayerMemory(self.memory[index], self.compressed[index], kept)
+
+    @staticmethod
+    def of_layers(layers: list["LayerMemory"], counts: "Counts") -> "MemoryState":
+        """Memory after a segment."""
+        kept = [layer.kept for layer in layers if layer.kept is not None]
+        return MemoryState(
+            tuple(layer.memory_BMD for layer in layers),
+            tuple(layer.compressed_BCD for layer in layers),
+            counts.memory,
+            counts.compressed,
+            tuple(keys for keys, _ in kept),
+            tuple(values for _, values in kept),
         )
 
     def detach(self) -> "MemoryState":
@@ -74,38 +101,58 @@ class MemoryState:
     def concatenate(parts: list["MemoryState"]) -> "MemoryState":
         """Join the lanes of several states, in order."""
 
-        def join(tensors: tuple[Tensor, ...]) -> Tensor:
-            return torch.cat(tensors)
+        def join(name: str) -> tuple[Tensor, ...]:
+            layers = zip(*(getattr(part, name) for part in parts), strict=True)
+            return tuple(torch.cat(layer) for layer in layers)
 
         return MemoryState(
-            tuple(join(layer) for layer in zip(*(p.memory for p in parts), strict=True)),
-            tuple(join(layer) for layer in zip(*(p.compressed for p in parts), strict=True)),
+            join("memory"),
+            join("compressed"),
             torch.cat([p.memory_count for p in parts]),
             torch.cat([p.compressed_count for p in parts]),
+            join("keys"),
+            join("values"),
         )
 
     def reset(self, reset_B: Tensor) -> "MemoryState":
         """Forget everything in the lanes where `reset_B` is true."""
         keep = ~reset_B
-        return MemoryState(
-            self.memory, self.compressed, self.memory_count * keep, self.compressed_count * keep
+        return replace(
+            self,
+            memory_count=self.memory_count * keep,
+            compressed_count=self.compressed_count * keep,
         )
 
     def zero_filled(self, config: ModelConfig) -> "MemoryState":
         """The same with zero vectors in every empty slot, which count as live from now on."""
+        compressed = live_mask(self.compressed_count, config.compressed)
+        memory = live_mask(self.memory_count, config.memory)
+        both = torch.cat([compressed, memory], dim=1)[:, None]
 
-        def fill(layers: tuple[Tensor, ...], count_B: Tensor) -> tuple[Tensor, ...]:
+        def fill(layers: tuple[Tensor, ...], live: Tensor) -> tuple[Tensor, ...]:
+            # A layer without memory has no slots at all.
             return tuple(
-                torch.where(live_mask(count_B, slots.shape[1])[:, :, None], slots, 0.0)
+                torch.where(live[..., None], slots, 0.0) if slots.shape[-2] else slots
                 for slots in layers
             )
 
         return MemoryState(
-            fill(self.memory, self.memory_count),
-            fill(self.compressed, self.compressed_count),
+            fill(self.memory, memory),
+            fill(self.compressed, compressed),
             torch.full_like(self.memory_count, config.memory),
             torch.full_like(self.compressed_count, config.compressed),
+            fill(self.keys, both),
+            fill(self.values, both),
         )
+
+
+class LayerMemory(NamedTuple):
+    """Memory of one layer."""
+
+    memory_BMD: Tensor
+    compressed_BCD: Tensor
+    kept: tuple[Tensor, Tensor] | None
+    """Keys and values of [compressed ; memory], each [B, H, C + M, d], if they are kept."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +213,10 @@ def evict(
     return leaving, live, joined[:, tokens:].contiguous()
 
 
-def push(slots_BND: Tensor, new_BnD: Tensor) -> Tensor:
-    """First in, first out: append new slots and drop as many of the oldest."""
-    if slots_BND.shape[1] == 0:
-        return slots_BND
-    return torch.cat([slots_BND, new_BnD], dim=1)[:, -slots_BND.shape[1] :]
+def push(slots: Tensor, new: Tensor) -> Tensor:
+    """First in, first out along the last dimension but one: append new slots and drop as many of
+    the oldest.
+    """
+    count = slots.shape[-2]
+    joined = torch.cat([slots, new], dim=-2)
+    return joined.narrow(-2, joined.shape[-2] - count, count)

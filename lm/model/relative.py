@@ -1,123 +1,132 @@
-"""The relative attention formula in plain tensor operations: the route for every device and, in
-the tests, the yardstick of the faster one. Shapes as in attention.py.
+"""Relative attention with the authors' two position systems.
+
+Shapes as in attention.py; P sinusoids encode a distance, W rows in a table of encoded distances.
+
+For query i and key j, with q already scaled by d ** -0.5 (paper, section 3; authors' code):
+
+    score(i, j) = (q_i + u) . k_j + (q_i + v ) . r_{i-j}    j in memory or segment
+    score(i, j) = (q_i + u) . k_j + (q_i + v') . r'_{i-j}   j in compressed memory
+
+where r = W_r phi(i-j) and r' = W_r' phi(i-j) are separate projections of the sinusoids of the
+distance. There are three ways to compute it, chosen by `RelativeAttention.route`.
 """
 
-from typing import NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.model.attention import MemoryAttention, Reading, dropped_weights
+from lm.model.blocked_attention import BlockedAttention
+from lm.model.config import ModelConfig
+from lm.model.positions import compressed_distances, memory_distances, sinusoids
+from lm.model.shift_attention import Positions, attend
+from lm.model.widened_attention import WidePositions, attend_widened
+
+Route = Literal["blocked", "shift", "widened"]
+FUSED_WIDTH = 256
+"""Widest queries that fused attention kernels take."""
 
 
-class Positions(NamedTuple):
-    """Everything that attention knows of positions."""
+class RelativeAttention(MemoryAttention[Positions | WidePositions]):
+    """Multi-head attention with relative positions."""
 
-    content_bias: Tensor
-    """u, [H, d]"""
-    memory_bias: Tensor
-    """v, [H, d]"""
-    memory_key: Tensor
-    """r, [H, W, d], from the farthest distance down to 0"""
-    compressed_bias: Tensor | None
-    """v', [H, d]; None without compressed memory"""
-    compressed_key: Tensor | None
-    """r', [H, W', d], from the farthest distance down to 1"""
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        width, heads = config.width, config.heads
+        self.position_key = nn.Linear(config.encoded, width, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(heads, config.head_width))
+        self.position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
+        if config.compressed:
+            self.compressed_position_key = nn.Linear(config.encoded, width, bias=False)
+            self.compressed_position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
 
-    def window(self, first: int, queries: int, segment: int) -> "Positions":
-        """The rows that queries first .. first + queries - 1 of a segment need, of the whole
-        segment's tables.
+    def route(self) -> Route:
+        """How scores are computed where this module's weights are.
+
+        The cache-blocked route is the fastest on a CPU. Elsewhere queries and keys are widened by
+        the sinusoids, which fused kernels then read as ordinary attention, if these are few enough
+        and nothing asks for what that route cannot give: the weights themselves, and dropout of
+        single encoded distances.
         """
-        skip = segment - first - queries
-        far = None if self.compressed_key is None else self.compressed_key[:, skip:]
-        if far is not None and first:
-            far = far[:, :-first]
-        return self._replace(memory_key=self.memory_key[:, skip:], compressed_key=far)
+        config = self.config
+        if self.position_key.weight.device.type == "cpu":
+            return "blocked"
+        systems = 2 if config.compressed else 1
+        dropout = self.training and config.dropout > 0
+        fits = config.head_width + systems * config.encoded <= FUSED_WIDTH
+        return "widened" if fits and not dropout and not self.counts_attention else "shift"
 
+    def positions(self) -> Positions | WidePositions:
+        """Biases [H, d], and projected position keys [H, W, d] or, widened, projections."""
+        if self.route() == "widened":
+            return self._wide_positions()
+        config, device = self.config, self.position_key.weight.device
+        near = memory_distances(config.memory, config.segment, device)
+        memory_key = self._position_keys(self.position_key, near)
+        if not config.compressed:
+            return Positions(self.content_bias, self.position_bias, memory_key, None, None)
+        far = compressed_distances(config.compressed, config.segment, device)
+        return Positions(
+            self.content_bias,
+            self.position_bias,
+            memory_key,
+            self.compressed_position_bias,
+            self._position_keys(self.compressed_position_key, far),
+        )
 
-class Reading(NamedTuple):
-    """How a segment, or part of it, is read."""
+    def _position_keys(self, projection: nn.Linear, distances_W: Tensor) -> Tensor:
+        encoded = sinusoids(distances_W, self.config.encoded, projection.weight.dtype)
+        encoded = F.dropout(encoded, self.config.dropout, self.training)
+        keys_WD: Tensor = projection(encoded)
+        return keys_WD.unflatten(-1, (self.config.heads, -1)).transpose(0, 1)
 
-    live_BN: Tensor
-    """Which slots of [compressed ; memory] may be seen."""
-    first: int = 0
-    """Place of the first query in the segment."""
-    dropped_BHTS: Tensor | None = None
-    """Factors of the attention weights: dropout."""
-    received: bool = False
-    """Whether the attention that each key receives is wanted."""
+    def _wide_positions(self) -> WidePositions:
+        def by_head(projection: nn.Linear) -> Tensor:
+            return projection.weight.unflatten(0, (self.config.heads, -1))
 
+        far = bool(self.config.compressed)
+        return WidePositions(
+            self.content_bias,
+            self.position_bias,
+            by_head(self.position_key),
+            self.compressed_position_bias if far else None,
+            by_head(self.compressed_position_key) if far else None,
+            self.config.compressed,
+        )
 
-def relative_shift(scores: Tensor, keys: int) -> Tensor:
-    """Turn scores by distance into scores by key (Transformer-XL, appendix B).
+    def place(self, key_BHnd: Tensor, _: Positions | WidePositions, __: int) -> Tensor:
+        """Keys as they are: positions come in with the queries."""
+        return key_BHnd
 
-    scores[..., t, w] belongs to distance index w (far to near). Query t lies t steps further from
-    every key than query 0, so key j of query t stands at w = j + T - 1 - t:
+    def lift(self, key_BHnd: Tensor, _: Positions | WidePositions, __: int) -> Tensor:
+        """Keys as they are."""
+        return key_BHnd
 
-        w:    0 1 2 3 4          t = 0 reads  . . 2 3 4
-        T=3                      t = 1 reads  . 1 2 3 .
-                                 t = 2 reads  0 1 2 . .
-
-    Padding each row by one column and viewing the same memory with rows one shorter does this
-    without a gather. Entries beyond a row's end (keys after the query) are arbitrary finite values.
-
-    Args:
-        scores: [..., T, W] with W >= keys.
-        keys: number of keys wanted per query.
-
-    Returns:
-        [..., T, keys]
-    """
-    queries = scores.shape[-2]
-    width = keys + queries - 1
-    padded = torch.nn.functional.pad(scores, (0, width + 1 - scores.shape[-1]))
-    flat = padded.flatten(-2)[..., queries - 1 : queries - 1 + queries * width]
-    return flat.unflatten(-1, (queries, width))[..., :keys]
-
-
-def visible(live_BN: Tensor, queries: int, first: int) -> Tensor:
-    """[B, 1, T, N + first + T] bool: live slots, and the segment up to the query itself.
-
-    Args:
-        live_BN: live slots of [compressed ; memory].
-        queries: number of queries T, at positions first .. first + T - 1 of the segment.
-        first: position of the first query.
-    """
-    lanes, slots = live_BN.shape
-    causal = torch.ones(queries, first + queries, dtype=torch.bool, device=live_BN.device)
-    causal = causal.tril(first).expand(lanes, queries, -1)
-    memory = live_BN[:, None, :].expand(lanes, queries, slots)
-    return torch.cat([memory, causal], dim=-1)[:, None]
-
-
-def attend(
-    query_BHTd: Tensor,
-    key_BHSd: Tensor,
-    value_BHSd: Tensor,
-    positions: Positions,
-    reading: Reading,
-) -> tuple[Tensor, Tensor | None]:
-    """Relative attention of queries first .. first+T-1 of a segment.
-
-    Keys and values are [compressed ; memory ; segment up to the last query]. Returns the heads'
-    outputs [B, H, T, d] and, if asked, the attention [B, S] that each key received, summed over
-    heads and queries, before dropout and without gradient.
-    """
-    live_BN, first = reading.live_BN, reading.first
-    queries, slots = query_BHTd.shape[2], live_BN.shape[1]
-    content = (query_BHTd + positions.content_bias[:, None]) @ key_BHSd.transpose(-1, -2)
-    near = (query_BHTd + positions.memory_bias[:, None]) @ positions.memory_key.transpose(-1, -2)
-    compressed = 0
-    parts = []
-    if positions.compressed_key is not None and positions.compressed_bias is not None:
-        compressed = positions.compressed_key.shape[1] - queries + 1
-        far = query_BHTd + positions.compressed_bias[:, None]
-        far = far @ positions.compressed_key.transpose(-1, -2)
-        parts.append(relative_shift(far, compressed))
-    parts.append(relative_shift(near, key_BHSd.shape[2] - compressed))
-    scores = content + torch.cat(parts, dim=-1)
-    assert key_BHSd.shape[2] == slots + first + queries
-    scores = scores.masked_fill(~visible(live_BN, queries, first), float("-inf"))
-    weights = scores.softmax(dim=-1)
-    received = weights.detach().sum(dim=(1, 2)) if reading.received else None
-    if reading.dropped_BHTS is not None:
-        weights = weights * reading.dropped_BHTS
-    return weights @ value_BHSd, received
+    def read(
+        self,
+        query_BHTd: Tensor,
+        key_BHSd: Tensor,
+        value_BHSd: Tensor,
+        positions: Positions | WidePositions,
+        reading: Reading,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See MemoryAttention.read."""
+        if isinstance(positions, WidePositions):
+            return attend_widened(query_BHTd, key_BHSd, value_BHSd, positions, reading), None
+        queries, segment = query_BHTd.shape[2], self.config.segment
+        if self.route() == "blocked" and queries == segment:
+            dropped = dropped_weights(query_BHTd, key_BHSd.shape[2], reading)
+            read, received = BlockedAttention.apply(
+                query_BHTd,
+                key_BHSd,
+                value_BHSd,
+                *positions,
+                reading.live_BN,
+                dropped,
+                reading.received,
+            )
+            return read, received
+        window = positions.window(reading.first, queries, segment)
+        return attend(query_BHTd, key_BHSd, value_BHSd, window, reading)

@@ -4,7 +4,7 @@ Shapes: B lanes, T tokens of a segment, M memory slots, C compressed slots, D wi
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -77,29 +77,27 @@ class CompressiveTransformer(nn.Module):
         """Read one whole segment after `memory` and move it into memory.
 
         Raises:
-            ValueError: the segment is not config.segment tokens long.
+            ValueError: the segment is not config.segment tokens long, or memory keeps keys and
+                values, which belong to fixed weights, in training.
         """
         config = self.config
         if tokens_BT.shape[1] != config.segment:
             raise ValueError(
                 f"a segment has model.segment = {config.segment} tokens, not {tokens_BT.shape[1]}"
             )
+        if memory.keys and self.training:
+            raise ValueError("memory with kept keys and values is for model.eval() only")
         hidden, memory = self.embed(tokens_BT), self.readable(memory)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
         live = self.live(memory)
-        new_memory, new_compressed, losses = [], [], []
-        for block, slots, compressed in zip(
-            self.layers, memory.memory, memory.compressed, strict=True
-        ):
-            step = block(hidden, slots, compressed, block.live(live), counts)
+        layers, losses = [], []
+        for index, block in enumerate(self.layers):
+            step = block(hidden, memory.layer(index), live, counts)
             hidden = step.hidden_BTD
-            new_memory.append(step.memory_BMD)
-            new_compressed.append(step.compressed_BCD)
+            layers.append(step.memory)
             if step.reconstruction is not None:
                 losses.append(step.reconstruction)
-        after = MemoryState(
-            tuple(new_memory), tuple(new_compressed), counts.memory, counts.compressed
-        )
+        after = MemoryState.of_layers(layers, counts)
         auxiliary = {}
         if losses:
             auxiliary["reconstruction"] = LossSum(
@@ -111,6 +109,20 @@ class CompressiveTransformer(nn.Module):
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D] with the training dropout."""
         return F.dropout(self.embedding(tokens_BT), self.config.dropout, self.training)
+
+    def keep_keys(self, memory: MemoryState) -> MemoryState:
+        """The same memory with the keys and values that the present weights give it, which all
+        memory that follows from it keeps too. Reading is faster then: slots are projected once.
+        """
+        if memory.keys:
+            return memory
+        memory = self.readable(memory)
+        kept = [block.keys_values(memory.layer(i)) for i, block in enumerate(self.layers)]
+        return replace(
+            memory,
+            keys=tuple(key.contiguous() for key, _ in kept),
+            values=tuple(value.contiguous() for _, value in kept),
+        )
 
     def readable(self, memory: MemoryState) -> MemoryState:
         """Memory as the layers read it."""

@@ -41,6 +41,15 @@ SHAPES = {
             "memory shorter": {"memory": 2, "segment": 5, "rate": 3},
         }.items()
     },
+    "few sinusoids": replace(TINY, sinusoids=2),
+    "few sinusoids, Transformer-XL": replace(TINY, sinusoids=4, compressed=0),
+    "rotary": replace(TINY, positions="rotary", memory=7),
+    "rotary, memory shorter": replace(TINY, positions="rotary", memory=2, segment=5, rate=3),
+    "rotary, slots": replace(TINY, positions="rotary_slots"),
+    "rotary, Transformer-XL": replace(TINY, positions="rotary", compressed=0),
+    "rotary, most_used": replace(
+        TINY, positions="rotary", compression="most_used", reconstruction="none"
+    ),
     "post-norm": replace(TINY, norm="post"),
     "swiglu": replace(TINY, activation="swiglu"),
     "geglu": replace(TINY, activation="geglu"),

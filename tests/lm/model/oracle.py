@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lm.model import CompressiveTransformer, MemoryState, ModelConfig
 from tests.lm.model.naive_compression import NAIVE, Leaving, Slots
+from tests.lm.model.naive_scores import Pair, relative_score, rotary_score
 
 
 @dataclass
@@ -39,12 +40,6 @@ def empty_lane(config: ModelConfig) -> LaneMemory:
         [[zero] * layer.memory * attended for layer in layers],
         [[zero] * layer.compressed * attended for layer in layers],
     )
-
-
-def sinusoid(distance: int, width: int) -> Tensor:
-    angles = [distance / 10000 ** (2 * i / width) for i in range(width // 2)]
-    values = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def layer_norm(x_D: Tensor, gain_D: Tensor, bias_D: Tensor) -> Tensor:
@@ -92,33 +87,25 @@ class Oracle:
         """Outputs per token, the scaled queries per head and token, and the average attention that
         each slot of memory and each token received over heads and the queries that see it.
         """
-        config, d = self.config, self.config.head_width
-        width = config.width
-        w_q, w_k, w_v = self.get(layer, "attention.query_key_value.weight").split(width)
+        config = self.config
+        score = relative_score if config.positions == "relative" else rotary_score
+        w_q, w_k, w_v = self.get(layer, "attention.query_key_value.weight").split(config.width)
         outputs_per_head, queries_per_head = [], []
         received = [0.0] * (len(memory) + len(inputs))
         for h in range(config.heads):
-            u = self.get(layer, "attention.content_bias")[h]
-            near = self.head(self.get(layer, "attention.position_key.weight"), h)
-            near_bias = self.get(layer, "attention.position_bias")[h]
-            if compressed:
-                far = self.head(self.get(layer, "attention.compressed_position_key.weight"), h)
-                far_bias = self.get(layer, "attention.compressed_position_bias")[h]
-            k_rows, v_rows, q_rows = self.head(w_k, h), self.head(w_v, h), self.head(w_q, h)
+            q_rows, k_rows, v_rows = self.head(w_q, h), self.head(w_k, h), self.head(w_v, h)
             reads, queries = [], []
             for i, x in enumerate(inputs):
-                query = (q_rows @ x) / math.sqrt(d)
+                query = (q_rows @ x) / math.sqrt(config.head_width)
                 scores, values = [], []
                 for j, slot in enumerate(compressed):
-                    encoded = far @ sinusoid(i + len(compressed) - j, width)
-                    score = (query + u) @ (k_rows @ slot) + (query + far_bias) @ encoded
-                    scores.append(score)
+                    age = len(compressed) - 1 - j
+                    scores.append(score(self, layer, h, Pair(query, k_rows @ slot, i, age, True)))
                     values.append(v_rows @ slot)
                 recent = memory + inputs[: i + 1]
                 for j, slot in enumerate(recent):
-                    encoded = near @ sinusoid(len(recent) - 1 - j, width)
-                    score = (query + u) @ (k_rows @ slot) + (query + near_bias) @ encoded
-                    scores.append(score)
+                    age = len(recent) - 1 - j
+                    scores.append(score(self, layer, h, Pair(query, k_rows @ slot, i, age, False)))
                     values.append(v_rows @ slot)
                 weights = softmax(scores)
                 reads.append(weighted_sum(weights, values))

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lm.model import attention as attention_module
-from lm.model.attention import RelativeAttention
+from lm.model import ModelConfig
+from lm.model.attention import Reading, dropped_weights
+from lm.model.relative import RelativeAttention
 from tests.lm.model.cases import TINY, build
 
 
@@ -18,23 +19,57 @@ def test_dropped_weights_are_the_same_on_both_routes(monkeypatch: pytest.MonkeyP
     inputs = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
     slots = torch.randn(3, config.slots, 8, dtype=torch.float64)
     live = torch.arange(config.slots) >= torch.tensor([[0], [4], [10]])
+
+    def output() -> torch.Tensor:
+        return attention(inputs, *attention.keys_values(slots), live).output_BTD
+
     results = []
-    for blocked in (True, False):
-        if not blocked:
-            monkeypatch.setattr(attention_module, "on_cpu", lambda tensor: False)
+    for route in ("blocked", "shift"):
+        monkeypatch.setattr(RelativeAttention, "route", lambda self, route=route: route)
         torch.manual_seed(2)
-        output = attention(inputs, slots, live).output_BTD
+        read = output()
         wanted = [inputs, *attention.parameters()]
-        results.append((output, *torch.autograd.grad(output.square().sum(), wanted)))
+        results.append((read, *torch.autograd.grad(read.square().sum(), wanted)))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
     attention.eval()
-    assert not torch.allclose(results[0][0], attention(inputs, slots, live).output_BTD)
+    assert not torch.allclose(results[0][0], output())
 
 
 def test_dropped_weights_keep_their_mean() -> None:
-    attention = RelativeAttention(replace(TINY, attention_dropout=0.25))
-    factors = attention._dropped_weights(torch.zeros(1, 1, 400, 2), 400)
+    reading = Reading(torch.ones(1, 0), dropout=0.25)
+    factors = dropped_weights(torch.zeros(1, 1, 400, 2), 400, reading)
     assert factors is not None
     assert factors.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert factors.mean().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_widened_route_drops_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The average over many draws is what is read without dropout."""
+    config = replace(TINY, attention_dropout=0.3)
+    monkeypatch.setattr(RelativeAttention, "route", lambda self: "widened")
+    attention = build(config).layers[0].attention
+    torch.manual_seed(1)
+    inputs = torch.randn(1, 4, 8, dtype=torch.float64)
+    slots = attention.keys_values(torch.randn(1, config.slots, 8, dtype=torch.float64))
+    live = torch.ones(1, config.slots, dtype=torch.bool)
+    draws = torch.stack([attention(inputs, *slots, live).output_BTD for _ in range(600)])
+    assert draws.std(dim=0).min() > 0
+    exact = attention.eval()(inputs, *slots, live).output_BTD
+    error = (draws.mean(dim=0) - exact).abs() / (draws.std(dim=0) / 600**0.5)
+    assert error.max() < 5
+
+
+def on_meta(config: ModelConfig, training: bool = True) -> str:
+    with torch.device("meta"):
+        return RelativeAttention(config).train(training).route()
+
+
+def test_routes_by_device_and_need() -> None:
+    few = replace(TINY, sinusoids=4)
+    assert RelativeAttention(few).route() == "blocked"
+    assert on_meta(few) == "widened"
+    assert on_meta(replace(few, width=512, heads=1, sinusoids=None)) == "shift"
+    assert on_meta(replace(few, dropout=0.1)) == "shift"
+    assert on_meta(replace(few, dropout=0.1), training=False) == "widened"
+    assert on_meta(replace(few, compression="most_used", reconstruction="none")) == "shift"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lm.model import ModelConfig
+from lm.model import MemoryState, ModelConfig
 from lm.model.incremental import close_segment, extend, open_segment, read
 from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 
@@ -49,3 +49,27 @@ def test_too_many_tokens_and_early_commits_are_refused() -> None:
         extend(model, torch.zeros(1, 5, dtype=torch.int64), segment)
     with pytest.raises(ValueError, match="enters memory when"):
         close_segment(model, segment)
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+def test_kept_keys_and_values_change_nothing(config: ModelConfig) -> None:
+    """Whole segments, with a lane reset on the way and through lane slices."""
+    model = build(config).eval()
+    plain = model.empty_memory(2)
+    kept = model.keep_keys(plain)
+    for index, part in enumerate(stream(7, 2, config).split(config.segment, dim=1)):
+        if index == 4:
+            reset = torch.tensor([False, True])
+            plain, kept = plain.reset(reset), kept.reset(reset)
+        kept = MemoryState.concatenate([kept.lane_slice(slice(i, i + 1)) for i in range(2)])
+        expected, output = model(part, plain), model(part, kept)
+        torch.testing.assert_close(output.predictions, expected.predictions, rtol=1e-9, atol=1e-11)
+        plain, kept = expected.memory, output.memory
+        assert len(kept.keys) == config.layers and not plain.keys
+
+
+def test_kept_keys_are_refused_in_training() -> None:
+    model = build(TINY).eval()
+    memory = model.keep_keys(model.empty_memory(1))
+    with pytest.raises(ValueError, match="kept keys and values"):
+        model.train()(stream(1, 1, TINY), memory)

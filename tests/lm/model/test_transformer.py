@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.model import MemoryState, ModelConfig
-from lm.model import attention as attention_module
+from lm.model import MemoryState
+from lm.model.relative import RelativeAttention
 from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 from tests.lm.model.oracle import LaneMemory, Oracle, empty_lane, live_slots
 
@@ -26,20 +26,29 @@ def all_slots(state: MemoryState) -> tuple[Tensor, ...]:
     return state.memory + state.compressed
 
 
-@pytest.fixture(params=["blocked", "plain"])
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both attention routes: the CPU one and the one for every other device."""
-    if request.param == "plain":
-        monkeypatch.setattr(attention_module, "on_cpu", lambda tensor: False)
-    return str(request.param)
+SHIFT = ("memory equals segment", "memory shorter", "no memory", "Transformer-XL", "few sinusoids")
+WIDENED = (*SHIFT, "segment no multiple of rate", "extra kernel", "few sinusoids, Transformer-XL")
+ROUTES = [
+    *((name, "blocked") for name in SHAPES),
+    *(
+        (name, "shift")
+        for name in (*SHIFT, "most_used, memory longer", "most_used, memory shorter")
+    ),
+    *((name, "widened") for name in WIDENED),
+]
+"""Shapes with the attention route that reads them: a CPU's, and those of other devices."""
 
 
-@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
-def test_equals_oracle_through_many_overflows(config: ModelConfig, route: str) -> None:
+@pytest.mark.parametrize(("name", "route"), ROUTES)
+def test_equals_oracle_through_many_overflows(
+    name: str, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outputs, new memory, reconstruction loss and every gradient, on a stream that overflows
     both memories, with one lane reset on the way.
     """
-    model, oracle = build(config), None
+    config = SHAPES[name]
+    monkeypatch.setattr(RelativeAttention, "route", lambda self: route)
+    model = build(config)
     oracle = Oracle(model)
     lanes, segments = 2, 6
     tokens = stream(segments, lanes, config)

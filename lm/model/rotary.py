@@ -1,0 +1,92 @@
+"""Rotary positions by time (Su et al., arXiv 2104.09864), with compressed memory on the same axis.
+
+Shapes as in attention.py. Queries and keys are turned by angles in proportion to their place, so a
+score depends on the distance in tokens, and scaled-dot-product attention applies as it is.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lm.model.attention import MemoryAttention, Reading, dropped_weights, visible
+from lm.model.config import ModelConfig
+
+
+class Rotation(NamedTuple):
+    """Angles of every slot of [compressed ; memory ; segment]."""
+
+    cos_Sd: Tensor
+    sin_Sd: Tensor
+
+
+def places(config: ModelConfig, device: torch.device) -> Tensor:
+    """Where slots stand in time, in tokens from the first of the segment, [S] float64.
+
+    Compressed slots end where memory begins. Each stands at the centre of the tokens it was made
+    from (`rotary`) or counts as one token (`rotary_slots`).
+    """
+    age = torch.arange(config.compressed - 1, -1, -1, dtype=torch.float64, device=device)
+    span = config.segment / config.windows if config.positions == "rotary" else 1.0
+    compressed = -config.memory - age * span - (span + 1) / 2
+    recent = torch.arange(-config.memory, config.segment, dtype=torch.float64, device=device)
+    return torch.cat([compressed, recent])
+
+
+def rotate(x_BHnd: Tensor, cos_nd: Tensor, sin_nd: Tensor) -> Tensor:
+    """Turn each pair (channel of the first half, channel of the second) by its angle."""
+    first, second = x_BHnd.chunk(2, dim=-1)
+    return x_BHnd * cos_nd + torch.cat([-second, first], dim=-1) * sin_nd
+
+
+class RotaryAttention(MemoryAttention[Rotation]):
+    """Multi-head attention with rotary positions; they need no parameters."""
+
+    def positions(self) -> Rotation:
+        """Cosines and sines [S, d]; angles are formed in float64."""
+        weight, half = self.output.weight, self.config.head_width // 2
+        place_S = places(self.config, weight.device)
+        exponents = torch.arange(half, dtype=torch.float64, device=weight.device) / half
+        angles = place_S[:, None] * 10000.0**-exponents
+        angles = torch.cat([angles, angles], dim=-1)
+        return Rotation(angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
+
+    def place(self, key_BHnd: Tensor, positions: Rotation, first: int) -> Tensor:
+        """Keys turned to their places."""
+        part = slice(first, first + key_BHnd.shape[2])
+        return rotate(key_BHnd, positions.cos_Sd[part], positions.sin_Sd[part])
+
+    def lift(self, key_BHnd: Tensor, positions: Rotation, first: int) -> Tensor:
+        """Keys turned back."""
+        part = slice(first, first + key_BHnd.shape[2])
+        return rotate(key_BHnd, positions.cos_Sd[part], -positions.sin_Sd[part])
+
+    def read(
+        self,
+        query_BHTd: Tensor,
+        key_BHSd: Tensor,
+        value_BHSd: Tensor,
+        positions: Rotation,
+        reading: Reading,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See MemoryAttention.read."""
+        queries = query_BHTd.shape[2]
+        query = self.place(query_BHTd, positions, self.config.slots + reading.first)
+        mask = visible(reading, queries)
+        if not reading.received:
+            read = F.scaled_dot_product_attention(
+                query,
+                key_BHSd,
+                value_BHSd,
+                attn_mask=mask,
+                dropout_p=reading.dropout,
+                scale=1.0,
+            )
+            return read, None
+        scores = (query @ key_BHSd.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(dim=-1)
+        received = weights.detach().sum(dim=(1, 2))
+        dropped = dropped_weights(query, key_BHSd.shape[2], reading)
+        weights = weights if dropped is None else weights * dropped
+        return weights @ value_BHSd, received

@@ -1,0 +1,98 @@
+"""Relative attention by Transformer-XL's shift, in plain tensor operations: the route for every
+device and for parts of a segment and, in the tests, the yardstick of the faster ones.
+
+Shapes as in attention.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lm.model.attention import Reading, dropped_weights, visible
+
+
+class Positions(NamedTuple):
+    """Everything that attention knows of positions."""
+
+    content_bias: Tensor
+    """u, [H, d]"""
+    memory_bias: Tensor
+    """v, [H, d]"""
+    memory_key: Tensor
+    """r, [H, W, d], from the farthest distance down to 0"""
+    compressed_bias: Tensor | None
+    """v', [H, d]; None without compressed memory"""
+    compressed_key: Tensor | None
+    """r', [H, W', d], from the farthest distance down to 1"""
+
+    def window(self, first: int, queries: int, segment: int) -> "Positions":
+        """The rows that queries first .. first + queries - 1 of a segment need, of the whole
+        segment's tables.
+        """
+        skip = segment - first - queries
+        far = None if self.compressed_key is None else self.compressed_key[:, skip:]
+        if far is not None and first:
+            far = far[:, :-first]
+        return self._replace(memory_key=self.memory_key[:, skip:], compressed_key=far)
+
+
+def relative_shift(scores: Tensor, keys: int) -> Tensor:
+    """Turn scores by distance into scores by key (Transformer-XL, appendix B).
+
+    scores[..., t, w] belongs to distance index w (far to near). Query t lies t steps further from
+    every key than query 0, so key j of query t stands at w = j + T - 1 - t:
+
+        w:    0 1 2 3 4          t = 0 reads  . . 2 3 4
+        T=3                      t = 1 reads  . 1 2 3 .
+                                 t = 2 reads  0 1 2 . .
+
+    Padding each row by one column and viewing the same memory with rows one shorter does this
+    without a gather. Entries beyond a row's end (keys after the query) are arbitrary finite values.
+
+    Args:
+        scores: [..., T, W] with W >= keys.
+        keys: number of keys wanted per query.
+
+    Returns:
+        [..., T, keys]
+    """
+    queries = scores.shape[-2]
+    width = keys + queries - 1
+    padded = torch.nn.functional.pad(scores, (0, width + 1 - scores.shape[-1]))
+    flat = padded.flatten(-2)[..., queries - 1 : queries - 1 + queries * width]
+    return flat.unflatten(-1, (queries, width))[..., :keys]
+
+
+def attend(
+    query_BHTd: Tensor,
+    key_BHSd: Tensor,
+    value_BHSd: Tensor,
+    positions: Positions,
+    reading: Reading,
+) -> tuple[Tensor, Tensor | None]:
+    """Relative attention of queries first .. first+T-1 of a segment.
+
+    Keys and values are [compressed ; memory ; segment up to the last query]. Returns the heads'
+    outputs [B, H, T, d] and, if asked, the attention [B, S] that each key received, summed over
+    heads and queries, before dropout and without gradient.
+    """
+    queries = query_BHTd.shape[2]
+    content = (query_BHTd + positions.content_bias[:, None]) @ key_BHSd.transpose(-1, -2)
+    near = (query_BHTd + positions.memory_bias[:, None]) @ positions.memory_key.transpose(-1, -2)
+    compressed = 0
+    parts = []
+    if positions.compressed_key is not None and positions.compressed_bias is not None:
+        compressed = positions.compressed_key.shape[1] - queries + 1
+        far = query_BHTd + positions.compressed_bias[:, None]
+        far = far @ positions.compressed_key.transpose(-1, -2)
+        parts.append(relative_shift(far, compressed))
+    parts.append(relative_shift(near, key_BHSd.shape[2] - compressed))
+    scores = content + torch.cat(parts, dim=-1)
+    scores = scores.masked_fill(~visible(reading, queries), float("-inf"))
+    weights = scores.softmax(dim=-1)
+    received = weights.detach().sum(dim=(1, 2)) if reading.received else None
+    dropped = dropped_weights(query_BHTd, key_BHSd.shape[2], reading)
+    if dropped is not None:
+        weights = weights * dropped
+    return weights @ value_BHSd, received
