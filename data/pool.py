@@ -30,6 +30,7 @@ class Pool:
             for index, item in numbered:
                 yield self.work(self.shared, index, item)
             return
+        others = set(multiprocessing.active_children())
         spawn = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, spawn, start_worker, (self.work, self.shared))
         try:
@@ -37,6 +38,11 @@ class Pool:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
+            # The pool does not know of a worker that was starting when another one was killed; it
+            # would wait for work for ever, and this process at its end for it.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+                worker.join()
             raise ChildProcessError(
                 "a worker was killed, perhaps for want of memory: call again with fewer workers "
                 "and the build continues"

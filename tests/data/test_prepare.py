@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -264,6 +265,7 @@ def test_a_killed_worker_is_told_and_the_build_continues(
     with pytest.raises(ChildProcessError, match="a worker was killed"):
         prepare(config, workers=2)
     killer.join()
+    assert not multiprocessing.active_children()
     assert (tmp_path / "s.building").exists()
     assert prepare(config, workers=1).split("train").documents["tokens"].all()
 
