@@ -56,6 +56,7 @@ def join() -> World:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
+    own_port = "MASTER_PORT" not in os.environ
     os.environ.setdefault("MASTER_PORT", str(free_port()))
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
@@ -76,4 +77,7 @@ def join() -> World:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    if own_port:
+        # It is this process's alone: a run that it starts must find another.
+        del os.environ["MASTER_PORT"]
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)

@@ -139,7 +139,7 @@ def test_two_ranks_train_as_one(
     [
         (["--optim.lrr", "1"], "lr"),
         (["--model.layers", "0"], "model.layers must be at least 1"),
-        (["--model.rate", "3"], "multiple of model.rate"),
+        (["--model.heads", "3"], "multiple of model.heads"),
         (["--data.shards", "nowhere"], "holds no shards"),
         (["--training.minutes", "1"], "either training.steps or training.minutes"),
         (["--config", "second.yaml"], "more than once"),
