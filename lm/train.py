@@ -12,9 +12,11 @@ from data.shards import open_shards
 from lm.model import ModelConfig
 from lm.training import checkpoint, dist
 from lm.training.config import RunConfig, TrainingConfig, resumed
+from lm.training.loop import Loop, measured_steps
 from lm.training.optim import OptimConfig
 from lm.training.runlog import MetricsLog, write_environment
-from lm.training.trainer import Loop, Trainer, measured_steps
+from lm.training.stopping import STOPPED
+from lm.training.trainer import Trainer
 
 
 def main(
@@ -36,14 +38,13 @@ def main(
         config = resumed(config, load_config(RunConfig, run / "config.yaml"), str(run))
     elif (run / "config.yaml").exists() or (run.exists() and any(run.iterdir())):
         _require_unfinished(run)
-    world = dist.join()
+    world = dist.join(training.timeout)
     if config.training.steps is None:
         steps = measured_steps(config, shards, world)
         config = replace(config, training=replace(config.training, steps=steps, minutes=None))
         _say(world, f"{steps} steps fit in {training.minutes} minutes")
-    trainer = Trainer(config, shards, world)
+    trainer = Trainer(config, shards, world, folder)
     if folder is not None:
-        trainer.restore(folder)
         _say(world, f"continue {run} from step {trainer.step}")
     if world.first:
         (run / "vocabulary").mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,18 @@ def main(
         write_environment(run)
         shards.vocabulary.save(run / "vocabulary")
         MetricsLog(run / "metrics.jsonl").cut(trainer.step)
-    Loop(trainer, run).train()
+    loop = Loop(trainer, run)
+    loop.stop.listen()
+    try:
+        finished = loop.train()
+    except RuntimeError as error:
+        if world.size == 1:
+            raise
+        dist.give_up(world, error)
+    dist.leave(world)
+    if not finished:
+        _say(world, f"stopped by a signal at step {trainer.step}, saved; the same command goes on")
+        raise SystemExit(STOPPED)
 
 
 def _require_unfinished(run: Path) -> None:

@@ -12,8 +12,9 @@ from data.shards import Shards, open_shards
 from lm.model import ModelConfig
 from lm.training import dist
 from lm.training.config import RunConfig, TrainingConfig
+from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
-from lm.training.trainer import Loop, Trainer
+from lm.training.trainer import Trainer
 
 WORDS = "the a long book of memory and time was read by one who wrote it down again".split()
 

@@ -72,7 +72,14 @@ class ModelConfig:
     """What a query sees of slots that nothing has filled yet: nothing, or zero vectors (authors'
     code)."""
     tied: bool = True
-    """Share one matrix between the token embedding and the output projection."""
+    """Share the words' vectors between the token embedding and the output projection."""
+    cutoffs: tuple[int, ...] | None = None
+    """Adaptive input and softmax: ids at which a cluster of rarer words begins, for vocabularies
+    ordered from frequent to rare. None: one matrix for all words."""
+    cluster_divisor: int = 4
+    """How many times smaller the words' vectors become from one cluster to the next."""
+    head_chunk: int | None = None
+    """Tokens whose logits are held at once in training, for large vocabularies; none: all."""
     dropout: float = 0.0
     """Share dropped in training of embeddings, position encodings and sub-layer outputs."""
     attention_dropout: float = 0.0
@@ -105,6 +112,26 @@ class ModelConfig:
             self._check_memory_layers(self.memory_layers)
         if self.compressed:
             self._check_compression()
+        self._check_vocabulary()
+
+    def _check_vocabulary(self) -> None:
+        if self.head_chunk is not None and self.head_chunk < 1:
+            raise ValueError(f"model.head_chunk must be at least 1, not {self.head_chunk}")
+        if self.cutoffs is None:
+            if self.cluster_divisor != 4:
+                raise ValueError("model.cluster_divisor has no effect without model.cutoffs")
+            return
+        if list(self.cutoffs) != sorted({*self.cutoffs}) or any(cut < 1 for cut in self.cutoffs):
+            raise ValueError(f"model.cutoffs must rise from at least 1, not {list(self.cutoffs)}")
+        if self.cluster_divisor < 1 or self.cluster_width(len(self.cutoffs)) < 1:
+            raise ValueError(
+                f"model.cluster_divisor must leave each cluster a dimension of the "
+                f"{self.width}, not {self.cluster_divisor} with {len(self.cutoffs)} cut-offs"
+            )
+
+    def cluster_width(self, cluster: int) -> int:
+        """Dimensions of the words' vectors in a cluster of the adaptive vocabulary."""
+        return self.width // self.cluster_divisor**cluster
 
     def _check_positions(self) -> None:
         if self.positions == "relative":

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.blocks import Block
 from lm.model.config import ModelConfig
-from lm.model.embedding import Embedding, Head
+from lm.model.embedding import Embedding, Head, VocabularyHead
 from lm.model.memory import MemoryState, advance_counts, live_mask
 from lm.model.reconstruction import LossSum
 
@@ -36,10 +37,10 @@ class CompressiveTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
-        self.embedding = Embedding(config, vocabulary)
+        self.embedding, head = vocabulary_ends(config, vocabulary)
         self.blocks = nn.ModuleList(Block(config.at(layer)) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
-        self.head = Head(config, vocabulary, self.embedding.weight if config.tied else None)
+        self.head = head
         self.initialise()
 
     def initialise(self) -> None:
@@ -60,6 +61,9 @@ class CompressiveTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, Embedding | Head):
                 _truncated_normal(module.weight, self.config.width**-0.5)
+            elif isinstance(module, nn.ParameterList):
+                for words in module:
+                    _truncated_normal(words, self.config.width**-0.5)
 
     @property
     def layers(self) -> list[Block]:
@@ -137,6 +141,17 @@ class CompressiveTransformer(nn.Module):
             ],
             dim=1,
         )
+
+
+def vocabulary_ends(
+    config: ModelConfig, vocabulary: int
+) -> tuple[Embedding | AdaptiveEmbedding, VocabularyHead]:
+    """The token embedding and the head, which may share their words' vectors."""
+    if config.cutoffs is None:
+        plain = Embedding(config, vocabulary)
+        return plain, Head(config, vocabulary, plain.weight if config.tied else None)
+    adaptive = AdaptiveEmbedding(config, vocabulary)
+    return adaptive, AdaptiveHead(config, vocabulary, adaptive.clusters if config.tied else None)
 
 
 def _truncated_normal(weight: Tensor, std: float) -> None:

@@ -1,12 +1,25 @@
 """Everything a run is made of, and how a resumed run is matched with its folder."""
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model import ModelConfig
 from lm.training.optim import OptimConfig
+
+AT_LEAST_ONE = (
+    "steps",
+    "lanes",
+    "unroll",
+    "micro_batches",
+    "log_every",
+    "validate_every",
+    "validation_segments",
+    "save_every",
+    "keep",
+    "keep_every",
+)
 
 
 @dataclass(frozen=True)
@@ -14,7 +27,7 @@ class TrainingConfig:
     """Length of a run, its lanes, and what it writes when."""
 
     steps: int | None = None
-    """Optimiser steps; each reads one segment of every lane."""
+    """Optimiser steps; each reads unroll x accumulate segments of every lane."""
     minutes: float | None = None
     """Instead of steps: as many as fit in this time, measured at the start of the run."""
     lanes: int = 16
@@ -25,6 +38,25 @@ class TrainingConfig:
     """Begin each document with empty memory (only with order documents)."""
     seed: int = 0
     """Seed of the weights, of dropout and of the order of documents."""
+    accumulate: tuple[tuple[int, int], ...] = ((0, 1),)
+    """Back-propagations that one step gathers gradients of, while memory moves on, each as [first
+    step, number]; the paper's [[0, 1], [60000, 4]] makes updates rarer late in training."""
+    unroll: int = 1
+    """Consecutive segments that one back-propagation spans; above 1 the likelihood trains the
+    compression functions too."""
+    micro_batches: int = 1
+    """Parts that a rank's lanes are read in, one after the other, to save memory."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's inputs for back-propagation and compute the rest again."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 multiplies matrices in bfloat16 and keeps float32 master weights."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """ZeRO stage: what the ranks divide among themselves: nothing (best for one process), the
+    optimiser's state (1), also gradients (2), also weights (3)."""
+    offload: bool = False
+    """Keep the optimiser's state in host memory (stages 2 and 3)."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite ends the run, or its step is left out and counted."""
     log_every: int = 10
     """Steps between records in metrics.jsonl."""
     validate_every: int = 1000
@@ -35,19 +67,45 @@ class TrainingConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
     """Newest checkpoints that are kept."""
+    keep_every: int | None = None
+    """Also keep the checkpoints of steps that are multiples of this."""
+    keep_best: bool = False
+    """Also keep the checkpoint with the best score on the validation split."""
+    timeout: float = 10.0
+    """Minutes without a sign from another rank after which a rank gives up."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either training.steps or training.minutes")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"training.minutes must be positive, not {self.minutes}")
-        at_least_one = ("steps", "lanes", "log_every", "validate_every", "save_every", "keep")
-        for name in (*at_least_one, "validation_segments"):
+        for name in AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"training.{name} must be at least 1, not {value}")
+        if self.timeout <= 0:
+            raise ValueError(f"training.timeout must be positive, not {self.timeout}")
         if self.reset_documents and self.order == "stream":
             raise ValueError("training.reset_documents has no effect with training.order stream")
+        if self.offload and self.zero < 2:
+            raise ValueError("training.offload needs training.zero 2 or 3")
+        if self.keep_best and self.save_every % self.validate_every:
+            raise ValueError(
+                "training.keep_best needs training.save_every to be a multiple of "
+                "training.validate_every, so that every checkpoint has a score"
+            )
+        firsts = [first for first, _ in self.accumulate]
+        if firsts[:1] != [0] or sorted(set(firsts)) != firsts:
+            raise ValueError(
+                "training.accumulate must begin at step 0 and name later steps in order, such as "
+                "[[0, 1], [60000, 4]]"
+            )
+        if any(number < 1 for _, number in self.accumulate):
+            raise ValueError("training.accumulate must gather at least 1 back-propagation a step")
+
+    def accumulated(self, step: int) -> int:
+        """Back-propagations of a step (0 for the first)."""
+        return [number for first, number in self.accumulate if first <= step][-1]
 
 
 @dataclass(frozen=True)
@@ -59,13 +117,34 @@ class RunConfig:
     optim: OptimConfig
     training: TrainingConfig
 
+    def __post_init__(self) -> None:
+        if self.optim.name == "muon" and self.training.zero:
+            raise ValueError(
+                "optim.name muon needs training.zero 0: from stage 1 on DeepSpeed clips the "
+                "orthogonal update instead of the gradient, which is another optimiser"
+            )
+        if self.training.unroll > 1 and self.training.zero == 3:
+            raise ValueError(
+                "training.unroll above 1 needs training.zero 0 to 2: at stage 3 DeepSpeed takes "
+                "the gradient of a layer once in a back-propagation"
+            )
+        if self.training.unroll > 1 and not self.model.compressed:
+            raise ValueError(
+                "training.unroll has no effect with model.compressed 0, because no gradient "
+                "passes through ordinary memory"
+            )
+
 
 MAY_CHANGE = {"data.shards", "data.source"} | {
     f"training.{name}"
-    for name in ("log_every", "validate_every", "validation_segments", "save_every", "keep")
+    for name in (
+        *("log_every", "validate_every", "validation_segments"),
+        *("save_every", "keep", "keep_every", "keep_best", "timeout"),
+        *("zero", "offload", "micro_batches", "activation_checkpointing", "non_finite"),
+    )
 }
-"""Settings that a resumed run may have otherwise: they do not touch what is learnt (that the shards
-are the same ones is checked by their hash)."""
+"""Settings that a resumed run may have otherwise: they do not touch what is learnt, beyond rounding
+(that the shards are the same ones is checked by their hash)."""
 
 
 def resumed(wanted: RunConfig, stored: RunConfig, run: str) -> RunConfig:

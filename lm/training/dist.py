@@ -3,7 +3,11 @@
 import logging
 import os
 import socket
+import sys
+import traceback
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -28,16 +32,53 @@ class World:
             torch.distributed.all_reduce(values)
         return values
 
+    def totals(self, values: list[float]) -> list[float]:
+        """Sums of numbers over all ranks, in float64."""
+        if self.size == 1:
+            return values
+        return self.sum(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
             torch.distributed.barrier()
 
-    def share(self, tensor: Tensor) -> Tensor:
-        """Give every rank the first one's values, in place."""
-        if self.size > 1:
-            torch.distributed.broadcast(tensor, src=0)
-        return tensor
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order."""
+        if self.size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(everyone, value)
+        return everyone
+
+
+def leave(world: World) -> None:
+    """End the part in the run of a rank that is through, when all are.
+
+    Without this, gloo's threads may still run while the interpreter takes them down, and abort it.
+    """
+    world.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def give_up(world: World, error: RuntimeError) -> NoReturn:
+    """End this process at once, with its reason on stderr, so that no rank waits for another.
+
+    A rank that has lost another says so in a sentence; whatever else went wrong shows where.
+    """
+    message = str(error)
+    if "gloo" in message or isinstance(error, torch.distributed.DistError):
+        line = message.strip().splitlines()[0]
+        print(
+            f"train: error: rank {world.rank} lost contact with another rank, whose own message "
+            f"says why it ended; the same command goes on from the last checkpoint ({line})",
+            file=sys.stderr,
+        )
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    # Without the usual clearing up, which may wait for the ranks that are gone.
+    os._exit(1)
 
 
 def free_port() -> int:
@@ -47,11 +88,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def join() -> World:
+def join(timeout: float = 10.0) -> World:
     """Join the run that the launcher describes; without a launcher, a run of one process.
 
     `deepspeed`, `torchrun` and SLURM wrappers set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT; a bare `python -m lm.train` has none of them.
+    MASTER_PORT; a bare `python -m lm.train` has none of them. A rank that waits for another one
+    longer than `timeout` minutes fails instead.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
@@ -76,7 +118,9 @@ def join() -> World:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+        deepspeed.init_distributed(
+            "nccl" if cuda else "gloo", verbose=False, timeout=timedelta(minutes=timeout)
+        )
     if own_port:
         # It is this process's alone: a run that it starts must find another.
         del os.environ["MASTER_PORT"]

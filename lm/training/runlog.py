@@ -56,6 +56,8 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.size = path.stat().st_size if path.exists() else 0
+        self.waiting = ""
 
     def cut(self, step: int) -> None:
         """Drop everything after `step`, which a resumed run will write again."""
@@ -68,9 +70,23 @@ class MetricsLog:
             temporary.write_text("".join(kept))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append a record; one that finds no room, on a full disk, is written with a later one."""
+        self.waiting += json.dumps(record) + "\n"
+        try:
+            with self.path.open("ab") as file:
+                # Half a line of an attempt that failed.
+                file.truncate(self.size)
+                file.write(self.waiting.encode())
+        except OSError as error:
+            warn(f"{self.path} was not written ({error.strerror}); it will be tried again")
+        else:
+            self.size += len(self.waiting.encode())
+            self.waiting = ""
+
+
+def warn(line: str) -> None:
+    """Say something on stderr without stopping."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

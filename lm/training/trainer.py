@@ -1,53 +1,72 @@
-"""The training step and the loop around it.
+"""The training step: what one rank has, and how one update of the weights is made.
 
 Losses stay sums and counts until one division by what all ranks counted together, so every token
-weighs the same however lanes are spread.
+of an update weighs the same however lanes are spread over ranks and micro-batches. Auxiliary losses
+are means over the ranks' elements, and where an update has several back-propagations, the mean of
+these.
 """
 
 import math
-import time
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from data.lanes import LaneReader
-from data.progress import Progress
+from data.lanes import Batch, LaneReader
 from data.shards import Shards
 from lm.model import CompressiveTransformer, MemoryState
-from lm.model.flops import training_flops
-from lm.scoring import ScoringConfig, score, tensors
-from lm.training import checkpoint
+from lm.scoring import ScoringConfig, score
+from lm.training import checkpoint, whole
+from lm.training.checkpoint import Snapshot
 from lm.training.config import RunConfig
 from lm.training.dist import World
-from lm.training.engine import build_engine
+from lm.training.engine import build_engine, clip_gradients
+from lm.training.masters import Masters
+from lm.training.nonfinite import NonFiniteError, first_bad, random_state, set_random_state
 from lm.training.optim import build_optimizer, lr_scale, set_lr
-from lm.training.runlog import MetricsLog
-from lm.training.throughput import Stopwatch, matmul_rate
+from lm.training.probe import check_probe, probe
+from lm.training.unroll import Unroll, checkpoint_activations, on_device, scored_tokens
 
-
-class NonFiniteError(ValueError):
-    """A loss or gradient is infinite or not a number; the weights have not moved."""
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 class Trainer:
     """A model, its optimiser, its lanes and their memory, on one rank."""
 
-    def __init__(self, config: RunConfig, shards: Shards, world: World) -> None:
+    def __init__(
+        self, config: RunConfig, shards: Shards, world: World, folder: Path | None = None
+    ) -> None:
+        """New, or continued from the checkpoint in `folder`.
+
+        Raises:
+            ValueError: lanes that do not divide, or a checkpoint damaged or of other shards.
+        """
         training = config.training
-        if training.lanes % world.size:
+        if training.lanes % (world.size * training.micro_batches):
             raise ValueError(
-                f"training.lanes must be a multiple of the number of ranks, not {training.lanes} "
-                f"over {world.size}"
+                "training.lanes must be a multiple of the number of ranks times "
+                f"training.micro_batches, not {training.lanes} over {world.size} times "
+                f"{training.micro_batches}"
             )
         self.config, self.shards, self.world = config, shards, world
         torch.manual_seed(training.seed)
         self.model = CompressiveTransformer(config.model, shards.vocabulary.size).to(world.device)
-        self.optimizer = build_optimizer(self.model, config.optim)
+        if folder is not None:
+            state = self._matching_state(folder)
+            checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
+        if training.activation_checkpointing:
+            checkpoint_activations(self.model)
+        self.module = Unroll(self.model)
+        own = training.precision == "bf16" and training.zero == 0
+        self.masters = Masters(self.model) if own else None
+        # What the optimiser moves, and what checkpoints hold.
+        self.stored = self.masters.module if self.masters else self.model
+        self.optimizer = build_optimizer(self.stored, config.optim)
         lanes = training.lanes // world.size
-        self.engine = build_engine(self.model, self.optimizer, lanes)
+        self.engine = self._engine(lanes)
         # The same weights everywhere, other dropout on every rank.
         torch.manual_seed(training.seed + world.rank)
         self.lanes = LaneReader(
@@ -62,63 +81,121 @@ class Trainer:
         )
         self.memory: MemoryState = self.model.empty_memory(lanes)
         self.step = 0
+        self.skipped = 0
+        if folder is not None:
+            self._restore(folder, state)
+
+    def _engine(self, lanes: int) -> "DeepSpeedEngine":
+        """DeepSpeed's engine around the model, with float32 masters that have lost nothing."""
+        training = self.config.training
+        if training.precision == "float32" or training.zero == 0:
+            return build_engine(self.module, self.optimizer, self.config, lanes)
+        # DeepSpeed rounds the weights to bf16 first and makes the masters of what is left.
+        weights = [parameter.detach().clone() for parameter in self.model.parameters()]
+        engine = build_engine(self.module, self.optimizer, self.config, lanes)
+        for parameter, weight in zip(self.model.parameters(), weights, strict=True):
+            whole.set_master(parameter, weight)
+        return engine
 
     def train_step(self, steps: int) -> dict[str, float]:
-        """Read one segment of every lane and update the weights once.
+        """Read segments of every lane and update the weights once.
 
         Args:
             steps: length of the run, for the learning rate.
 
         Returns:
             Sums over all ranks: nats, tokens, the auxiliary losses' means; gradient norm and rate.
+            A step that was left out returns `skipped`, how many were so far.
 
         Raises:
             NonFiniteError: before the weights move.
         """
-        batch = self.lanes.next()
-        inputs, targets, scored, reset = tensors(batch, slice(None), self.world.device)
-        output = self.engine(inputs, self.memory.reset(reset), targets)
-        nats = (output.predictions * scored).sum()
-        parts = {"nats": (nats, scored.sum()), **output.auxiliary}
-        sums = torch.stack([torch.stack([t.detach(), c]) for t, c in parts.values()])
-        # Before the backward pass, because each loss is divided by the count of all ranks.
-        sums = self.world.sum(sums.double())
-        counts = sums[:, 1].clamp(min=1)
-        # DeepSpeed averages gradients over ranks.
-        loss = sum(
-            total * (self.world.size / count).to(total.dtype)
-            for (total, _), count in zip(parts.values(), counts, strict=True)
-        )
-        assert isinstance(loss, Tensor)
-        self.engine.backward(loss)
-        norm = self._clip(loss)
+        training = self.config.training
+        random = random_state(self.world)
+        reads = [
+            [self.lanes.next() for _ in range(training.unroll)]
+            for _ in range(training.accumulated(self.step))
+        ]
         scale = lr_scale(self.config.optim, self.step, steps)
         set_lr(self.optimizer, scale)
-        self.engine.step()
-        self.memory = output.memory.detach()
+        memory, sums = self._gradients(reads)
+        norm = self._update(all(map(math.isfinite, chain.from_iterable(sums.values()))))
+        if norm is None:
+            if training.non_finite == "stop":
+                raise self._non_finite(reads, random)
+            self.skipped += 1
+            self.step += 1
+            return {"nats": 0.0, "tokens": 0.0, "skipped": self.skipped}
+        self.memory = memory
         self.step += 1
-        result = {"nats": sums[0, 0].item(), "tokens": sums[0, 1].item()}
-        for name, (total, count) in zip(list(parts)[1:], sums[1:].tolist(), strict=True):
+        (nats, tokens), *auxiliary = sums.values()
+        result = {"nats": nats, "tokens": tokens}
+        for name, (total, count) in zip(list(sums)[1:], auxiliary, strict=True):
             result[name] = total / max(count, 1)
-        return result | {"grad_norm": norm.item(), "lr": scale * self.config.optim.lr}
+        return result | {"grad_norm": norm, "lr": scale * self.config.optim.lr}
 
-    def _clip(self, loss: Tensor) -> Tensor:
-        """Bound the gradient's global norm; returns the norm before."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            raise self._non_finite()
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip, norm)
-        return norm
+    def _gradients(
+        self, reads: list[list[Batch]]
+    ) -> tuple[MemoryState, dict[str, tuple[float, float]]]:
+        """Gather the gradients of an update; returns memory and sums of losses over all ranks."""
+        parts = self.config.training.micro_batches
+        lanes = self.memory.lanes // parts
+        (tokens,) = self.world.totals([sum(map(scored_tokens, reads))])
+        sums: dict[str, Tensor] = {}
+        memory = self.memory
+        for number, batches in enumerate(reads, start=1):
+            after = []
+            for part in range(parts):
+                rows = slice(part * lanes, (part + 1) * lanes)
+                last = number == len(reads) and part == parts - 1
+                self.engine.set_gradient_accumulation_boundary(last)
+                before = memory if parts == 1 else memory.lane_slice(rows)
+                losses, moved = self.engine(on_device(batches, rows, self.world.device), before)
+                self.engine.backward(self._loss(losses, tokens, parts * len(reads)))
+                for name, (total, count) in losses.items():
+                    pair = torch.stack([total.detach().double(), count.double()])
+                    sums[name] = sums[name] + pair if name in sums else pair
+                after.append(moved)
+            memory = after[0] if parts == 1 else MemoryState.concatenate(after)
+        totals = self.world.sum(torch.stack(list(sums.values()))).tolist()
+        return memory, {name: (t, c) for name, (t, c) in zip(sums, totals, strict=True)}
 
-    def _non_finite(self) -> NonFiniteError:
-        bad = "the loss"
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                bad = f"the gradient of {name}"
-                break
+    def _loss(self, losses: dict[str, Any], tokens: float, parts: int) -> Tensor:
+        """What one back-propagation adds to the update's loss; DeepSpeed averages over ranks."""
+        size = self.world.size
+        (nats, _), *auxiliary = losses.values()
+        loss: Tensor = nats * (size / max(tokens, 1))
+        if auxiliary:
+            counts = self.world.sum(torch.stack([count for _, count in auxiliary]).double())
+            for (total, _), count in zip(auxiliary, counts.clamp(min=1), strict=True):
+                loss = loss + total * (size / parts / count).to(total.dtype)
+        return loss
+
+    def _update(self, finite: bool) -> float | None:
+        """Move the weights; returns the gradient's norm, or None if they have not moved."""
+        training = self.config.training
+        if training.zero == 0:
+            if self.masters:
+                self.masters.take_gradients()
+            norm = clip_gradients(self.stored, self.config.optim.clip).item()
+            if not (finite and math.isfinite(norm)):
+                self.engine.zero_grad()
+                return None
+            self.engine.step()
+            if self.masters:
+                self.masters.give_weights()
+            return norm
+        if not finite and training.non_finite == "stop":
+            return None
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
+
+    def _non_finite(self, reads: list[list[Batch]], random: dict[str, Tensor]) -> NonFiniteError:
+        """Name what is not finite, by computing the gradients again and watching them."""
+        set_random_state(random, self.world)
+        what = first_bad(self.model, self.world, lambda: self._gradients(reads))
         return NonFiniteError(
-            f"step {self.step + 1}: {bad} is not finite and the weights have not moved; "
+            f"step {self.step + 1}: {what} is not finite and the weights have not moved; "
             "lower optim.lr or lengthen optim.warmup and continue from the last checkpoint"
         )
 
@@ -136,132 +213,67 @@ class Trainer:
             reduce=self.world.sum,
         ).bits_per_byte
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint."""
-        state = {
-            "ranks": self.world.size,
-            "shards": self.shards.hash,
-            "vocabulary": {
-                "hash": self.shards.vocabulary.hash,
-                "size": self.shards.vocabulary.size,
-            },
-            "lanes": self._gathered_lanes(),
+    def snapshot(self) -> Snapshot:
+        """Everything a checkpoint holds, copied, with all ranks."""
+        rank, size = self.world.rank, self.world.size
+        files = {f"rank-{rank}.safetensors": checkpoint.rank_tensors(self.memory, self.world)}
+        share = [name for name, _ in self.model.named_parameters()][rank::size]
+        weights = {
+            name: tensor.to("cpu", copy=True)
+            for name, tensor in whole.weights(self.engine, self.stored)
+            if self.world.first
         }
-        progress = checkpoint.Progress(self.step, self.memory, state)
-        checkpoint.save(run, self.engine, progress, self.world, self.config.training.keep)
+        files[f"optimizer-{rank}.safetensors"] = {
+            key: tensor.to("cpu", copy=True)
+            for key, tensor in whole.optimizer_state(self.engine, self.stored, self.optimizer)
+            if key.rpartition("/")[0] in share
+        }
+        if self.world.first:
+            files[checkpoint.WEIGHTS] = weights
+        vocabulary = self.shards.vocabulary
+        state = {
+            "ranks": size,
+            "shards": self.shards.hash,
+            "vocabulary": {"hash": vocabulary.hash, "size": vocabulary.size},
+            "lanes": self._gathered_lanes(),
+            "skipped": self.skipped,
+            "probe": probe(self.module, self.shards, self.world.device),
+        }
+        return Snapshot(self.step, files, state)
 
-    def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            ValueError: it belongs to other shards.
-        """
-        progress = checkpoint.restore(folder, self.engine, self.memory, self.world)
-        if progress.state["shards"] != self.shards.hash:
+    def _matching_state(self, folder: Path) -> dict[str, Any]:
+        state = checkpoint.read_state(folder)
+        if state["shards"] != self.shards.hash:
             raise ValueError(
                 f"{folder} was trained on other shards than {self.shards.path}; prepare the same "
                 "shards again or give another --run folder"
             )
-        self.memory, self.step = progress.memory, progress.step
+        return state
+
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take over all that a checkpoint holds beside the weights, which the model has already."""
+        training = self.config.training
+        whole.set_optimizer(
+            self.engine, self.stored, self.optimizer, checkpoint.optimizer_tensors(folder, state)
+        )
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.memory = checkpoint.restore_rank(folder, state, self.memory, self.world, training.seed)
         lanes, first = self.memory.lanes, self.world.rank * self.memory.lanes
         self.lanes.load_state(
             {
                 name: value[first : first + lanes] if isinstance(value, list) else value
-                for name, value in progress.state["lanes"].items()
+                for name, value in state["lanes"].items()
             }
         )
+        value = probe(self.module, self.shards, self.world.device)
+        check_probe(value, state["probe"], training.precision, folder)
 
     def _gathered_lanes(self) -> dict[str, Any]:
         """Cursors of all lanes, in lane order."""
-        mine = self.lanes.state()
-        if self.world.size == 1:
-            return dict(mine)
-        everyone: list[Any] = [None] * self.world.size
-        torch.distributed.all_gather_object(everyone, mine)
+        everyone = self.world.gather(self.lanes.state())
         return {
             name: list(chain.from_iterable(state[name] for state in everyone))
             if isinstance(value, list)
             else value
-            for name, value in mine.items()
+            for name, value in everyone[0].items()
         }
-
-
-class Loop:
-    """Trains to the last step, with records, validation and checkpoints on the way."""
-
-    def __init__(self, trainer: Trainer, run: Path) -> None:
-        assert trainer.config.training.steps is not None
-        self.trainer, self.run, self.steps = trainer, run, trainer.config.training.steps
-        self.log = MetricsLog(run / "metrics.jsonl")
-        self.watch = Stopwatch()
-        model = trainer.model
-        self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
-        self.peak = matmul_rate(trainer.world.device)
-        self.sums = {"nats": 0.0, "tokens": 0.0}
-
-    def train(self) -> None:
-        """Run until the last step is done, scored and saved."""
-        trainer = self.trainer
-        with Progress("train", self.steps, "step", enabled=trainer.world.first) as bar:
-            bar.update(trainer.step)
-            shown: dict[str, str] = {}
-            while trainer.step < self.steps:
-                record = self.timed_step()
-                if self.due(trainer.config.training.log_every):
-                    record |= self.summary()
-                    shown["bits/token"] = f"{record['loss'] / math.log(2):.3f}"
-                    shown["tok/s"] = f"{record['tokens_per_second']:,.0f}"
-                    shown["mfu"] = f"{record['mfu']:.0%}"
-                    self.write(record)
-                if self.due(trainer.config.training.validate_every):
-                    value = trainer.validate()
-                    shown["valid"] = f"{value:.3f}"
-                    self.write({"step": trainer.step, "validation_bits_per_byte": value})
-                if self.due(trainer.config.training.save_every):
-                    trainer.save(self.run)
-                bar.update(1, **shown)
-
-    def timed_step(self) -> dict[str, float]:
-        """One training step, timed and added to the sums since the last record."""
-        start = time.perf_counter()
-        result = self.trainer.train_step(self.steps)
-        self.watch.add(time.perf_counter() - start, int(result["tokens"]))
-        for name in self.sums:
-            self.sums[name] += result.pop(name)
-        return {"step": self.trainer.step, **result}
-
-    def summary(self) -> dict[str, float]:
-        """Loss in nats per token and speed since the last record."""
-        loss = self.sums["nats"] / self.sums["tokens"]
-        self.sums = dict.fromkeys(self.sums, 0.0)
-        rate = self.watch.rate()
-        # Each rank was measured with its own threads, so the ranks' peak is their number times it.
-        mfu = rate * self.flops / (self.peak * self.trainer.world.size)
-        seconds = self.watch.total_seconds
-        return {"loss": loss, "tokens_per_second": rate, "mfu": mfu, "seconds": seconds}
-
-    def due(self, every: int) -> bool:
-        """Whether something is done after this step; everything is after the last."""
-        return self.trainer.step % every == 0 or self.trainer.step == self.steps
-
-    def write(self, record: dict[str, float]) -> None:
-        """Append to metrics.jsonl."""
-        if self.trainer.world.first:
-            self.log.write(record)
-
-
-def measured_steps(config: RunConfig, shards: Shards, world: World, trial: int = 12) -> int:
-    """How many steps fit in training.minutes, by trying some with a trainer that is thrown away."""
-    assert config.training.minutes is not None
-    trainer = Trainer(config, shards, world)
-    seconds = []
-    for _ in range(trial):
-        start = time.perf_counter()
-        trainer.train_step(trial)
-        seconds.append(time.perf_counter() - start)
-    # The first steps warm caches up. The slowest rank decides, so that all agree.
-    typical = torch.tensor(sorted(seconds[2:])[len(seconds[2:]) // 2], dtype=torch.float64)
-    everyone = torch.zeros(world.size, dtype=torch.float64, device=world.device)
-    everyone[world.rank] = typical
-    slowest = world.sum(everyone).max().item()
-    return max(1, int(config.training.minutes * 60 / slowest))

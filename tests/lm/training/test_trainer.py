@@ -1,18 +1,20 @@
 """Training steps in one process: arithmetic, resuming, refusals."""
 
+import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from data.shards import Shards
 from lm.model import MemoryState
-from lm.training import checkpoint, dist
+from lm.training import dist
 from lm.training.config import RunConfig, resumed
-from lm.training.runlog import read_metrics
-from lm.training.trainer import Loop, NonFiniteError, Trainer, measured_steps
+from lm.training.loop import measured_steps
+from lm.training.nonfinite import NonFiniteError
+from lm.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -51,55 +53,47 @@ def test_a_step_equals_plain_torch(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_resume_is_bitwise(
-    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
-) -> None:
-    """Losses, weights and memory of a resumed run, dropout included."""
-    whole = Trainer(run_config, shards, world)
-    Loop(whole, tmp_path).train()
-    records = {r["step"]: r for r in read_metrics(tmp_path / "metrics.jsonl") if "loss" in r}
-    again = Trainer(run_config, shards, world)
-    again.restore(checkpoint.find(tmp_path, "step-00000010"))
-    assert again.step == 10
-    for step in (11, 12):
-        result = again.train_step(12)
-        assert result["nats"] / result["tokens"] == records[step]["loss"]
-        assert result["grad_norm"] == records[step]["grad_norm"]
-    for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-    for a, b in zip(memory_tensors(again.memory), memory_tensors(whole.memory), strict=True):
-        assert torch.equal(a, b)
+def poison(trainer: Trainer, name: str) -> RemovableHandle:
+    """Make the gradient of a parameter NaN."""
+    weight = dict(trainer.model.named_parameters())[name]
+    return weight.register_hook(lambda gradient: gradient * float("nan"))
 
 
-def test_only_the_newest_checkpoints_are_kept_and_partial_ones_are_not_seen(
-    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
-) -> None:
-    trainer = Trainer(run_config, shards, world)
-    for step in (1, 2, 3):
-        trainer.step = step
-        trainer.save(tmp_path)
-    folder = tmp_path / "checkpoints"
-    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-00000002", "step-00000003"]
-    (folder / ".step-00000004.partial").mkdir()
-    newest = checkpoint.newest(tmp_path)
-    assert newest is not None and newest.name == "step-00000003"
-    with pytest.raises(ValueError, match="step-00000002, step-00000003"):
-        checkpoint.find(tmp_path, "step-00000001")
-
-
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_non_finite_values_stop_before_the_weights_move(
-    run_config: RunConfig, shards: Shards, world: dist.World
+    run_config: RunConfig, shards: Shards, world: dist.World, zero: int
 ) -> None:
-    trainer = Trainer(run_config, shards, world)
+    training = replace(run_config.training, zero=zero)  # type: ignore[arg-type]
+    trainer = Trainer(replace(run_config, training=training), shards, world)
     trainer.train_step(12)
-    weight = trainer.model.layers[1].feedforward.inner.weight
-    handle = weight.register_hook(lambda gradient: gradient * float("nan"))
-    before = [p.detach().clone() for p in trainer.model.parameters()]
+    before = trainer.snapshot().files
+    handle = poison(trainer, "blocks.1.feedforward.inner.weight")
     with pytest.raises(NonFiniteError, match=r"step 2: .*blocks\.1\.feedforward\.inner\.weight"):
         trainer.train_step(12)
     handle.remove()
-    for parameter, old in zip(trainer.model.parameters(), before, strict=True):
-        assert torch.equal(parameter, old)
+    for name in ("model.safetensors", "optimizer-0.safetensors"):
+        for key, tensor in trainer.snapshot().files[name].items():
+            assert torch.equal(tensor, before[name][key]), key
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_non_finite_steps_are_left_out_and_counted(
+    run_config: RunConfig, shards: Shards, world: dist.World, zero: int
+) -> None:
+    """Weights, optimiser and memory stay; the next step goes on."""
+    training = replace(run_config.training, zero=zero, non_finite="skip")  # type: ignore[arg-type]
+    trainer = Trainer(replace(run_config, training=training), shards, world)
+    trainer.train_step(12)
+    before = trainer.snapshot()
+    handle = poison(trainer, "blocks.0.attention.output.weight")
+    assert trainer.train_step(12) == {"nats": 0.0, "tokens": 0.0, "skipped": 1}
+    handle.remove()
+    after = trainer.snapshot()
+    assert (after.step, after.state["skipped"]) == (2, 1)
+    for name, tensors in before.files.items():
+        for key, tensor in tensors.items():
+            assert key.startswith("rng") or torch.equal(tensor, after.files[name][key]), key
+    assert math.isfinite(trainer.train_step(12)["nats"])
 
 
 def test_minutes_become_steps(run_config: RunConfig, shards: Shards, world: dist.World) -> None:

@@ -1,0 +1,54 @@
+"""What is done about a loss or gradient that is infinite or not a number."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lm.training.dist import World
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient is infinite or not a number; the weights have not moved."""
+
+
+def random_state(world: World) -> dict[str, Tensor]:
+    """State of this rank's random generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(world.device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], world: World) -> None:
+    """Go back to what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], world.device)
+
+
+def first_bad(model: nn.Module, world: World, gradients: Callable[[], object]) -> str:
+    """Name the first parameter with a gradient that is not finite on some rank, or the loss.
+
+    Args:
+        model: whose gradients are watched.
+        world: all ranks take part.
+        gradients: computes the gradients again as they were.
+    """
+    found: list[int] = []
+
+    def watch(index: int, gradient: Tensor) -> None:
+        if not gradient.isfinite().all():
+            found.append(index)
+
+    handles = [
+        parameter.register_hook(partial(watch, index))
+        for index, parameter in enumerate(model.parameters())
+    ]
+    gradients()
+    for handle in handles:
+        handle.remove()
+    bad = [index for rank in world.gather(found) for index in rank]
+    names = [name for name, _ in model.named_parameters()]
+    return f"the gradient of {names[min(bad)]}" if bad else "the loss"

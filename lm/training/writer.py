@@ -1,0 +1,115 @@
+"""Writes checkpoints beside the training that goes on, and clears out old ones.
+
+A checkpoint is written to a hidden folder and synced by a thread of each rank. When all ranks have
+agreed between two steps that they are through, the first one renames the folder and moves `latest`.
+Whatever fails on the way leaves the earlier checkpoints as they were.
+"""
+
+import threading
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from data.files import atomic_path, publish_folder, remove_folder, sync, write_json
+from lm.training.checkpoint import LATEST, STATE, Snapshot, read_state
+from lm.training.config import TrainingConfig
+from lm.training.dist import World
+
+SCORE = "validation_bits_per_byte"
+
+
+class Writer:
+    """One rank's part in writing checkpoints, one at a time."""
+
+    def __init__(self, run: Path, world: World, training: TrainingConfig) -> None:
+        self.folder, self.world, self.training = run / "checkpoints", world, training
+        self.snapshot: Snapshot | None = None
+        self.thread: threading.Thread | None = None
+        self.error: Exception | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is still writing."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Begin to write a checkpoint with all ranks; `finish` must have ended the one before."""
+        assert self.snapshot is None
+        self.snapshot, self.error, self.thread = snapshot, None, None
+        if self.world.first:
+            try:
+                for stale in self.folder.glob(".step-*.partial"):
+                    remove_folder(stale)
+                self._partial(snapshot).mkdir(parents=True)
+            except OSError as error:
+                self.error = error
+        self.world.barrier()
+        if self.error is None:
+            self.thread = threading.Thread(target=self._write, args=(snapshot,), daemon=True)
+            self.thread.start()
+
+    def wait(self) -> None:
+        """Wait until this rank has written its part."""
+        if self.thread is not None:
+            self.thread.join()
+
+    def finish(self, failed: bool) -> Path | None:
+        """End a checkpoint that no rank is busy with, on all ranks at the same step.
+
+        Args:
+            failed: whether writing failed on any rank.
+
+        Returns:
+            The checkpoint's folder; None if it was not written, with `error` set on the ranks that
+            know why.
+        """
+        assert self.snapshot is not None
+        assert not self.busy
+        snapshot, self.snapshot, self.thread = self.snapshot, None, None
+        final = self.folder / f"step-{snapshot.step:08d}"
+        if self.world.first:
+            try:
+                if not failed:
+                    self._publish(snapshot, final)
+                    return final
+            except OSError as error:
+                self.error = error
+            remove_folder(self._partial(snapshot))
+            return None
+        return None if failed else final
+
+    def _partial(self, snapshot: Snapshot) -> Path:
+        return self.folder / f".step-{snapshot.step:08d}.partial"
+
+    def _write(self, snapshot: Snapshot) -> None:
+        partial = self._partial(snapshot)
+        try:
+            for name, tensors in snapshot.files.items():
+                save_file(tensors, partial / name)
+                sync(partial / name)
+            if self.world.first:
+                write_json(partial / STATE, {"step": snapshot.step, **snapshot.state})
+        except (OSError, SafetensorError) as error:
+            self.error = error
+
+    def _publish(self, snapshot: Snapshot, final: Path) -> None:
+        remove_folder(final)
+        publish_folder(self._partial(snapshot), final)
+        with atomic_path(self.folder / LATEST) as temporary:
+            temporary.write_text(final.name + "\n")
+        clear_out(self.folder, self.training)
+
+
+def clear_out(folder: Path, training: TrainingConfig) -> None:
+    """Remove the checkpoints that training.keep, keep_every and keep_best do not keep."""
+    steps = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
+    kept = set(sorted(steps)[-training.keep :])
+    if training.keep_every is not None:
+        kept |= {step for step in steps if step % training.keep_every == 0}
+    if training.keep_best:
+        scores = {step: read_state(path).get(SCORE) for step, path in steps.items()}
+        scored = [(score, step) for step, score in scores.items() if score is not None]
+        kept |= {min(scored)[1]} if scored else set()
+    for step in steps.keys() - kept:
+        remove_folder(steps[step])

@@ -1,0 +1,156 @@
+"""Resuming: bit for bit at every stage, on other stages and ranks, and refused when damaged."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.shards import Shards
+from lm.model import MemoryState
+from lm.training import checkpoint, dist, engine
+from lm.training.config import RunConfig
+from lm.training.loop import Loop
+from lm.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def world() -> dist.World:
+    return dist.join()
+
+
+@pytest.fixture(autouse=True)
+def _partition_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PERSISTENT", 0)
+
+
+def with_training(config: RunConfig, **changes: Any) -> RunConfig:
+    return replace(config, training=replace(config.training, **changes))
+
+
+def saved(trainer: Trainer, run: Path) -> Path:
+    """Write a checkpoint at once."""
+    loop = Loop(trainer, run)
+    loop.saved = -1
+    loop.save()
+    loop.close_checkpoint()
+    folder = checkpoint.newest(run)
+    assert folder is not None
+    return folder
+
+
+def same(a: MemoryState, b: MemoryState) -> bool:
+    pairs = zip((*a.memory, *a.compressed), (*b.memory, *b.compressed), strict=True)
+    counts = torch.equal(a.memory_count, b.memory_count)
+    return counts and all(torch.equal(x, y) for x, y in pairs)
+
+
+CASES = [
+    {
+        "zero": 0,
+        "micro_batches": 2,
+        "accumulate": ((0, 1), (3, 2)),
+        "activation_checkpointing": True,
+    },
+    {"zero": 0, "precision": "bf16"},
+    {"zero": 1},
+    {"zero": 2, "offload": True},
+    {"zero": 2, "precision": "bf16"},
+    {"zero": 3},
+    {"zero": 3, "precision": "bf16"},
+]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_resume_is_bitwise(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    tmp_path: Path,
+    changes: dict[str, Any],
+) -> None:
+    """Losses, norms, memory and every stored tensor, dropout included."""
+    config = with_training(run_config, **changes)
+    whole = Trainer(config, shards, world)
+    for _ in range(4):
+        whole.train_step(12)
+    folder = saved(whole, tmp_path)
+    expected = [whole.train_step(12) for _ in range(3)]
+    again = Trainer(config, shards, world, folder)
+    assert again.step == 4
+    assert [again.train_step(12) for _ in range(3)] == expected
+    assert same(again.memory, whole.memory)
+    for name, tensors in whole.snapshot().files.items():
+        for key, tensor in again.snapshot().files[name].items():
+            assert torch.equal(tensor, tensors[key]), key
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 1), (2, 0)])
+def test_another_stage_continues_a_run(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    tmp_path: Path,
+    before: int,
+    after: int,
+) -> None:
+    run_config = replace(run_config, model=replace(run_config.model, dropout=0.0))
+    first = Trainer(with_training(run_config, zero=before), shards, world)
+    for _ in range(4):
+        first.train_step(12)
+    folder = saved(first, tmp_path)
+    second = Trainer(with_training(run_config, zero=after), shards, world, folder)
+    for _ in range(3):
+        mine, theirs = second.train_step(12), first.train_step(12)
+        assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_checkpoint_that_does_not_give_its_loss_is_refused(
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+) -> None:
+    trainer = Trainer(run_config, shards, world)
+    trainer.train_step(12)
+    folder = saved(trainer, tmp_path)
+    tensors = load_file(folder / checkpoint.WEIGHTS)
+    weight = tensors["blocks.1.feedforward.outer.weight"]
+    weight[0] = weight[0].flip(0) + 0.5
+    save_file(tensors, folder / checkpoint.WEIGHTS)
+    with pytest.raises(ValueError, match="does not give the loss it was saved with"):
+        Trainer(run_config, shards, world, folder)
+
+
+def test_damaged_files_and_other_shards_are_refused(
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+) -> None:
+    folder = saved(Trainer(run_config, shards, world), tmp_path)
+    for name in (checkpoint.WEIGHTS, "rank-0.safetensors", "optimizer-0.safetensors"):
+        copy = shutil.copytree(folder, tmp_path / name)
+        (copy / name).write_bytes((copy / name).read_bytes()[:-10])
+        with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+            Trainer(run_config, shards, world, copy)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"shards": "0" * 64}))
+    with pytest.raises(ValueError, match="trained on other shards"):
+        Trainer(run_config, shards, world, folder)
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+) -> None:
+    for zero in (0, 2, 3):
+        trainer = Trainer(with_training(run_config, zero=zero), shards, world)
+        trainer.train_step(12)
+        folder = saved(trainer, tmp_path / str(zero))
+        names = sorted(path.name for path in folder.rglob("*"))
+        assert names == [
+            "model.safetensors",
+            "optimizer-0.safetensors",
+            "rank-0.safetensors",
+            "state.json",
+        ]
+        weights = load_file(folder / checkpoint.WEIGHTS)
+        assert all(tensor.numel() > 0 for tensor in weights.values())

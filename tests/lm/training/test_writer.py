@@ -1,0 +1,130 @@
+"""Checkpoints beside the training: complete or absent, cleared out, surviving a full disk."""
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.shards import Shards
+from lm.training import checkpoint, dist, writer
+from lm.training.config import RunConfig
+from lm.training.loop import Loop
+from lm.training.runlog import read_metrics
+from lm.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def world() -> dist.World:
+    return dist.join()
+
+
+def with_training(config: RunConfig, **changes: Any) -> RunConfig:
+    return replace(config, training=replace(config.training, **changes))
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def folders(*steps: int) -> list[str]:
+    return ["latest", *(f"step-{step:08d}" for step in steps)]
+
+
+def test_the_newest_and_every_nth_checkpoint_are_kept(
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+) -> None:
+    config = with_training(run_config, save_every=1, keep=2, keep_every=5, validate_every=12)
+    assert Loop(Trainer(config, shards, world), tmp_path).train()
+    assert names(tmp_path) == folders(5, 10, 11, 12)
+    (tmp_path / "checkpoints" / ".step-00000013.partial").mkdir()
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.name == "step-00000012"
+    with pytest.raises(ValueError, match="step-00000011, step-00000012"):
+        checkpoint.find(tmp_path, "step-00000001")
+
+
+def test_the_best_checkpoint_is_kept(
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+) -> None:
+    config = with_training(run_config, save_every=2, validate_every=2, keep=1, keep_best=True)
+    trainer = Trainer(config, shards, world)
+    scores = iter([5.0, 4.0, 6.0, 7.0, 8.0, 9.0])
+    trainer.validate = lambda: next(scores)  # type: ignore[method-assign]
+    Loop(trainer, tmp_path).train()
+    assert names(tmp_path) == folders(4, 12)
+
+
+def test_a_full_disk_leaves_the_run_alive_and_the_checkpoint_before_good(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The second checkpoint finds no room; the others do."""
+    calls = []
+
+    def save_file(tensors: dict[str, Any], path: Path) -> None:
+        calls.append(path)
+        if "step-00000006" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(tensors, path)
+
+    original = writer.save_file
+    monkeypatch.setattr(writer, "save_file", save_file)
+    config = with_training(run_config, save_every=3, keep=9, validate_every=12)
+    assert Loop(Trainer(config, shards, world), tmp_path).train()
+    assert names(tmp_path) == folders(3, 9, 12)
+    assert "step 6 was not written" in capfd.readouterr().err
+
+
+def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def save_file(tensors: dict[str, Any], path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "save_file", save_file)
+    with pytest.raises(ValueError, match="step 12 could not be written; make room"):
+        Loop(Trainer(run_config, shards, world), tmp_path).train()
+
+
+def test_a_log_that_finds_no_room_goes_on_later(tmp_path: Path) -> None:
+    """A file size limit stands for a full disk: half a line is cut back and written again."""
+    from lm.training.runlog import MetricsLog
+
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1})
+    log.path.chmod(0o400)
+    log.path.rename(tmp_path / "away")
+    log.path.mkdir()
+    log.write({"step": 2})
+    log.path.rmdir()
+    (tmp_path / "away").rename(log.path)
+    log.path.chmod(0o600)
+    log.write({"step": 3})
+    assert [record["step"] for record in read_metrics(log.path)] == [1, 2, 3]
+
+
+def test_a_signal_saves_and_ends_the_run_between_two_steps(
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+) -> None:
+    loop = Loop(Trainer(run_config, shards, world), tmp_path)
+    step = loop.trainer.train_step
+
+    def step_and_signal(steps: int) -> dict[str, float]:
+        if loop.trainer.step == 6:
+            loop.stop.signal = 15
+        return step(steps)
+
+    loop.trainer.train_step = step_and_signal  # type: ignore[method-assign]
+    assert not loop.train()
+    assert names(tmp_path) == folders(5, 7)
