@@ -29,6 +29,9 @@ class OptimConfig:
     """Steps of cosine decay after the warm-up; none: until the last step."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adamw's moments."""
+    eps: float = 1e-8
+    """What adamw adds to the root of the second moment; weights whose gradients are smaller hardly
+    move."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices (norms and biases have none)."""
     clip: float = 0.1
@@ -45,8 +48,10 @@ class OptimConfig:
             raise ValueError("optim.warmup must be at least 0 and optim.decay at least 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("optim.betas must each be at least 0 and below 1")
-        if self.weight_decay < 0 or self.clip <= 0:
-            raise ValueError("optim.weight_decay must be at least 0 and optim.clip positive")
+        if self.weight_decay < 0 or self.clip <= 0 or self.eps <= 0:
+            raise ValueError(
+                "optim.weight_decay must be at least 0, and optim.clip and optim.eps positive"
+            )
 
 
 def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
@@ -75,7 +80,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """The optimiser of a model; groups carry their peak rate as `peak_lr`."""
     groups = _groups(model, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, betas=config.betas, fused=True)
+        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
     # Imported on use because it loads DeepSpeed's kernels.
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
@@ -86,7 +91,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             with torch.compiler.set_stance("force_eager"), _float32_on_cpu():
                 return super().step(closure, step_id)
 
-    return Muon(groups, adam_optimizer=partial(torch.optim.AdamW, betas=config.betas, fused=True))
+    adam = partial(torch.optim.AdamW, betas=config.betas, eps=config.eps, fused=True)
+    return Muon(groups, adam_optimizer=adam)
 
 
 @contextmanager
@@ -123,7 +129,7 @@ def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     adam: dict[str, Any] = {"lr": config.lr, "peak_lr": config.lr}
     first = adam
     if config.name == "muon":
-        adam |= {"use_muon": False, "betas": config.betas, "eps": 1e-8}
+        adam |= {"use_muon": False, "betas": config.betas, "eps": config.eps}
         first = {"lr": config.muon_lr, "peak_lr": config.muon_lr, "use_muon": True}
         first |= {"momentum": 0.95, "ns_method": "gram"}
     groups: list[dict[str, Any]] = [
