@@ -43,6 +43,7 @@ def run(
     section: str | None = None,
     sections: Collection[str] = PRESET_SECTIONS,
     argv: list[str] | None = None,
+    called: str | None = None,
 ) -> None:
     """Run a program from its command line; returns when its work is done.
 
@@ -52,14 +53,16 @@ def run(
             section of that name in a preset, and are options without a prefix.
         sections: what a preset may hold for other programs.
         argv: arguments, by default those of the process.
+        called: what one types for the program, if it is not the module that runs.
 
     Raises:
         SystemExit: status 2 after a mistake of the user (a ValueError or OSError from anywhere in
             the program; LM_TRACEBACK=1 in the environment shows where), 130 after an interrupt.
     """
-    program = Path(sys.argv[0]).stem
+    program = called or Path(sys.argv[0]).stem
     try:
-        arguments = _arguments(main, section, sections, sys.argv[1:] if argv is None else argv)
+        given = sys.argv[1:] if argv is None else argv
+        arguments = _arguments(main, section, sections, given, called or _called())
         if arguments is not None:
             main(**arguments)
             sys.stdout.flush()
@@ -76,13 +79,17 @@ def run(
 
 
 def _arguments(
-    main: Callable[..., None], section: str | None, sections: Collection[str], argv: list[str]
+    main: Callable[..., None],
+    section: str | None,
+    sections: Collection[str],
+    argv: list[str],
+    called: str,
 ) -> dict[str, Any] | None:
     """Arguments of `main`, or None when the config was only to be printed."""
     options = options_of(main, section)
     file, printing, rest = _file_options(_spelled(argv, options))
     given = {} if file is None else read_options(file, options, sections)
-    given |= _parsed(_parser(main, options), rest, options)
+    given |= _parsed(_parser(main, options, called), rest, options)
     missing = [o.name for o in options if o.default is REQUIRED and o.name not in given]
     values = {o.key: given.get(o.name, o.default) for o in options if o.name not in missing}
     if printing:
@@ -147,11 +154,16 @@ class _Help(argparse.HelpFormatter):
         return flag if action.nargs == 0 else f"{flag} {action.metavar or 'VALUE'}"
 
 
-def _parser(main: Callable[..., None], options: list[Option]) -> ArgumentParser:
-    """A parser of the options, grouped by section."""
+def _called() -> str:
+    """What one types for the program that runs."""
     module = sys.modules["__main__"].__spec__
+    return f"python -m {module.name}" if module else Path(sys.argv[0]).name
+
+
+def _parser(main: Callable[..., None], options: list[Option], called: str) -> ArgumentParser:
+    """A parser of the options, grouped by section."""
     parser = ArgumentParser(
-        prog=f"python -m {module.name}" if module else Path(sys.argv[0]).name,
+        prog=called,
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
         description=(inspect.getdoc(main) or "").partition("\n\n")[0],
         formatter_class=_Help,

@@ -1,0 +1,49 @@
+"""Program: run one of the benchmarks in tools/benchmarks/, each a file with a typed `main`.
+
+A benchmark is found by its file, so adding one is adding the file. `python tools/bench.py NAME
+--help` lists what a benchmark takes.
+"""
+
+import ast
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "tools" / "benchmarks"
+USAGE = "usage: python tools/bench.py NAME [--OPTION VALUE ...]"
+
+
+def benchmarks() -> dict[str, str]:
+    """Name of each benchmark and the first sentence of its docstring, without importing it."""
+    files = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+    sentences = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in files}
+    return {name: (text or "").partition("\n")[0] for name, text in sentences.items()}
+
+
+def main(argv: list[str]) -> None:
+    """Run the benchmark that the first argument names, with the others as its options."""
+    # As a script this file's own folder is on the path, and the checkout is not.
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    known = benchmarks()
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, known))
+        lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
+        print("\n".join([USAGE, "", *lines]))
+        return
+    name, *options = argv
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        sys.stderr.write(f"bench: error: unknown benchmark {name}; {hint}\n")
+        raise SystemExit(2)
+    from data import command
+
+    module = import_module(f"tools.benchmarks.{name}")
+    command.run(module.main, argv=options, called=f"tools/bench.py {name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""Timing that a busy machine spoils least: what is compared takes turns, and medians are kept."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from data.files import write_json
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {name}: {str(error).partition('.')[0]}") from None
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device has been given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds that an action takes, with what it starts on the device."""
+    synchronize(device)
+    start = time.perf_counter()
+    action()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def take_turns(
+    actions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 2
+) -> dict[str, float]:
+    """Median seconds of each action, in rounds of one after the other.
+
+    Args:
+        actions: by name.
+        device: where they work.
+        rounds: how often each is timed.
+        warmup: how often each is done before.
+    """
+    for action in actions.values():
+        for _ in range(warmup):
+            action()
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            taken[name].append(seconds(action, device))
+    return {name: median(times) for name, times in taken.items()}
+
+
+def report(result: Any, file: Path | None) -> None:
+    """Print a result as JSON and, if a file is named, write it there too."""
+    print(json.dumps(result, indent=1))
+    if file is not None:
+        write_json(file, result)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a measurement depends on beside the code."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
