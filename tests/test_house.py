@@ -20,6 +20,7 @@ LAYERS = {
     "data": 0,
     "lm.model": 0,
     "lm.sparse": 1,
+    "lm.attention_mass": 2,
     "lm.scoring": 2,
     "lm.sampling": 2,
     "lm.training": 3,
