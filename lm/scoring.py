@@ -11,9 +11,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from data.lanes import Batch, scoring_batches
+from data.lanes import scoring_batches
 from data.progress import Progress
 from data.shards import Split
+from lm.feeding import tensors
 from lm.model import CompressiveTransformer
 
 
@@ -104,8 +105,8 @@ def score(
         reset_documents=config.reset_documents,
     )
     count = len(batches) if limit is None else min(limit, len(batches))
-    token_bytes = torch.from_numpy(split.vocabulary.token_bytes)
     device = model.embedding.weight.device
+    token_bytes = torch.from_numpy(split.vocabulary.token_bytes).to(device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     training = model.training
     model.eval()
@@ -116,17 +117,12 @@ def score(
                 inputs, targets, scored, reset = tensors(batch, rows, device)
                 output = model(inputs, memory.reset(reset), targets)
                 memory = output.memory
-                sums[0] += output.predictions.double()[scored].sum()
+                # Nothing here waits for a GPU, so batches are read and copied while it computes.
+                sums[0] += torch.where(scored, output.predictions.double(), 0.0).sum()
                 sums[1] += scored.sum()
-                sums[2] += token_bytes[targets[scored].cpu()].sum().to(device)
+                sums[2] += torch.where(scored, token_bytes[targets], 0).sum()
                 bar.update()
     finally:
         model.train(training)
     nats, tokens, size = reduce(sums).tolist()
     return Score(nats, int(tokens), int(size))
-
-
-def tensors(batch: Batch, rows: slice, device: torch.device) -> tuple[Tensor, ...]:
-    """Inputs, targets [B, T] int64, scored [B, T] bool and reset [B] bool of some lanes."""
-    arrays = (batch.inputs_BT, batch.targets_BT, batch.scored_BT, batch.reset_B)
-    return tuple(torch.from_numpy(array[rows]).to(device, non_blocking=True) for array in arrays)

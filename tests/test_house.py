@@ -19,6 +19,7 @@ PACKAGES = ("data", "lm", "eval", "tools")
 LAYERS = {
     "data": 0,
     "lm.model": 0,
+    "lm.feeding": 1,
     "lm.sparse": 1,
     "lm.attention_mass": 2,
     "lm.scoring": 2,

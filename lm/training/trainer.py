@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.lanes import Batch, LaneReader
 from data.shards import Shards
+from lm.feeding import ReadAhead
 from lm.model import CompressiveTransformer, MemoryState
 from lm.scoring import ScoringConfig, score
 from lm.training import checkpoint, whole
@@ -69,7 +70,7 @@ class Trainer:
         self.engine = self._engine(lanes)
         # The same weights everywhere, other dropout on every rank.
         torch.manual_seed(training.seed + world.rank)
-        self.lanes = LaneReader(
+        reader = LaneReader(
             shards.split("train"),
             lanes=training.lanes,
             segment=config.model.segment,
@@ -79,6 +80,8 @@ class Trainer:
             first=world.rank * lanes,
             count=lanes,
         )
+        most = max(number for _, number in training.accumulate)
+        self.lanes = ReadAhead(reader, world.device, ahead=training.unroll * most)
         self.memory: MemoryState = self.model.empty_memory(lanes)
         self.step = 0
         self.skipped = 0

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.lanes import Batch
+from lm.feeding import tensors
 from lm.model import CompressiveTransformer, MemoryState
-from lm.scoring import tensors
 
 Loss = tuple[Tensor, Tensor]
 """Sum and count."""
