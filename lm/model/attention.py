@@ -8,10 +8,10 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lm.model.compression import USES_ATTENTION
 from lm.model.config import ModelConfig
+from lm.model.linear import Linear
 
 PositionsT = TypeVar("PositionsT")
 
@@ -70,8 +70,8 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         super().__init__()
         self.config = config
         self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
-        self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.output = nn.Linear(config.width, config.width, bias=False)
+        self.query_key_value = Linear(config.width, 3 * config.width, bias=False)
+        self.output = Linear(config.width, config.width, bias=False)
 
     def positions(self) -> PositionsT:
         """What `read` needs to know of the positions of a whole segment."""
@@ -142,8 +142,7 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
 
     def keys_values(self, slots_BND: Tensor, detached: bool = False) -> tuple[Tensor, Tensor]:
         """Project slots (already layer-normed when stored) to keys and values [B, H, N, d]."""
-        weight = self.query_key_value.weight[self.config.width :]
-        projected = F.linear(slots_BND, weight.detach() if detached else weight)
+        projected = self.query_key_value.rows(slots_BND, self.config.width, constant=detached)
         key, value = projected.chunk(2, dim=-1)
         return self.split_heads(key), self.split_heads(value)
 

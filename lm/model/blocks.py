@@ -14,6 +14,7 @@ from lm.model.compression import COMPRESSIONS, Evicted
 from lm.model.config import ModelConfig
 from lm.model.feedforward import FeedForward
 from lm.model.gates import GATES
+from lm.model.linear import total_penalty
 from lm.model.memory import Counts, LayerMemory, evict, live_mask, push
 from lm.model.reconstruction import (
     Decoder,
@@ -31,6 +32,8 @@ class LayerStep(NamedTuple):
     hidden_BTD: Tensor
     memory: LayerMemory
     reconstruction: LossSum | None
+    penalty: Tensor | None
+    """What the layer's linear maps add to the loss."""
 
 
 class Entering(NamedTuple):
@@ -93,7 +96,8 @@ class Block(nn.Module):
         loss = None
         if block is not None and self.training and self.config.reconstruction != "none":
             loss = self._reconstruction(block, counts, attended)
-        return LayerStep(hidden, after, loss)
+        penalty = total_penalty(self) if self.training else None
+        return LayerStep(hidden, after, loss, penalty)
 
     def keys_values(self, memory: LayerMemory) -> tuple[Tensor, Tensor]:
         """Keys and values of [compressed ; memory]."""

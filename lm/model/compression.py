@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.model.config import DILATIONS, CompressionName, ModelConfig
+from lm.model.linear import Linear
 
 LONGEST_TIME = 1e5
 """Longest time constant of the low-pass bank, in slots (Stepleton et al., arXiv 1805.04955)."""
@@ -49,7 +50,7 @@ class ConvCompression(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.rate, self.kernel = config.rate, config.rate + config.extra_kernel
-        self.projection = nn.Linear(self.kernel * config.width, config.width, bias=False)
+        self.projection = Linear(self.kernel * config.width, config.width, bias=False)
 
     def forward(self, block: Evicted) -> Tensor:
         """Compress [B, n + o, D] to [B, n / c, D]."""
@@ -62,7 +63,8 @@ class ConvCompression(nn.Module):
             windows = slots_BnD.reshape(lanes, slots // self.rate, self.rate * width)
         else:
             windows = slots_BnD.unfold(1, self.kernel, self.rate).transpose(2, 3).flatten(2)
-        return F.linear(windows, self.projection.weight)
+        compressed: Tensor = self.projection(windows)
+        return compressed
 
 
 class DilatedCompression(ConvCompression):
@@ -71,7 +73,7 @@ class DilatedCompression(ConvCompression):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.stack = nn.ModuleList(
-            nn.Linear(2 * config.width, config.width, bias=False) for _ in DILATIONS
+            Linear(2 * config.width, config.width, bias=False) for _ in DILATIONS
         )
 
     def forward(self, block: Evicted) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.model.config import GATED, Activation, ModelConfig
+from lm.model.linear import Linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -26,8 +27,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.activation in GATED
         self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.activation]
-        self.inner = nn.Linear(config.width, config.feedforward * (2 if self.gated else 1))
-        self.outer = nn.Linear(config.feedforward, config.width)
+        self.inner = Linear(config.width, config.feedforward * (2 if self.gated else 1))
+        self.outer = Linear(config.feedforward, config.width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.model.config import GateName
+from lm.model.linear import Linear
 
 
 class ReluGate(nn.Module):
@@ -29,7 +30,7 @@ class InputGate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.stream = nn.Linear(width, width, bias=False)
+        self.stream = Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
         """Join both."""
@@ -41,7 +42,7 @@ class OutputGate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.stream = nn.Linear(width, width, bias=False)
+        self.stream = Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class SigmoidTanhGate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sublayer = nn.Linear(width, 2 * width, bias=False)
+        self.sublayer = Linear(width, 2 * width, bias=False)
         self.bias = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
@@ -79,9 +80,9 @@ class GruGate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sublayer = nn.Linear(width, 3 * width, bias=False)
-        self.stream = nn.Linear(width, 2 * width, bias=False)
-        self.reset_stream = nn.Linear(width, width, bias=False)
+        self.sublayer = Linear(width, 3 * width, bias=False)
+        self.stream = Linear(width, 2 * width, bias=False)
+        self.reset_stream = Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.full((width,), 2.0))
 
     def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:

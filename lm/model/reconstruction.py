@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.model.config import ModelConfig
+from lm.model.linear import Linear
 
 
 class LossSum(NamedTuple):
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.rate = config.rate
-        self.projection = nn.Linear(config.width, config.rate * config.width, bias=False)
+        self.projection = Linear(config.width, config.rate * config.width, bias=False)
 
     def forward(self, new_BwD: Tensor) -> Tensor:
         """[B, w, D] -> [B, w c, D]."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lm.model.attention import MemoryAttention, Reading, dropped_weights
 from lm.model.blocked_attention import BlockedAttention
 from lm.model.config import ModelConfig
+from lm.model.linear import Linear, LinearMap
 from lm.model.positions import compressed_distances, memory_distances, sinusoids
 from lm.model.shift_attention import Positions, attend
 from lm.model.widened_attention import WidePositions, attend_widened
@@ -35,11 +36,11 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width, heads = config.width, config.heads
-        self.position_key = nn.Linear(config.encoded, width, bias=False)
+        self.position_key = Linear(config.encoded, width, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, config.head_width))
         self.position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
         if config.compressed:
-            self.compressed_position_key = nn.Linear(config.encoded, width, bias=False)
+            self.compressed_position_key = Linear(config.encoded, width, bias=False)
             self.compressed_position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
 
     def route(self) -> Route:
@@ -51,7 +52,7 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
         single encoded distances.
         """
         config = self.config
-        if self.position_key.weight.device.type == "cpu":
+        if self.content_bias.device.type == "cpu":
             return "blocked"
         systems = 2 if config.compressed else 1
         dropout = self.training and config.dropout > 0
@@ -62,7 +63,7 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
         """Biases [H, d], and projected position keys [H, W, d] or, widened, projections."""
         if self.route() == "widened":
             return self._wide_positions()
-        config, device = self.config, self.position_key.weight.device
+        config, device = self.config, self.content_bias.device
         near = memory_distances(config.memory, config.segment, device)
         memory_key = self._position_keys(self.position_key, near)
         if not config.compressed:
@@ -76,15 +77,15 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
             self._position_keys(self.compressed_position_key, far),
         )
 
-    def _position_keys(self, projection: nn.Linear, distances_W: Tensor) -> Tensor:
-        encoded = sinusoids(distances_W, self.config.encoded, projection.weight.dtype)
+    def _position_keys(self, projection: LinearMap, distances_W: Tensor) -> Tensor:
+        encoded = sinusoids(distances_W, self.config.encoded, self.content_bias.dtype)
         encoded = F.dropout(encoded, self.config.dropout, self.training)
         keys_WD: Tensor = projection(encoded)
         return keys_WD.unflatten(-1, (self.config.heads, -1)).transpose(0, 1)
 
     def _wide_positions(self) -> WidePositions:
-        def by_head(projection: nn.Linear) -> Tensor:
-            return projection.weight.unflatten(0, (self.config.heads, -1))
+        def by_head(projection: LinearMap) -> Tensor:
+            return projection.matrix().unflatten(0, (self.config.heads, -1))
 
         far = bool(self.config.compressed)
         return WidePositions(

@@ -45,7 +45,7 @@ class RotaryAttention(MemoryAttention[Rotation]):
 
     def positions(self) -> Rotation:
         """Cosines and sines [S, d]; angles are formed in float64."""
-        weight, half = self.output.weight, self.config.head_width // 2
+        weight, half = next(self.parameters()), self.config.head_width // 2
         place_S = places(self.config, weight.device)
         exponents = torch.arange(half, dtype=torch.float64, device=weight.device) / half
         angles = place_S[:, None] * 10000.0**-exponents

@@ -94,13 +94,15 @@ class CompressiveTransformer(nn.Module):
         hidden, memory = self.embed(tokens_BT), self.readable(memory)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
         live = self.live(memory)
-        layers, losses = [], []
+        layers, losses, penalties = [], [], []
         for index, block in enumerate(self.layers):
             step = block(hidden, memory.layer(index), live, counts)
             hidden = step.hidden_BTD
             layers.append(step.memory)
             if step.reconstruction is not None:
                 losses.append(step.reconstruction)
+            if step.penalty is not None:
+                penalties.append(step.penalty)
         after = MemoryState.of_layers(layers, counts)
         auxiliary = {}
         if losses:
@@ -108,6 +110,10 @@ class CompressiveTransformer(nn.Module):
                 torch.stack([loss.total for loss in losses]).sum(),
                 torch.stack([loss.elements for loss in losses]).sum(),
             )
+        if penalties:
+            # One a forward pass, so that its mean over passes and ranks is the penalty itself.
+            total = torch.stack(penalties).sum()
+            auxiliary["penalty"] = LossSum(total, torch.ones_like(total))
         return SegmentOutput(self.head(self.norm(hidden), targets_BT), after, auxiliary)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+"""Linear maps as the rest of the model sees them, whatever form their weights are kept in.
+
+The model calls its matrices through `LinearMap` alone, so that one whose weights are kept in
+another form, such as sparsely, may take a dense one's place after the model has been built.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LinearMap(nn.Module):
+    """y = W x + b with a matrix W [out, in] that a subclass knows how to make."""
+
+    in_features: int
+    out_features: int
+
+    def matrix(self) -> Tensor:
+        """W [out, in], through which a gradient reaches the parameters."""
+        raise NotImplementedError
+
+    def rows(self, x: Tensor, first: int, constant: bool = False) -> Tensor:
+        """Inputs times the rows of W from `first` on: [..., in] -> [..., out - first], no bias.
+
+        Args:
+            x: inputs.
+            first: the first row.
+            constant: let no gradient reach W.
+        """
+        weight = self.matrix()[first:]
+        return F.linear(x, weight.detach() if constant else weight)
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss for these weights, once an update; None for nothing."""
+        return None
+
+
+class Linear(nn.Linear, LinearMap):
+    """A linear map with a dense matrix as its parameter."""
+
+    def matrix(self) -> Tensor:
+        """The parameter itself."""
+        return self.weight
+
+
+def total_penalty(module: nn.Module) -> Tensor | None:
+    """The penalties of all linear maps inside a module together; None if there are none."""
+    maps = [part for part in module.modules() if isinstance(part, LinearMap)]
+    penalties = [penalty for part in maps if (penalty := part.penalty()) is not None]
+    return torch.stack(penalties).sum() if penalties else None
