@@ -76,7 +76,12 @@ class Block(nn.Module):
                 self.decoder = Decoder(config)
 
     def forward(
-        self, hidden_BTD: Tensor, memory: LayerMemory, live_BN: Tensor, counts: Counts
+        self,
+        hidden_BTD: Tensor,
+        memory: LayerMemory,
+        live_BN: Tensor,
+        counts: Counts,
+        losses: bool,
     ) -> LayerStep:
         """Read memory, transform the segment, and move the segment into memory.
 
@@ -85,6 +90,7 @@ class Block(nn.Module):
             memory: this layer's memory before the segment.
             live_BN: live slots of [compressed ; memory] of layers with memory.
             counts: how the live counts move with this segment.
+            losses: whether the reconstruction loss is computed.
         """
         inputs = self.inputs(hidden_BTD)
         key, value = memory.kept or self.keys_values(memory)
@@ -94,7 +100,7 @@ class Block(nn.Module):
         entering = Entering(inputs, tokens, attended.received_BS)
         after, block = self.move(entering, memory, counts)
         loss = None
-        if block is not None and self.training and self.config.reconstruction != "none":
+        if block is not None and losses and self.config.reconstruction != "none":
             loss = self._reconstruction(block, counts, attended)
         penalty = total_penalty(self) if self.training else None
         return LayerStep(hidden, after, loss, penalty)

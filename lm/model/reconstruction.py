@@ -19,6 +19,19 @@ class LossSum(NamedTuple):
     """scalar"""
 
 
+def stack_losses(layers: list[LossSum | None]) -> LossSum | None:
+    """Losses of the layers side by side, [l] each; layers without one have 0 of 0 elements.
+
+    None where no layer has one.
+    """
+    some = next((loss for loss in layers if loss is not None), None)
+    if some is None:
+        return None
+    nothing = LossSum(torch.zeros_like(some.total), torch.zeros_like(some.elements))
+    totals, elements = zip(*(nothing if loss is None else loss for loss in layers), strict=True)
+    return LossSum(torch.stack(totals), torch.stack(elements))
+
+
 def content_attention(
     query_BHTd: Tensor, key_BHnd: Tensor, value_BHnd: Tensor, live_Bn: Tensor
 ) -> Tensor:

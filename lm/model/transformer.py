@@ -15,7 +15,7 @@ from lm.model.blocks import Block
 from lm.model.config import ModelConfig
 from lm.model.embedding import Embedding, Head, VocabularyHead
 from lm.model.memory import MemoryState, advance_counts, live_mask
-from lm.model.reconstruction import LossSum
+from lm.model.reconstruction import LossSum, stack_losses
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class SegmentOutput:
     """Memory after the segment; still part of the graph: detach it where back-propagation ends."""
     auxiliary: dict[str, LossSum] = field(default_factory=dict)
     """Named losses to be minimised beside the likelihood, as sums and counts."""
+    by_layer: dict[str, LossSum] = field(default_factory=dict)
+    """The same before the sum over layers, [l] each and without gradient: to be looked at."""
 
 
 class CompressiveTransformer(nn.Module):
@@ -76,9 +78,19 @@ class CompressiveTransformer(nn.Module):
         return MemoryState.empty(self.config, lanes, weight.device, weight.dtype)
 
     def forward(
-        self, tokens_BT: Tensor, memory: MemoryState, targets_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        memory: MemoryState,
+        targets_BT: Tensor | None = None,
+        losses: bool | None = None,
     ) -> SegmentOutput:
         """Read one whole segment after `memory` and move it into memory.
+
+        Args:
+            tokens_BT: the segment.
+            memory: what was read before.
+            targets_BT: the tokens to predict; none: logits are returned.
+            losses: whether auxiliary losses are computed; none: in training only.
 
         Raises:
             ValueError: the segment is not config.segment tokens long, or memory keeps keys and
@@ -94,27 +106,27 @@ class CompressiveTransformer(nn.Module):
         hidden, memory = self.embed(tokens_BT), self.readable(memory)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
         live = self.live(memory)
-        layers, losses, penalties = [], [], []
+        losses = self.training if losses is None else losses
+        layers, reconstructions, penalties = [], [], []
         for index, block in enumerate(self.layers):
-            step = block(hidden, memory.layer(index), live, counts)
+            step = block(hidden, memory.layer(index), live, counts, losses)
             hidden = step.hidden_BTD
             layers.append(step.memory)
-            if step.reconstruction is not None:
-                losses.append(step.reconstruction)
+            reconstructions.append(step.reconstruction)
             if step.penalty is not None:
                 penalties.append(step.penalty)
         after = MemoryState.of_layers(layers, counts)
-        auxiliary = {}
-        if losses:
-            auxiliary["reconstruction"] = LossSum(
-                torch.stack([loss.total for loss in losses]).sum(),
-                torch.stack([loss.elements for loss in losses]).sum(),
-            )
+        auxiliary, by_layer = {}, {}
+        every = stack_losses(reconstructions)
+        if every is not None:
+            auxiliary["reconstruction"] = LossSum(every.total.sum(), every.elements.sum())
+            by_layer["reconstruction"] = LossSum(every.total.detach(), every.elements)
         if penalties:
             # One a forward pass, so that its mean over passes and ranks is the penalty itself.
             total = torch.stack(penalties).sum()
             auxiliary["penalty"] = LossSum(total, torch.ones_like(total))
-        return SegmentOutput(self.head(self.norm(hidden), targets_BT), after, auxiliary)
+        predictions = self.head(self.norm(hidden), targets_BT)
+        return SegmentOutput(predictions, after, auxiliary, by_layer)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D] with the training dropout."""

@@ -65,17 +65,17 @@ class Loop:
             stopped = False
             while trainer.step < self.steps and not stopped:
                 record = self.timed_step()
-                if self.due(trainer.config.training.log_every):
+                if self.due(trainer.config.training.log_every, trainer.step):
                     record |= self.summary()
                     shown |= self.shown(record)
                     self.write(record)
-                if self.due(trainer.config.training.validate_every):
+                if self.due(trainer.config.training.validate_every, trainer.step):
                     value = trainer.validate()
                     self.score = (trainer.step, value)
                     shown["valid"] = f"{value:.3f}"
                     self.write({"step": trainer.step, SCORE: value})
                 stopped = self.tend_checkpoints().stop
-                if self.due(trainer.config.training.save_every):
+                if self.due(trainer.config.training.save_every, trainer.step):
                     self.save()
                 bar.update(1, **shown)
         if stopped:
@@ -91,7 +91,8 @@ class Loop:
     def timed_step(self) -> dict[str, float]:
         """One training step, timed and added to the sums since the last record."""
         start = time.perf_counter()
-        result = self.trainer.train_step(self.steps)
+        watch = self.due(self.trainer.config.training.log_every, self.trainer.step + 1)
+        result = self.trainer.train_step(self.steps, watch)
         self.watch.add(time.perf_counter() - start, int(result["tokens"]))
         for name in self.sums:
             self.sums[name] += result.pop(name)
@@ -116,9 +117,9 @@ class Loop:
             shown["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
         return shown
 
-    def due(self, every: int) -> bool:
-        """Whether something is done after this step; everything is after the last."""
-        return self.trainer.step % every == 0 or self.trainer.step == self.steps
+    def due(self, every: int, step: int) -> bool:
+        """Whether something is done after `step` steps; everything is after the last."""
+        return step % every == 0 or step == self.steps
 
     def write(self, record: dict[str, float]) -> None:
         """Append to metrics.jsonl."""

@@ -25,7 +25,7 @@ def probe(module: Unroll, shards: Shards, device: torch.device) -> float:
     batches = [reader.next() for _ in range(SEGMENTS)]
     training = model.training
     model.eval()
-    losses, _ = module(on_device(batches, slice(None), device), model.empty_memory(1))
+    losses, _, _ = module(on_device(batches, slice(None), device), model.empty_memory(1))
     model.train(training)
     return losses["nats"][0].item()
 

@@ -21,6 +21,7 @@ from lm.model import CompressiveTransformer, MemoryState
 from lm.scoring import ScoringConfig, score
 from lm.training import checkpoint, whole
 from lm.training.checkpoint import Snapshot
+from lm.training.compression import compression_norms
 from lm.training.config import RunConfig
 from lm.training.dist import World
 from lm.training.engine import build_engine, clip_gradients
@@ -28,6 +29,7 @@ from lm.training.masters import Masters
 from lm.training.nonfinite import NonFiniteError, first_bad, random_state, set_random_state
 from lm.training.optim import build_optimizer, lr_scale, set_lr
 from lm.training.probe import check_probe, probe
+from lm.training.sums import Pair, Sums
 from lm.training.unroll import Unroll, checkpoint_activations, on_device, scored_tokens
 
 if TYPE_CHECKING:
@@ -100,15 +102,18 @@ class Trainer:
             whole.set_master(parameter, weight)
         return engine
 
-    def train_step(self, steps: int) -> dict[str, float]:
+    def train_step(self, steps: int, watch: bool = False) -> dict[str, float]:
         """Read segments of every lane and update the weights once.
 
         Args:
             steps: length of the run, for the learning rate.
+            watch: also look at each layer's compression.
 
         Returns:
             Sums over all ranks: nats, tokens, the auxiliary losses' means; gradient norm and rate.
-            A step that was left out returns `skipped`, how many were so far.
+            When watching, `NAME/LAYER` for each layer: the auxiliary losses' means and the norm of
+            the compression function's gradient. A step that was left out returns `skipped`, how
+            many were so far.
 
         Raises:
             NonFiniteError: before the weights move.
@@ -122,6 +127,7 @@ class Trainer:
         scale = lr_scale(self.config.optim, self.step, steps)
         set_lr(self.optimizer, scale)
         memory, sums = self._gradients(reads)
+        norms = compression_norms(self.engine, self.model) if watch else {}
         norm = self._update(all(map(math.isfinite, chain.from_iterable(sums.values()))))
         if norm is None:
             if training.non_finite == "stop":
@@ -131,20 +137,21 @@ class Trainer:
             return {"nats": 0.0, "tokens": 0.0, "skipped": self.skipped}
         self.memory = memory
         self.step += 1
-        (nats, tokens), *auxiliary = sums.values()
-        result = {"nats": nats, "tokens": tokens}
-        for name, (total, count) in zip(list(sums)[1:], auxiliary, strict=True):
-            result[name] = total / max(count, 1)
-        return result | {"grad_norm": norm, "lr": scale * self.config.optim.lr}
+        nats, tokens = sums.pop("nats")
+        means = {
+            name: total / max(count, 1)
+            for name, (total, count) in sums.items()
+            if watch or "/" not in name
+        }
+        learning = {"grad_norm": norm, "lr": scale * self.config.optim.lr}
+        return {"nats": nats, "tokens": tokens, **means, **learning, **norms}
 
-    def _gradients(
-        self, reads: list[list[Batch]]
-    ) -> tuple[MemoryState, dict[str, tuple[float, float]]]:
+    def _gradients(self, reads: list[list[Batch]]) -> tuple[MemoryState, dict[str, Pair]]:
         """Gather the gradients of an update; returns memory and sums of losses over all ranks."""
         parts = self.config.training.micro_batches
         lanes = self.memory.lanes // parts
         (tokens,) = self.world.totals([sum(map(scored_tokens, reads))])
-        sums: dict[str, Tensor] = {}
+        sums = Sums()
         memory = self.memory
         for number, batches in enumerate(reads, start=1):
             after = []
@@ -153,15 +160,15 @@ class Trainer:
                 last = number == len(reads) and part == parts - 1
                 self.engine.set_gradient_accumulation_boundary(last)
                 before = memory if parts == 1 else memory.lane_slice(rows)
-                losses, moved = self.engine(on_device(batches, rows, self.world.device), before)
+                losses, by_layer, moved = self.engine(
+                    on_device(batches, rows, self.world.device), before
+                )
                 self.engine.backward(self._loss(losses, tokens, parts * len(reads)))
-                for name, (total, count) in losses.items():
-                    pair = torch.stack([total.detach().double(), count.double()])
-                    sums[name] = sums[name] + pair if name in sums else pair
+                sums.add(losses)
+                sums.add(by_layer)
                 after.append(moved)
             memory = after[0] if parts == 1 else MemoryState.concatenate(after)
-        totals = self.world.sum(torch.stack(list(sums.values()))).tolist()
-        return memory, {name: (t, c) for name, (t, c) in zip(sums, totals, strict=True)}
+        return memory, sums.totals(self.world)
 
     def _loss(self, losses: dict[str, Any], tokens: float, parts: int) -> Tensor:
         """What one back-propagation adds to the update's loss; DeepSpeed averages over ranks."""

@@ -3,6 +3,7 @@
 Shapes: K segments, B lanes, T tokens of a segment.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -32,7 +33,7 @@ class Unroll(nn.Module):
 
     def forward(
         self, segments: list[tuple[Tensor, ...]], memory: MemoryState
-    ) -> tuple[dict[str, Loss], MemoryState]:
+    ) -> tuple[dict[str, Loss], dict[str, Loss], MemoryState]:
         """Read segments in order.
 
         Args:
@@ -40,19 +41,24 @@ class Unroll(nn.Module):
             memory: of the B lanes, before the first segment and its resets.
 
         Returns:
-            The losses by name, the likelihood in nats first, and memory.
+            The losses by name, the likelihood in nats first; those that are known by layer, [l]
+            each, to be looked at only; and memory.
         """
         losses: dict[str, Loss] = {}
+        by_layer: dict[str, Loss] = {}
         for inputs, targets, scored, reset in segments:
             output = self.model(inputs, memory.reset(reset), targets)
             memory = output.memory
             nats = ((output.predictions * scored).sum(), scored.sum())
-            for name, (total, count) in {"nats": nats, **output.auxiliary}.items():
-                before = losses.get(name)
-                losses[name] = (
-                    (total, count) if before is None else (before[0] + total, before[1] + count)
-                )
-        return losses, memory.detach()
+            _add(losses, {"nats": nats, **output.auxiliary})
+            _add(by_layer, output.by_layer)
+        return losses, by_layer, memory.detach()
+
+
+def _add(sums: dict[str, Loss], more: Mapping[str, Loss]) -> None:
+    for name, (total, count) in more.items():
+        before = sums.get(name)
+        sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
 
 
 def on_device(batches: list[Batch], lanes: slice, device: torch.device) -> list[tuple[Tensor, ...]]:

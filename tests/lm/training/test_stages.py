@@ -57,7 +57,7 @@ class PlainTorch:
         nats = 0.0
         for batches in reads:
             segments = on_device(batches, slice(None), torch.device("cpu"))
-            losses, self.memory = self.module(segments, self.memory)
+            losses, _, self.memory = self.module(segments, self.memory)
             total, elements = losses["reconstruction"]
             weight = 1 / (count * elements.clamp(min=1))
             (losses["nats"][0] * (1 / tokens) + total * weight.to(total.dtype)).backward()

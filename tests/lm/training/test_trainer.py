@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from data.shards import Shards
-from lm.model import MemoryState
+from lm.model import CompressiveTransformer, MemoryState
 from lm.training import dist
 from lm.training.config import RunConfig, resumed
 from lm.training.loop import measured_steps
@@ -127,3 +127,41 @@ def test_validation_is_the_scorer(run_config: RunConfig, shards: Shards, world: 
     value = trainer.validate()
     direct = score(trainer.model, shards.split("validation"), ScoringConfig(lanes=8), limit=4)
     assert value == direct.bits_per_byte and 4 < value < 12
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_each_layers_reconstruction_is_watched(
+    run_config: RunConfig, shards: Shards, world: dist.World, zero: int
+) -> None:
+    """The layers' losses are those of the whole, and the norms are of the loss's own gradient."""
+    model = replace(run_config.model, dropout=0.0)
+    training = replace(run_config.training, zero=zero, micro_batches=2)  # type: ignore[arg-type]
+    config = replace(run_config, model=model, training=training)
+    ours, plain = Trainer(config, shards, world), Trainer(config, shards, world)
+    for _ in range(2):
+        assert not any("/" in name for name in ours.train_step(12))
+        plain.train_step(12)
+    weights = checkpointed_model(plain)
+    result = ours.train_step(12, watch=True)
+    tokens = torch.from_numpy(plain.lanes.next().inputs_BT)
+    output = weights(tokens, plain.memory)
+    total, elements = output.by_layer["reconstruction"]
+    assert torch.equal(total.sum(), output.auxiliary["reconstruction"].total)
+    auxiliary = output.auxiliary["reconstruction"]
+    (auxiliary.total / auxiliary.elements).backward()
+    for layer, block in enumerate(weights.layers):
+        mean = (total[layer] / elements[layer]).item()
+        assert result[f"reconstruction/{layer}"] == pytest.approx(mean, rel=1e-5)
+        gradients = [p.grad for p in block.compression.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        assert result[f"compression_grad_norm/{layer}"] == pytest.approx(norm, rel=1e-4)
+
+
+def checkpointed_model(trainer: Trainer) -> CompressiveTransformer:
+    """A model of its own with the trainer's weights, whatever the stage."""
+    model = CompressiveTransformer(trainer.config.model, trainer.model.vocabulary)
+    weights = trainer.snapshot().files["model.safetensors"]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    return model
