@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data import command
 from data.progress import Progress
 from lm.loading import LoadedRun, load_run
-from lm.model.incremental import OpenSegment, open_segment, read
+from lm.model.incremental import Reader
 from lm.sampling import SamplingConfig, sample
 
 PROMPT_PART = 4096
@@ -47,13 +46,13 @@ def main(
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     written = bytearray()
     with torch.no_grad():
-        logits, segment = read_prompt(loaded, given)
+        reader = read_prompt(loaded, given)
         for _ in range(tokens):
-            token = sample(logits.cpu(), sampling, generator)
+            token = sample(reader.logits().cpu(), sampling, generator)
             piece = loaded.vocabulary.decode(token.numpy())
             written += piece
             print(decoder.decode(piece), end="", flush=True)
-            logits, segment = step(loaded, token, segment)
+            reader.read(token[:, None].to(reader.last_BD.device))
     print(decoder.decode(b"", final=True), flush=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,25 +75,18 @@ def prompt_text(prompt: str | None, prompt_file: Path | None) -> bytes:
     return text
 
 
-def read_prompt(loaded: LoadedRun, text: bytes) -> tuple[Tensor, OpenSegment]:
-    """Read a prompt of any length; returns the logits of what follows, [1, V], and the memory."""
+def read_prompt(loaded: LoadedRun, text: bytes) -> Reader:
+    """Read a prompt of any length; returns its reader, which knows what follows."""
     vocabulary, model = loaded.vocabulary, loaded.model
     ids = np.concatenate([[vocabulary.start], vocabulary.encode(text).astype(np.int64)])
     tokens_1t = torch.from_numpy(ids)[None].to(model.embedding.weight.device)
-    segment = open_segment(model, model.empty_memory(1))
+    reader = Reader(model, model.empty_memory(1))
     enabled = len(ids) > PROMPT_PART
     with Progress("read", len(ids), "token", scale=True, enabled=enabled) as bar:
         for part in tokens_1t.split(PROMPT_PART, dim=1):
-            logits, segment = read(model, part, segment)
+            reader.read(part)
             bar.update(part.shape[1])
-    return logits[:, -1], segment
-
-
-def step(loaded: LoadedRun, token_1: Tensor, segment: OpenSegment) -> tuple[Tensor, OpenSegment]:
-    """Read one token; returns the logits of the next, [1, V]."""
-    token_11 = token_1[:, None].to(loaded.model.embedding.weight.device)
-    logits, segment = read(loaded.model, token_11, segment)
-    return logits[:, -1], segment
+    return reader
 
 
 if __name__ == "__main__":

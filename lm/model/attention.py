@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lm.model.compression import USES_ATTENTION
 from lm.model.config import ModelConfig
 from lm.model.linear import Linear
+from lm.model.open_attention import OpenKeys, Places
 
 PositionsT = TypeVar("PositionsT")
 
@@ -105,6 +106,22 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
             positions: of the whole segment.
             reading: which part of the segment this is, and how it is read.
         """
+        raise NotImplementedError
+
+    def tables(self) -> PositionsT:
+        """What `open_keys` and `open_scores` need to know of the positions of a whole segment; it
+        depends on weights and lengths alone.
+        """
+        return self.positions()
+
+    def open_keys(self, key_BHtd: Tensor, tables: PositionsT, places: Places) -> Tensor:
+        """Keys of new tokens of an open segment, as `place` makes them."""
+        raise NotImplementedError
+
+    def open_scores(
+        self, query_BHtd: Tensor, keys: OpenKeys, tables: PositionsT, places: Places
+    ) -> Tensor:
+        """Scores of new tokens of an open segment, [B, H, t, S]; none is hidden yet."""
         raise NotImplementedError
 
     def reading(self, live_BN: Tensor, first: int = 0) -> Reading:

@@ -1,129 +1,311 @@
-"""Reading a stream a few tokens at a time, with the same results as whole segments.
+"""Reading text a few tokens at a time, with the same results as whole segments.
 
 Memory moves only when a segment is complete, so between two moves everything that memory
-contributes to attention is constant: its keys and values and the position keys are computed once
-a segment, and a new token costs one row of attention. Shapes as in attention.py; t new tokens.
+contributes to attention is constant. The open segment's keys, values and inputs have their room
+from the beginning and are written in place, so a new token costs one row of attention however much
+was read before. Every lane has a place of its own in its segment and moves its memory when its own
+segment is complete: what a lane gives never depends on its neighbours.
+
+Shapes as in attention.py; B lanes of text, t new tokens, n tokens that are there.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lm.model.blocks import Entering
+from lm.model.blocks import Block, Entering
 from lm.model.memory import MemoryState, advance_counts
+from lm.model.open_attention import OpenKeys, Places, read_open
 from lm.model.transformer import CompressiveTransformer
 
 
-class LayerCache(NamedTuple):
-    """What one layer keeps of the open segment."""
+@dataclass
+class OpenLayer:
+    """What one layer keeps of the open segment of every lane."""
 
-    positions: Any
-    """As its attention prepares them."""
-    key_BHSd: Tensor
-    """Placed keys of [compressed ; memory ; tokens read so far]."""
-    value_BHSd: Tensor
-    inputs_BtD: Tensor
+    keys: OpenKeys
+    inputs_BTD: Tensor
     """Inputs of the tokens read so far, which will enter memory."""
     received_BS: Tensor | None
     """Attention that each key has received from them, if compression asks for it."""
 
 
-@dataclass(frozen=True)
-class OpenSegment:
-    """A segment that is still being read; a value, like memory: extending it makes a new one."""
+class Part(NamedTuple):
+    """Tokens that extend open segments: t columns, of which some lanes may have fewer."""
 
-    memory: MemoryState
-    """Memory before the segment."""
-    live_BN: Tensor
-    layers: tuple[LayerCache, ...]
-    length: int
-    """Tokens read so far."""
+    tokens_Bt: Tensor
+    lanes_n: Tensor
+    """Lane of each token that is there."""
+    columns_n: Tensor
+    """Its column."""
+    places_n: Tensor
+    """Its place in the open segment."""
+    places: Places
 
-
-def open_segment(model: CompressiveTransformer, memory: MemoryState) -> OpenSegment:
-    """Begin a segment after `memory`."""
-    memory, layers = model.readable(model.keep_keys(memory)), []
-    for index, block in enumerate(model.layers):
-        layer, positions = memory.layer(index), block.attention.positions()
-        assert layer.kept is not None
-        key, value = layer.kept
-        placed = block.attention.place(key, positions, 0)
-        inputs = layer.memory_BMD.new_empty(memory.lanes, 0, model.config.width)
-        layers.append(LayerCache(positions, placed, value, inputs, None))
-    return OpenSegment(memory, model.live(memory), tuple(layers), 0)
+    def write(self, values_Btx: Tensor, room_BTx: Tensor) -> None:
+        """Put what belongs to the tokens into the open segments."""
+        first = self.places.first
+        if first is not None and self.places.dead_Bt is None:
+            room_BTx[:, first : first + values_Btx.shape[1]] = values_Btx
+        else:
+            room_BTx[self.lanes_n, self.places_n] = values_Btx[self.lanes_n, self.columns_n]
 
 
-def extend(
-    model: CompressiveTransformer, tokens_Bt: Tensor, segment: OpenSegment
-) -> tuple[Tensor, OpenSegment]:
-    """Read t tokens that fit into the open segment; returns their logits [B, t, V].
+class Reader:
+    """Lanes of text that are being read; each remembers what it has read, and nothing else.
 
-    Raises:
-        ValueError: more tokens than the segment has room for.
+    The reader owns its open segments and writes to them. Memory is a value as ever: reading on
+    makes new memory, so copies of a reader share it until it moves.
     """
-    count, first = tokens_Bt.shape[1], segment.length
-    if first + count > model.config.segment:
-        raise ValueError(
-            f"the open segment has room for {model.config.segment - first} tokens, not {count}"
+
+    @torch.no_grad()
+    def __init__(self, model: CompressiveTransformer, memory: MemoryState) -> None:
+        """Begin a segment after `memory`.
+
+        Raises:
+            ValueError: the model is in training mode.
+        """
+        if model.training:
+            raise ValueError("text is read in small parts by model.eval() only")
+        self.model = model
+        self.tables = [block.attention.tables() for block in model.layers]
+        self.memory = model.readable(model.keep_keys(memory))
+        """Of B' lanes, each for as many neighbouring lanes of text."""
+        self.lengths = [0] * memory.lanes
+        """Tokens that each lane has read of its open segment."""
+        self.last_BD = model.embedding.weight.new_zeros(memory.lanes, model.config.width)
+        """Final hidden state of the last token that each lane has read."""
+        self.layers = [self._open_layer(index) for index in range(model.config.layers)]
+        self._look()
+
+    def _open_layer(self, index: int) -> OpenLayer:
+        """An open segment without tokens."""
+        block = self.model.layers[index]
+        config, lanes, like = block.config, self.lanes, self.last_BD
+        shape = (lanes, config.heads, config.segment, config.head_width)
+        keys, values = self._memory_keys(index, self.memory)
+        received = None
+        if block.attention.counts_attention:
+            received = like.new_zeros(lanes, config.slots + config.segment)
+        return OpenLayer(
+            OpenKeys(keys, values, like.new_zeros(shape), like.new_zeros(shape)),
+            like.new_zeros(lanes, config.segment, config.width),
+            received,
         )
-    hidden = model.embed(tokens_Bt)
-    layers = []
-    for block, cache in zip(model.layers, segment.layers, strict=True):
-        inputs = block.inputs(hidden)
-        attention, slots = block.attention, block.config.slots
-        query, key, value = attention.queries_keys_values(inputs)
-        key = attention.place(key, cache.positions, slots + first)
-        key = torch.cat([cache.key_BHSd, key], dim=2)
-        value = torch.cat([cache.value_BHSd, value], dim=2)
-        reading = attention.reading(block.live(segment.live_BN), first)
-        read, received = attention.read(query, key, value, cache.positions, reading)
-        if received is not None and cache.received_BS is not None:
-            received = received + F.pad(cache.received_BS, (0, count))
-        hidden = block.after_attention(hidden, attention.join_heads(read))
-        inputs = torch.cat([cache.inputs_BtD, inputs], dim=1)
-        layers.append(LayerCache(cache.positions, key, value, inputs, received))
-    logits = model.head(model.norm(hidden))
-    return logits, replace(segment, layers=tuple(layers), length=first + count)
 
+    def _memory_keys(self, index: int, memory: MemoryState) -> tuple[Tensor, Tensor]:
+        """Placed keys, and values, of a layer's memory."""
+        kept = memory.layer(index).kept
+        assert kept is not None
+        placed = self.model.layers[index].attention.place(kept[0], self.tables[index], 0)
+        return placed, kept[1]
 
-def close_segment(model: CompressiveTransformer, segment: OpenSegment) -> MemoryState:
-    """Move a complete segment into memory, exactly as the model's forward does.
+    def _look(self) -> None:
+        """Note which slots of memory are live, after it has moved."""
+        self.live_BN = self.model.live(self.memory)
+        self.full = bool(self.live_BN.all())
 
-    Raises:
-        ValueError: the segment is not complete.
-    """
-    config, before = model.config, segment.memory
-    if segment.length != config.segment:
-        raise ValueError(
-            f"a segment enters memory when it has {config.segment} tokens, not {segment.length}"
+    @property
+    def lanes(self) -> int:
+        """Lanes of text B."""
+        return len(self.lengths)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """Logits of what follows in each lane, [B, V]."""
+        logits: Tensor = self.model.head(self.last_BD[:, None])[:, 0]
+        return logits
+
+    @torch.no_grad()
+    def read(self, tokens_Bt: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Read any number of tokens, moving memory on wherever a lane's segment is complete.
+
+        Args:
+            tokens_Bt: new tokens.
+            counts: how many of them each lane reads, from the left; none: all.
+
+        Returns:
+            Final hidden states of the tokens, [B, t, D], for `model.head`; zero for those that
+            their lane does not read.
+        """
+        lanes, most = tokens_Bt.shape
+        counts = [most] * lanes if counts is None else list(counts)
+        done, segment = [0] * lanes, self.model.config.segment
+        output = self.last_BD.new_zeros(lanes, most, self.model.config.width)
+        while any(left := [count - d for count, d in zip(counts, done, strict=True)]):
+            whole = [i for i in range(lanes) if not self.lengths[i] and left[i] >= segment]
+            if whole:
+                taken = [segment if lane in whole else 0 for lane in range(lanes)]
+                self._read_whole(whole, tokens_Bt, done, output)
+            else:
+                rooms = [segment - length for length in self.lengths]
+                taken = list(map(min, rooms, left))
+                self._extend(tokens_Bt, done, taken, output)
+            done = [d + n for d, n in zip(done, taken, strict=True)]
+        return output
+
+    def _read_whole(
+        self, lanes: list[int], tokens_Bt: Tensor, done: list[int], output_BtD: Tensor
+    ) -> None:
+        """Some lanes read a whole segment each, as the model's forward does."""
+        segment = self.model.config.segment
+        columns = [slice(done[lane], done[lane] + segment) for lane in lanes]
+        tokens = torch.stack(
+            [tokens_Bt[lane, column] for lane, column in zip(lanes, columns, strict=True)]
         )
-    counts = advance_counts(config, before, config.segment)
-    layers = []
-    for index, (block, cache) in enumerate(zip(model.layers, segment.layers, strict=True)):
-        slots = block.config.slots
-        key, value = cache.key_BHSd[:, :, slots:], cache.value_BHSd[:, :, slots:]
-        key = block.attention.lift(key, cache.positions, slots)
-        entering = Entering(cache.inputs_BtD, (key, value), cache.received_BS)
-        layers.append(block.move(entering, before.layer(index), counts)[0])
-    return MemoryState.of_layers(layers, counts)
+        memory = self._memory_of(lanes)
+        counts = advance_counts(self.model.config, memory, segment)
+        hidden, live, layers = self.model.embed(tokens), self.model.live(memory), []
+        for index, block in enumerate(self.model.layers):
+            inputs, layer = block.inputs(hidden), memory.layer(index)
+            assert layer.kept is not None
+            attended = block.attention(inputs, *layer.kept, block.live(live))
+            hidden = block.after_attention(hidden, attended.output_BTD)
+            slots = block.config.slots
+            keys, values = attended.key_BHSd[:, :, slots:], attended.value_BHSd[:, :, slots:]
+            entering = Entering(inputs, (keys, values), attended.received_BS)
+            layers.append(block.move(entering, layer, counts)[0])
+        hidden = self.model.norm(hidden)
+        for lane, column, states in zip(lanes, columns, hidden, strict=True):
+            output_BtD[lane, column] = states
+        self.last_BD[lanes] = hidden[:, -1]
+        self._remember(lanes, MemoryState.of_layers(layers, counts))
+
+    def _extend(
+        self, tokens_Bt: Tensor, done: list[int], taken: list[int], output_BtD: Tensor
+    ) -> None:
+        """Lanes read tokens that fit into their open segments: `taken` from column `done` on."""
+        part = self._part(tokens_Bt, done, taken)
+        hidden = self.model.embed(part.tokens_Bt)
+        for block, layer, tables in zip(self.model.layers, self.layers, self.tables, strict=True):
+            hidden = _read_layer(block, layer, tables, hidden, part)
+        hidden = self.model.norm(hidden)
+        lanes_n, columns_n = part.lanes_n, part.columns_n
+        starts = torch.tensor(done, device=hidden.device)
+        output_BtD[lanes_n, starts[lanes_n] + columns_n] = hidden[lanes_n, columns_n]
+        reading = [lane for lane, count in enumerate(taken) if count]
+        self.last_BD[reading] = hidden[reading, [taken[lane] - 1 for lane in reading]]
+        self.lengths = [length + n for length, n in zip(self.lengths, taken, strict=True)]
+        segment = self.model.config.segment
+        if complete := [lane for lane, n in enumerate(self.lengths) if n == segment]:
+            self._close(complete)
+
+    def _part(self, tokens_Bt: Tensor, done: list[int], taken: list[int]) -> Part:
+        """The next tokens of each lane, and where they stand."""
+        device, count, firsts = tokens_Bt.device, max(taken), self.lengths
+        rows = [(lane, column) for lane, n in enumerate(taken) for column in range(n)]
+        places_n = [firsts[lane] + column for lane, column in rows]
+        lanes_n, columns_n = torch.tensor(rows, device=device).T
+        column_t = torch.arange(count, device=device)
+        if any(done):
+            source = torch.tensor(done, device=device)[:, None] + column_t
+            tokens_Bt = tokens_Bt.gather(1, source.clamp(max=tokens_Bt.shape[1] - 1))
+        keys = max(places_n) + 1
+        place_Bt = (torch.tensor(firsts, device=device)[:, None] + column_t).clamp(max=keys - 1)
+        same = min(firsts) == max(firsts)
+        dead = None
+        if min(taken) < count:
+            dead = column_t >= torch.tensor(taken, device=device)[:, None]
+        hidden = None
+        if not (self.full and same and count == 1):
+            future = torch.arange(keys, device=device) > place_Bt[:, :, None]
+            shared = self.lanes // self.memory.lanes
+            empty = ~self.live_BN.repeat_interleave(shared, dim=0)[:, None]
+            hidden = torch.cat([empty.expand(-1, count, -1), future], dim=-1)
+        places = Places(place_Bt, firsts[0] if same else None, keys, hidden, dead)
+        return Part(
+            tokens_Bt[:, :count],
+            lanes_n,
+            columns_n,
+            torch.tensor(places_n, device=device),
+            places,
+        )
+
+    def _close(self, lanes: list[int]) -> None:
+        """Move complete segments into memory, exactly as the model's forward does."""
+        memory, layers = self._memory_of(lanes), []
+        counts = advance_counts(self.model.config, memory, self.model.config.segment)
+        rows: slice | list[int] = slice(None) if len(lanes) == self.lanes else lanes
+        for index, (block, layer) in enumerate(zip(self.model.layers, self.layers, strict=True)):
+            key, value = layer.keys.key_BHTd[rows], layer.keys.value_BHTd[rows]
+            key = block.attention.lift(key, self.tables[index], block.config.slots)
+            received = None if layer.received_BS is None else layer.received_BS[rows]
+            entering = Entering(layer.inputs_BTD[rows], (key, value), received)
+            layers.append(block.move(entering, memory.layer(index), counts)[0])
+            if layer.received_BS is not None:
+                layer.received_BS[rows] = 0.0
+        for lane in lanes:
+            self.lengths[lane] = 0
+        self._remember(lanes, MemoryState.of_layers(layers, counts))
+
+    def _memory_of(self, lanes: list[int]) -> MemoryState:
+        """Memory of some lanes of text, one lane each."""
+        shared = self.lanes // self.memory.lanes
+        if shared == 1 and len(lanes) == self.lanes:
+            return self.memory
+        sources = torch.tensor([lane // shared for lane in lanes], device=self.last_BD.device)
+        return self.memory.lane_slice(sources)
+
+    def _remember(self, lanes: list[int], memory: MemoryState) -> None:
+        """Replace the memory of some lanes."""
+        place = torch.tensor(lanes, device=self.last_BD.device)
+        if len(lanes) == self.lanes:
+            self.memory = memory
+        else:
+            self.memory = self._memory_of(list(range(self.lanes))).with_lanes(place, memory)
+        for index, layer in enumerate(self.layers):
+            memory_keys = self._memory_keys(index, self.memory)
+            layer.keys = OpenKeys(*memory_keys, *layer.keys[2:])
+        self._look()
+
+    def select(self, lanes: Sequence[int]) -> "Reader":
+        """A reader of some lanes, in any order and number; it and this one read on independently.
+
+        Memory is shared where several take it from one lane and stand side by side.
+        """
+        shared = self.lanes // self.memory.lanes
+        sources = [lane // shared for lane in lanes]
+        run = next((i for i, source in enumerate(sources) if source != sources[0]), len(sources))
+        if sources != [source for source in sources[::run] for _ in range(run)]:
+            run = 1
+        device = self.last_BD.device
+        rows = torch.tensor(list(lanes), device=device)
+        other = object.__new__(Reader)
+        other.model, other.tables, other.memory = self.model, self.tables, self.memory
+        if sources[::run] != list(range(self.memory.lanes)):
+            other.memory = self.memory.lane_slice(torch.tensor(sources[::run], device=device))
+        other.lengths = [self.lengths[lane] for lane in lanes]
+        other.last_BD = self.last_BD[rows]
+        other.layers = []
+        for index, layer in enumerate(self.layers):
+            memory_keys = layer.keys[:2]
+            if other.memory is not self.memory:
+                memory_keys = other._memory_keys(index, other.memory)
+            keys = OpenKeys(*memory_keys, *(tensor[rows] for tensor in layer.keys[2:]))
+            received = None if layer.received_BS is None else layer.received_BS[rows]
+            other.layers.append(OpenLayer(keys, layer.inputs_BTD[rows], received))
+        other._look()
+        return other
+
+    def repeat(self, copies: int) -> "Reader":
+        """Each lane `copies` times, side by side."""
+        return self.select([lane for lane in range(self.lanes) for _ in range(copies)])
 
 
-def read(
-    model: CompressiveTransformer, tokens_Bt: Tensor, segment: OpenSegment
-) -> tuple[Tensor, OpenSegment]:
-    """Read any number of tokens, closing and opening segments on the way.
-
-    Returns the logits of every token, [B, t, V], and an open segment with room for at least one.
-    """
-    logits = []
-    while tokens_Bt.shape[1]:
-        room = model.config.segment - segment.length
-        part, segment = extend(model, tokens_Bt[:, :room], segment)
-        tokens_Bt = tokens_Bt[:, room:]
-        logits.append(part)
-        if segment.length == model.config.segment:
-            segment = open_segment(model, close_segment(model, segment))
-    return torch.cat(logits, dim=1), segment
+def _read_layer(
+    block: Block, layer: OpenLayer, tables: Any, hidden_BtD: Tensor, part: Part
+) -> Tensor:
+    """One layer reads tokens of open segments and keeps what belongs to them."""
+    attention, inputs = block.attention, block.inputs(hidden_BtD)
+    query, key, value = attention.queries_keys_values(inputs)
+    key = attention.open_keys(key, tables, part.places)
+    part.write(key.transpose(1, 2), layer.keys.key_BHTd.transpose(1, 2))
+    part.write(value.transpose(1, 2), layer.keys.value_BHTd.transpose(1, 2))
+    part.write(inputs, layer.inputs_BTD)
+    read, received = read_open(attention, query, layer.keys, tables, part.places)
+    if received is not None and layer.received_BS is not None:
+        layer.received_BS[:, : received.shape[1]] += received
+    return block.after_attention(hidden_BtD, attention.join_heads(read))

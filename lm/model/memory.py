@@ -97,6 +97,22 @@ class MemoryState:
         """The memory of some lanes, by slice or index."""
         return self.map(lambda tensor: tensor[lanes])
 
+    def with_lanes(self, lanes_n: Tensor, part: "MemoryState") -> "MemoryState":
+        """The same with other memory in some lanes, given by index."""
+
+        def put(name: str) -> tuple[Tensor, ...]:
+            layers = zip(getattr(self, name), getattr(part, name), strict=True)
+            return tuple(mine.index_copy(0, lanes_n, other) for mine, other in layers)
+
+        return MemoryState(
+            put("memory"),
+            put("compressed"),
+            self.memory_count.index_copy(0, lanes_n, part.memory_count),
+            self.compressed_count.index_copy(0, lanes_n, part.compressed_count),
+            put("keys"),
+            put("values"),
+        )
+
     @staticmethod
     def concatenate(parts: list["MemoryState"]) -> "MemoryState":
         """Join the lanes of several states, in order."""

@@ -21,8 +21,9 @@ from lm.model.attention import MemoryAttention, Reading, dropped_weights
 from lm.model.blocked_attention import BlockedAttention
 from lm.model.config import ModelConfig
 from lm.model.linear import Linear, LinearMap
+from lm.model.open_attention import OpenKeys, Places, content_scores, products
 from lm.model.positions import compressed_distances, memory_distances, sinusoids
-from lm.model.shift_attention import Positions, attend
+from lm.model.shift_attention import Positions, attend, scores_by_key
 from lm.model.widened_attention import WidePositions, attend_widened
 
 Route = Literal["blocked", "shift", "widened"]
@@ -61,8 +62,10 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
 
     def positions(self) -> Positions | WidePositions:
         """Biases [H, d], and projected position keys [H, W, d] or, widened, projections."""
-        if self.route() == "widened":
-            return self._wide_positions()
+        return self._wide_positions() if self.route() == "widened" else self.tables()
+
+    def tables(self) -> Positions:
+        """Biases [H, d] and projected position keys [H, W, d], whatever the route."""
         config, device = self.config, self.content_bias.device
         near = memory_distances(config.memory, config.segment, device)
         memory_key = self._position_keys(self.position_key, near)
@@ -104,6 +107,29 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
     def lift(self, key_BHnd: Tensor, _: Positions | WidePositions, __: int) -> Tensor:
         """Keys as they are."""
         return key_BHnd
+
+    def open_keys(self, key_BHtd: Tensor, _: Positions | WidePositions, __: Places) -> Tensor:
+        """Keys as they are."""
+        return key_BHtd
+
+    def open_scores(
+        self,
+        query_BHtd: Tensor,
+        keys: OpenKeys,
+        tables: Positions | WidePositions,
+        places: Places,
+    ) -> Tensor:
+        """See MemoryAttention.open_scores; tables are those of `tables`."""
+        assert isinstance(tables, Positions)
+        segment, compressed = self.config.segment, self.config.compressed
+        content = content_scores(query_BHtd + tables.content_bias[:, None], keys, places.keys)
+        near = products(query_BHtd + tables.memory_bias[:, None], tables.memory_key[None])
+        near = scores_by_key(near, content.shape[-1] - compressed, segment, places)
+        if tables.compressed_key is None or tables.compressed_bias is None:
+            return content + near
+        far = products(query_BHtd + tables.compressed_bias[:, None], tables.compressed_key[None])
+        far = scores_by_key(far, compressed, segment, places)
+        return content + torch.cat([far, near], dim=-1)
 
     def read(
         self,

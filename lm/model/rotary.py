@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lm.model.attention import MemoryAttention, Reading, dropped_weights, visible
 from lm.model.config import ModelConfig
+from lm.model.open_attention import OpenKeys, Places, content_scores
 
 
 class Rotation(NamedTuple):
@@ -61,6 +62,17 @@ class RotaryAttention(MemoryAttention[Rotation]):
         """Keys turned back."""
         part = slice(first, first + key_BHnd.shape[2])
         return rotate(key_BHnd, positions.cos_Sd[part], -positions.sin_Sd[part])
+
+    def open_keys(self, key_BHtd: Tensor, tables: Rotation, places: Places) -> Tensor:
+        """Keys turned to their places."""
+        slot_Bt = self.config.slots + places.place_Bt
+        return rotate(key_BHtd, tables.cos_Sd[slot_Bt][:, None], tables.sin_Sd[slot_Bt][:, None])
+
+    def open_scores(
+        self, query_BHtd: Tensor, keys: OpenKeys, tables: Rotation, places: Places
+    ) -> Tensor:
+        """See MemoryAttention.open_scores."""
+        return content_scores(self.open_keys(query_BHtd, tables, places), keys, places.keys)
 
     def read(
         self,

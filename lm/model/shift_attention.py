@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lm.model.attention import Reading, dropped_weights, visible
+from lm.model.open_attention import Places
 
 
 class Positions(NamedTuple):
@@ -62,6 +63,22 @@ def relative_shift(scores: Tensor, keys: int) -> Tensor:
     padded = torch.nn.functional.pad(scores, (0, width + 1 - scores.shape[-1]))
     flat = padded.flatten(-2)[..., queries - 1 : queries - 1 + queries * width]
     return flat.unflatten(-1, (queries, width))[..., :keys]
+
+
+def scores_by_key(scores_BHtW: Tensor, keys: int, segment: int, places: Places) -> Tensor:
+    """Scores by distance, of tables for a whole segment of `segment` tokens, as scores by key.
+
+    Tables go from far to near, so the scores of a query at place i begin at row segment - 1 - i.
+    """
+    queries = scores_BHtW.shape[2]
+    if places.first is None:
+        start = segment - 1 - places.place_Bt
+        index = start[:, :, None] + torch.arange(keys, device=start.device)
+        index = index.clamp(0, scores_BHtW.shape[-1] - 1)[:, None]
+        return scores_BHtW.gather(-1, index.expand(-1, scores_BHtW.shape[1], -1, -1))
+    if queries == 1:
+        return scores_BHtW.narrow(-1, segment - 1 - places.first, keys)
+    return relative_shift(scores_BHtW[..., segment - places.first - queries :], keys)
 
 
 def attend(

@@ -13,7 +13,7 @@ import torch
 from data.command import dump_config, load_config
 from data.shards import Shards
 from lm import generate
-from lm.generate import read_prompt, step
+from lm.generate import read_prompt
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.sampling import SamplingConfig
 from lm.training.config import RunConfig
@@ -29,12 +29,12 @@ def test_logits_equal_teacher_forcing_after_a_prompt_longer_than_memory(
 ) -> None:
     """Prompt and continuation through more than ten compressions."""
     text = bytes(np.asarray(shards.split("test").tokens[:150], dtype=np.uint8))
+    reader = read_prompt(loaded, text[:100])
+    stepped = [reader.logits()]
+    for token in text[100:-1]:
+        reader.read(torch.tensor([[token]]))
+        stepped.append(reader.logits())
     with torch.no_grad():
-        logits, segment = read_prompt(loaded, text[:100])
-        stepped = [logits]
-        for token in text[100:-1]:
-            logits, segment = step(loaded, torch.tensor([token]), segment)
-            stepped.append(logits)
         ids = torch.tensor([loaded.vocabulary.start, *text[:-1]])
         memory, forced = loaded.model.empty_memory(1), []
         for part in ids[: len(ids) // 8 * 8].split(8):

@@ -1,54 +1,139 @@
-"""Token-by-token reading equals whole segments (teacher forcing), past several compressions."""
+"""Reading in parts of any size, each lane at its own place, equals whole segments: logits, memory
+and what follows, past several compressions.
+"""
 
-from dataclasses import replace
+import random
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
-from lm.model import MemoryState, ModelConfig
-from lm.model.incremental import close_segment, extend, open_segment, read
+from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+from lm.model.incremental import Reader
 from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 
+LANES = {name: SHAPES[name] for name in ("memory longer", "rotary", "most_used, memory longer")}
+LANES |= {name: SHAPES[name] for name in ("attended zeros", "memory in one layer", "dilated")}
 
-@pytest.mark.parametrize("cut", [1, 3, 5, 100], ids=lambda c: f"parts of {c}")
+
+def close(mine: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+def reader_of(model: CompressiveTransformer, lanes: int) -> Reader:
+    return Reader(model, model.empty_memory(lanes))
+
+
+def same_memory(mine: MemoryState, theirs: MemoryState) -> None:
+    for name in ("memory", "compressed"):
+        for a, b in zip(getattr(mine, name), getattr(theirs, name), strict=True):
+            close(a, b)
+    assert mine.memory_count.tolist() == theirs.memory_count.tolist()
+    assert mine.compressed_count.tolist() == theirs.compressed_count.tolist()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 100], ids=lambda c: f"parts of {c}")
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
 def test_any_cut_of_the_stream_gives_the_same_logits(config: ModelConfig, cut: int) -> None:
     model = build(config).eval()
     tokens = stream(8, 2, config)
     expected, memory = run(model, tokens)
-    segment = open_segment(model, model.empty_memory(2))
-    logits = []
-    for part in tokens.split(cut, dim=1):
-        some, segment = read(model, part, segment)
-        logits.append(some)
-    torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=1e-9, atol=1e-11)
-    assert segment.length == 0
-    for mine, theirs in zip(
-        segment.memory.memory + segment.memory.compressed,
-        memory.memory + memory.compressed,
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+    reader = reader_of(model, 2)
+    hidden = [reader.read(part) for part in tokens.split(cut, dim=1)]
+    close(model.head(torch.cat(hidden, dim=1)), expected)
+    close(reader.logits(), expected[:, -1])
+    assert reader.lengths == [0, 0]
+    if config.empty == "masked":
+        same_memory(reader.memory, memory)
 
 
-def test_an_open_segment_is_a_value() -> None:
-    """Two continuations of one prefix do not disturb each other."""
+@pytest.mark.parametrize("config", LANES.values(), ids=LANES.keys())
+@pytest.mark.parametrize("seed", range(3))
+def test_lanes_read_what_they_like_and_give_what_they_give_alone(
+    config: ModelConfig, seed: int
+) -> None:
+    """Lanes of different lengths in ragged parts: some read nothing, some several segments."""
+    model, rng = build(config).eval(), random.Random(seed)
+    tokens = stream(9, 4, config)
+    expected, _ = run(model, tokens)
+    reader, at, logits = reader_of(model, 4), [0] * 4, [[] for _ in range(4)]
+    while min(at) < tokens.shape[1]:
+        most = rng.choice([1, 1, 2, 3, config.segment, 2 * config.segment + 1])
+        counts = [min(rng.randint(0, most), tokens.shape[1] - place) for place in at]
+        parts = torch.zeros(4, most, dtype=torch.int64)
+        for lane, (place, count) in enumerate(zip(at, counts, strict=True)):
+            parts[lane, :count] = tokens[lane, place : place + count]
+        output = model.head(reader.read(parts, counts))
+        for lane, count in enumerate(counts):
+            logits[lane].append(output[lane, :count])
+            at[lane] += count
+        close(reader.logits()[at.index(max(at))], expected[at.index(max(at)), max(at) - 1])
+    for lane in range(4):
+        close(torch.cat(logits[lane]), expected[lane])
+
+
+@pytest.mark.parametrize("config", LANES.values(), ids=LANES.keys())
+@pytest.mark.parametrize("read", [0, 3, 6, 27])
+def test_copies_share_memory_and_go_their_own_ways(config: ModelConfig, read: int) -> None:
+    model = build(config).eval()
+    prompts, ends = stream(8, 2, config), stream(9, 6, config, seed=2)
+    reader = reader_of(model, 2)
+    reader.read(prompts[:, :read])
+    copies = reader.repeat(3)
+    assert copies.lanes == 6 and copies.memory.lanes == 2
+    whole = torch.cat([prompts[:, :read].repeat_interleave(3, dim=0), ends], dim=1)
+    whole = whole[:, : whole.shape[1] // config.segment * config.segment]
+    expected, _ = run(model, whole)
+    logits = [model.head(copies.read(part)) for part in whole[:, read:].split(1, dim=1)]
+    close(torch.cat(logits, dim=1), expected[:, read:])
+    assert copies.memory.lanes == 6
+    # The original has not noticed.
+    close(model.head(reader.read(whole[::3, read:])), expected[::3, read:])
+
+
+def test_lanes_are_chosen_and_repeated_in_any_order() -> None:
     model = build(TINY).eval()
-    tokens = stream(4, 1, TINY)
-    _, prefix = read(model, tokens[:, :6], open_segment(model, model.empty_memory(1)))
-    first, _ = read(model, tokens[:, 6:], prefix)
-    read(model, tokens[:, :9], prefix)
-    again, _ = read(model, tokens[:, 6:], prefix)
-    assert torch.equal(first, again)
+    tokens = stream(6, 3, TINY)
+    expected, _ = run(model, tokens)
+    reader = reader_of(model, 3)
+    reader.read(tokens, [5, 9, 14])
+    for lanes in ([2, 0, 1], [1], [0, 0, 2], [2, 2, 1, 1]):
+        chosen = reader.select(lanes)
+        places = [[5, 9, 14][lane] for lane in lanes]
+        for step in range(10):
+            following = torch.stack(
+                [tokens[lane, place + step] for lane, place in zip(lanes, places, strict=True)]
+            )
+            chosen.read(following[:, None])
+            for row, (lane, place) in enumerate(zip(lanes, places, strict=True)):
+                close(chosen.logits()[row], expected[lane, place + step])
+    shared = reader.select([0, 0, 2, 2])
+    assert shared.memory.lanes == 2 and shared.select([1, 2]).memory.lanes == 2
 
 
-def test_too_many_tokens_and_early_commits_are_refused() -> None:
-    model = build(replace(TINY))
-    segment = open_segment(model, model.empty_memory(1))
-    with pytest.raises(ValueError, match="room for 4"):
-        extend(model, torch.zeros(1, 5, dtype=torch.int64), segment)
-    with pytest.raises(ValueError, match="enters memory when"):
-        close_segment(model, segment)
+def test_a_token_writes_its_row_and_no_more() -> None:
+    """The open segment's room stays where it is; memory is made anew only at a segment's end."""
+    model = build(TINY).eval()
+    reader = reader_of(model, 2)
+    rooms, memories = [], []
+    for part in stream(3, 2, TINY).split(1, dim=1):
+        before = reader.layers[1].keys.key_BHTd.clone()
+        place = reader.lengths[0]
+        reader.read(part)
+        changed = (reader.layers[1].keys.key_BHTd != before).any(-1).any(1)
+        assert changed.nonzero()[:, 1].tolist() == [place, place]
+        rooms.append(reader.layers[1].keys.key_BHTd.data_ptr())
+        memories.append(reader.memory)
+    assert len(set(rooms)) == 1
+    moved = [a is not b for a, b in pairwise(memories)]
+    assert [place + 1 for place, new in enumerate(moved) if new] == [3, 7, 11]
+
+
+def test_reading_in_training_mode_is_refused() -> None:
+    model = build(TINY)
+    with pytest.raises(ValueError, match="eval"):
+        reader_of(model.train(), 1)
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
@@ -63,7 +148,7 @@ def test_kept_keys_and_values_change_nothing(config: ModelConfig) -> None:
             plain, kept = plain.reset(reset), kept.reset(reset)
         kept = MemoryState.concatenate([kept.lane_slice(slice(i, i + 1)) for i in range(2)])
         expected, output = model(part, plain), model(part, kept)
-        torch.testing.assert_close(output.predictions, expected.predictions, rtol=1e-9, atol=1e-11)
+        close(output.predictions, expected.predictions)
         plain, kept = expected.memory, output.memory
         assert len(kept.keys) == config.layers and not plain.keys
 
