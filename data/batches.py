@@ -52,15 +52,21 @@ class BatchBuilder:
             self.inputs_BT[row, at:end] = self.tokens[position - 1 : position + count - 1]
         self.filled[row] = end
 
-    def fill(self, position_B: np.ndarray) -> None:
-        """Fill every row with a whole segment; `position_B` are all above 0. A faster `add`."""
+    def fill(self, rows: np.ndarray, positions: np.ndarray) -> None:
+        """Fill empty rows with whole segments from `positions`, all above 0. A faster `add`."""
         length = self.inputs_BT.shape[1]
-        windows = np.lib.stride_tricks.sliding_window_view(self.tokens, length + 1)
-        rows_BS = windows[position_B - 1]
-        self.inputs_BT[:] = rows_BS[:, :-1]
-        self.targets_BT[:] = rows_BS[:, 1:]
-        self.offset_B[:] = position_B
-        self.filled = [length] * len(position_B)
+        if not len(rows):
+            return
+        # sliding_window_view, without the time that its generality takes.
+        shape, (stride,) = (len(self.tokens) - length, length + 1), self.tokens.strides
+        windows = np.lib.stride_tricks.as_strided(self.tokens, shape, (stride, stride))
+        ids_RS = windows[positions - 1]
+        chosen = slice(None) if len(rows) == len(self.filled) else rows
+        self.inputs_BT[chosen] = ids_RS[:, :-1]
+        self.targets_BT[chosen] = ids_RS[:, 1:]
+        self.offset_B[chosen] = positions
+        for row in rows.tolist():
+            self.filled[row] = length
 
     def batch(self) -> Batch:
         """The batch, its unfilled places padded with `start` and not scored."""

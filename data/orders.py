@@ -2,8 +2,8 @@
 
 import hashlib
 import heapq
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -53,14 +53,14 @@ class StreamOrder:
         count_B = np.clip(end_B - begin_B, 0, self.segment)
         position_B = (cut + begin_B) % self.total
         whole_B = (count_B == self.segment) & (position_B + self.segment <= self.total)
-        if (whole_B & (position_B > 0)).all():
-            builder.fill(position_B)
-        else:
-            for row, (position, count) in enumerate(zip(position_B, count_B, strict=True)):
-                before_wrap = min(int(count), self.total - int(position))
-                builder.add(row, int(position), before_wrap, position == 0)
-                if before_wrap < count:
-                    builder.add(row, 0, int(count) - before_wrap, begins=True)
+        whole_B &= position_B > 0
+        builder.fill(np.flatnonzero(whole_B), position_B[whole_B])
+        for row in np.flatnonzero(~whole_B).tolist():
+            position, count = int(position_B[row]), int(count_B[row])
+            before_wrap = min(count, self.total - position)
+            builder.add(row, position, before_wrap, position == 0)
+            if before_wrap < count:
+                builder.add(row, 0, count - before_wrap, begins=True)
         self.step += 1
 
     def state(self) -> State:
@@ -102,7 +102,13 @@ class DocumentOrder:
         self.cost = -(-self.length // segment) if reset else self.length
         self.segments_per_epoch = -(-int(self.cost.sum()) // (lanes if reset else lanes * segment))
         self.deal = lru_cache(maxsize=4)(self._deal)
-        self.cursors = [[0, 0, 0] for _ in mine]
+        self.mine = mine
+        # Of each lane: epoch, place in its order and offset in the document, which lies at begin_B
+        # and has size_B tokens.
+        self.cursors = np.zeros((len(mine), 3), dtype=np.int64)
+        self.begin_B = np.zeros(len(mine), dtype=np.int64)
+        self.size_B = np.zeros(len(mine), dtype=np.int64)
+        self._open(range(len(mine)))
 
     def _deal(self, epoch: int) -> list[np.ndarray]:
         """For each lane the documents of an epoch, in reading order."""
@@ -119,43 +125,53 @@ class DocumentOrder:
     @property
     def epoch(self) -> int:
         """Number of epochs that all lanes here have read."""
-        return min(cursor[0] for cursor in self.cursors)
+        return int(self.cursors[:, 0].min())
 
     def fill(self, builder: BatchBuilder, lanes: range) -> None:
         """Add the next segment of each lane."""
-        for row, lane in enumerate(lanes):
-            cursor = self.cursors[row]
-            builder.reset_B[row] = cursor[2] == 0 if self.reset else cursor == [0, 0, 0]
+        assert lanes == self.mine
+        offset_B = self.cursors[:, 2]
+        builder.reset_B[:] = offset_B == 0 if self.reset else ~self.cursors.any(axis=1)
+        inside_B = (offset_B > 0) & (offset_B + self.segment < self.size_B)
+        builder.fill(np.flatnonzero(inside_B), (self.begin_B + offset_B)[inside_B])
+        offset_B[inside_B] += self.segment
+        for row in np.flatnonzero(~inside_B).tolist():
             left = self.segment
             while left:
-                left -= self._read(builder, row, lane, left)
+                left -= self._read(builder, row, left)
                 if self.reset:
                     break
 
-    def _read(self, builder: BatchBuilder, row: int, lane: int, most: int) -> int:
+    def _read(self, builder: BatchBuilder, row: int, most: int) -> int:
         """Add at most `most` tokens of the lane's document and move its cursor; return how many."""
-        epoch, index, offset = self.cursors[row]
-        documents = self.deal(epoch)[lane]
-        document = documents[index]
-        count = min(most, int(self.length[document]) - offset)
-        builder.add(row, int(self.offset[document]) + offset, count, offset == 0)
-        if offset + count < self.length[document]:
-            self.cursors[row] = [epoch, index, offset + count]
-        elif index + 1 < len(documents):
-            self.cursors[row] = [epoch, index + 1, 0]
-        else:
-            self.cursors[row] = [epoch + 1, 0, 0]
+        epoch, index, offset = self.cursors[row].tolist()
+        begin, size = int(self.begin_B[row]), int(self.size_B[row])
+        count = min(most, size - offset)
+        builder.add(row, begin + offset, count, offset == 0)
+        if offset + count < size:
+            self.cursors[row, 2] += count
+            return count
+        last = index + 1 == len(self.deal(epoch)[self.mine[row]])
+        self.cursors[row] = [epoch + 1, 0, 0] if last else [epoch, index + 1, 0]
+        self._open([row])
         return count
+
+    def _open(self, rows: Iterable[int]) -> None:
+        """Look up where the documents lie that the cursors of these rows are in."""
+        for row in rows:
+            epoch, index, _ = self.cursors[row].tolist()
+            document = self.deal(epoch)[self.mine[row]][index]
+            self.begin_B[row], self.size_B[row] = self.offset[document], self.length[document]
 
     def state(self) -> State:
         """Epoch, place in the epoch's order and offset in the document, of each lane."""
-        epoch, document, offset = (list(column) for column in zip(*self.cursors, strict=True))
+        epoch, document, offset = self.cursors.T.tolist()
         return {"epoch": epoch, "document": document, "offset": offset}
 
     def load_state(self, state: State) -> None:
         """Continue where `state` was taken."""
-        columns: Any = (state["epoch"], state["document"], state["offset"])
-        self.cursors = [list(cursor) for cursor in zip(*columns, strict=True)]
+        self.cursors[:] = np.transpose([state["epoch"], state["document"], state["offset"]])
+        self._open(range(len(self.mine)))
 
     def seek_lane(self, row: int, lane: int, step: int) -> None:
         """Continue a lane as after `step` calls of `fill`."""
@@ -166,3 +182,4 @@ class DocumentOrder:
         index = int(np.searchsorted(ends, left, side="right"))
         into = left - int(ends[index - 1]) if index else left
         self.cursors[row] = [epoch, index, into * self.segment if self.reset else into]
+        self._open([row])
