@@ -1,0 +1,69 @@
+"""Experiments: a few tiny runs from a file to a table."""
+
+import json
+
+import pytest
+
+from data.command import dump_config
+from data.yamlfile import dump_yaml, read_yaml
+from tools.experiments import Experiment, main
+
+
+@pytest.fixture
+def file(tmp_path, run_config):
+    """Function that writes an experiment file around the tiny run, two steps long."""
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(dump_config(run_config))
+    content = read_yaml(preset)
+    content["training"].update(steps=2, validate_every=2, save_every=2)
+
+    def write(**more):
+        path = tmp_path / "experiment.yaml"
+        path.write_text(dump_yaml(content | more))
+        return path
+
+    return write
+
+
+def test_every_variant_and_seed_is_trained_once_and_tabled(file, tmp_path, capfd):
+    variants = {"conv": {}, "mean": {"model.compression": "mean", "model.reconstruction": "none"}}
+    path, out = file(variants=variants, seeds=[0, 1], paper={"mean": 0.982}), tmp_path / "out"
+    other = out / "another-program" / "seed-1" / "result.json"
+    other.parent.mkdir(parents=True)
+    result = {"bits_per_byte": 1.5, "parameters": 7, "steps": 2, "tokens_per_second": 10.0}
+    other.write_text(json.dumps(result))
+    main(path, out)
+    first = capfd.readouterr()
+    rows = json.loads((out / "table.json").read_text())
+    assert [(row["variant"], row["seeds"]) for row in rows] == [
+        ("conv", 2),
+        ("mean", 2),
+        ("another-program", 1),
+    ]
+    conv, mean, foreign = rows
+    assert conv["difference"] is None and mean["paper"] == 0.982
+    assert mean["difference"] == pytest.approx(mean["bits_per_byte"] - conv["bits_per_byte"])
+    seed = json.loads((out / "conv" / "seed-1" / "result.json").read_text())
+    assert foreign["difference"] == pytest.approx(1.5 - seed["bits_per_byte"])
+    assert conv["parameters"] > mean["parameters"] > 0
+    main(path, out)
+    second = capfd.readouterr()
+    assert second.out == first.out and "seed 1" in first.err and not second.err
+
+
+def test_results_of_another_config_are_not_mixed_in(file, tmp_path):
+    out = tmp_path / "out"
+    main(file(variants={"a": {}}, seeds=[0]), out)
+    with pytest.raises(ValueError, match="another config"):
+        main(file(variants={"a": {"optim.lr": 0.5}}, seeds=[0]), out)
+
+
+def test_mistakes_in_a_file_are_named_before_anything_is_trained(file, tmp_path):
+    path = file(variants={"a": {}, "b": {"model.compresion": "mean"}})
+    with pytest.raises(ValueError, match=r"variant b: .*did you mean .*compression"):
+        main(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="needs variants"):
+        Experiment.read(file())
+    with pytest.raises(ValueError, match="folder"):
+        Experiment.read(file(variants={"a/b": {}}))

@@ -1,0 +1,265 @@
+"""Program: train variants of one preset with several seeds, and compare their scores in a table.
+
+An experiment file is a preset (sections data, model, optim, training) with more keys:
+
+    variants: name -> dotted overrides, such as {model.compression: mean}
+    seeds:    values of training.seed, [0, 1, 2] if left out
+    paper:    name -> what the literature reports, shown beside (optional)
+
+Runs lie in OUT/VARIANT/seed-N. What is finished is skipped, what was stopped goes on, so the same
+command continues an experiment that was killed. Results that other programs write as
+OUT/VARIANT/seed-N/result.json join the table.
+"""
+
+import copy
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from data import command
+from data.command import dump_config, load_config
+from data.files import atomic_path, read_json, write_json
+from data.yamlfile import read_yaml
+from lm import train
+from lm.training import checkpoint
+from lm.training.config import RunConfig
+from lm.training.runlog import read_metrics
+from lm.training.writer import SCORE
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment file holds."""
+
+    preset: dict[str, Any]
+    """Sections of a run's config."""
+    variants: dict[str, dict[str, Any]]
+    """Dotted overrides by name."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    paper: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def read(path: Path) -> "Experiment":
+        """Read a file.
+
+        Raises:
+            ValueError: no variants, or a name that cannot be a folder's.
+        """
+        content = read_yaml(path)
+        more = {key: content.pop(key) for key in ("variants", "seeds", "paper") if key in content}
+        if not isinstance(more.get("variants"), dict) or not more["variants"]:
+            raise ValueError(
+                f"{path} needs variants, such as {{mean: {{model.compression: mean}}}}"
+            )
+        for name in more["variants"]:
+            if Path(name).name != name:
+                raise ValueError(f"{path}: variant {name} must be a name that a folder can have")
+        return Experiment(content, **more)
+
+    def configs(self, shards: Path | None) -> Iterator[tuple[str, int, RunConfig]]:
+        """Name, seed and config of each run, a seed of every variant before the next seed.
+
+        Raises:
+            ValueError: an override of a key that there is not, or a value out of range.
+        """
+        for seed in self.seeds:
+            for name, overrides in self.variants.items():
+                changes = {**(overrides or {}), "training.seed": seed}
+                if shards is not None:
+                    changes["data.shards"] = str(shards)
+                try:
+                    yield name, seed, load_config(RunConfig, overridden(self.preset, changes))
+                except ValueError as error:
+                    raise ValueError(f"variant {name}: {error}") from None
+
+
+def main(
+    experiment: Path, out: Path, shards: Path | None = None, threads: int = 1, table: bool = False
+) -> None:
+    """Train every variant of an experiment with every seed and compare their validation scores.
+
+    Args:
+        experiment: YAML file: a preset with variants; see configs/experiments/.
+        out: folder of the runs, and of the table as table.md and table.json.
+        shards: the shards, if they are not where the file says.
+        threads: threads that each run computes with.
+        table: only make the table of what is finished.
+    """
+    plan = Experiment.read(experiment)
+    runs = list(plan.configs(shards))
+    if not table:
+        torch.set_num_threads(threads)
+        for name, seed, config in runs:
+            folder = out / name / f"seed-{seed}"
+            if not finished(folder, config):
+                print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+                train_apart(folder, config)
+                write_json(folder / RESULT, result(folder, config))
+                write_table(plan, out)
+    print(write_table(plan, out))
+
+
+def train_apart(run: Path, config: RunConfig) -> None:
+    """lm.train in a process of its own, because a process can join one run only; forked, because
+    the imports take longer than some runs.
+
+    Raises:
+        SystemExit: with the status of training, if it did not finish.
+    """
+    sections = {section.name: getattr(config, section.name) for section in fields(config)}
+    arguments = {"run": run, **sections}
+    process = get_context("fork").Process(target=train.main, kwargs=arguments)
+    process.start()
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    process.join()
+    signal.signal(signal.SIGTERM, before)
+    if process.exitcode:
+        raise SystemExit(abs(process.exitcode))
+
+
+def overridden(preset: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset with other values at dotted keys."""
+    mapping: dict[str, Any] = copy.deepcopy(dict(preset))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place = mapping
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return mapping
+
+
+def finished(folder: Path, config: RunConfig) -> bool:
+    """Whether this run has its result.
+
+    Raises:
+        ValueError: the folder has the result of another config.
+    """
+    if not (folder / RESULT).is_file():
+        return False
+    if read_json(folder / RESULT)["config"] != dump_config(config):
+        raise ValueError(f"{folder} has the result of another config; give another --out folder")
+    return True
+
+
+def result(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """What a finished run came to; the score is that of its last step on the validation split."""
+    metrics = read_metrics(folder / "metrics.jsonl")
+    newest = checkpoint.newest(folder)
+    assert newest is not None, "a finished run has saved its last step"
+    weights = load_file(newest / checkpoint.WEIGHTS)
+    speeds = [record["tokens_per_second"] for record in metrics if "tokens_per_second" in record]
+    return {
+        "bits_per_byte": [record[SCORE] for record in metrics if SCORE in record][-1],
+        "steps": metrics[-1]["step"],
+        "parameters": sum(weight.numel() for weight in weights.values()),
+        "tokens_per_second": median(speeds),
+        "config": dump_config(config),
+    }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: one variant over its seeds."""
+
+    variant: str
+    seeds: int
+    bits_per_byte: float
+    deviation: float | None
+    """Standard deviation over the seeds."""
+    difference: float | None
+    """To the first variant, mean over the seeds that both have."""
+    difference_error: float | None
+    """Standard error of that mean."""
+    parameters: int
+    steps: int
+    tokens_per_second: float
+    paper: float | None
+
+
+def rows(plan: Experiment, out: Path) -> list[Row]:
+    """A row for each variant that has a result, those of the file first and in its order."""
+    others = sorted({path.parents[1].name for path in out.glob(f"*/seed-*/{RESULT}")})
+    names = [*plan.variants, *(name for name in others if name not in plan.variants)]
+    found = {
+        name: {path.parent.name: read_json(path) for path in (out / name).glob(f"seed-*/{RESULT}")}
+        for name in names
+    }
+    base = {seed: each["bits_per_byte"] for seed, each in found[names[0]].items()}
+    lines = []
+    for name, results in found.items():
+        if not results:
+            continue
+        scores = {seed: each["bits_per_byte"] for seed, each in results.items()}
+        pairs = [score - base[seed] for seed, score in scores.items() if seed in base]
+        any_result = next(iter(results.values()))
+        lines.append(
+            Row(
+                variant=name,
+                seeds=len(scores),
+                bits_per_byte=mean(scores.values()),
+                deviation=stdev(scores.values()) if len(scores) > 1 else None,
+                difference=mean(pairs) if pairs and name != names[0] else None,
+                difference_error=(
+                    stdev(pairs) / len(pairs) ** 0.5
+                    if len(pairs) > 1 and name != names[0]
+                    else None
+                ),
+                parameters=any_result["parameters"],
+                steps=any_result["steps"],
+                tokens_per_second=median(r["tokens_per_second"] for r in results.values()),
+                paper=plan.paper.get(name),
+            )
+        )
+    return lines
+
+
+def write_table(plan: Experiment, out: Path) -> str:
+    """Write table.md and table.json; returns the Markdown."""
+    lines = rows(plan, out)
+    text = markdown(lines, bool(plan.paper))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "table.json", [asdict(line) for line in lines])
+    with atomic_path(out / "table.md") as temporary:
+        temporary.write_text(text + "\n")
+    return text
+
+
+def markdown(lines: list[Row], paper: bool) -> str:
+    """The table in Markdown."""
+    head = ["variant", "bits per byte", "to the first", "seeds", "parameters", "steps", "tokens/s"]
+    table = [head + ["paper"] * paper, ["---"] * (len(head) + paper)]
+    for line in lines:
+        cells = [
+            line.variant,
+            _with_spread(f"{line.bits_per_byte:.4f}", line.deviation),
+            "" if line.difference is None else _signed(line.difference, line.difference_error),
+            f"{line.seeds}",
+            f"{line.parameters:,}",
+            f"{line.steps:,}",
+            f"{line.tokens_per_second:,.0f}",
+        ]
+        table.append(cells + ([f"{line.paper:g}" if line.paper else ""] if paper else []))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
+
+
+def _signed(value: float, error: float | None) -> str:
+    return _with_spread(f"{value:+.4f}", error)
+
+
+def _with_spread(value: str, spread: float | None) -> str:
+    return value if spread is None else f"{value} ± {spread:.4f}"
+
+
+if __name__ == "__main__":
+    command.run(main)
