@@ -1,0 +1,1 @@
+"""Always-sparse weights: Top-KAST and Powerpropagation."""

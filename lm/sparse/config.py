@@ -1,0 +1,142 @@
+"""Which matrices are kept sparse or reparameterised, and how."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["attention", "feedforward", "compression", "gates"]
+Granularity = Literal["unstructured", "block", "2:4"]
+
+
+def changed_fields(config: Any) -> list[str]:
+    """Names of a config's fields that do not have their defaults."""
+    return [f.name for f in fields(config) if getattr(config, f.name) != f.default]
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """Top-KAST (Jayakumar et al., arXiv 2106.03517): matrices that are sparse all through training.
+
+    Of each matrix the forward set A computes, and the larger backward set B learns: its weights
+    outside A get the gradient of a weight that is zero. The rest waits in host memory.
+    """
+
+    density: float | None = None
+    """Share D of each matrix's weights in A; none: matrices are dense."""
+    exploration: float = 0.0
+    """Share M of each matrix's weights that are in B and not in A."""
+    kinds: tuple[Kind, ...] = ("attention", "feedforward")
+    """Matrices that are sparse; embeddings, head, norms and biases never are."""
+    by_kind: tuple[tuple[Kind, float, float], ...] = ()
+    """Kinds with other shares, each as [kind, density, exploration]."""
+    granularity: Granularity = "unstructured"
+    """What enters and leaves a set: single weights, square blocks, or single weights of which each
+    four in a row have two in A."""
+    block: int = 32
+    """Side of the blocks of granularity block."""
+    refresh: int | None = 100
+    """Steps between choices of A and B; none: the first choice stays."""
+    penalty: float = 1e-4
+    """Coefficient of the exploration penalty, half the squared weights of A and, at 1/D, of the
+    rest of B."""
+    choice: Literal["magnitude", "random"] = "magnitude"
+    """How A is chosen: the largest weights of each matrix, or once by chance (a static mask)."""
+    explored: Literal["largest", "random"] = "largest"
+    """How the rest of B is chosen: the largest weights outside A, or by chance at each refresh."""
+    stop_exploration: int | None = None
+    """Step from which on only A learns."""
+    reservoir: Path | None = None
+    """Folder of files that hold all weights instead of host memory, mapped into memory; they are
+    scratch: checkpoints hold what a run needs."""
+
+    def __post_init__(self) -> None:
+        if self.density is None:
+            if changed := changed_fields(self):
+                raise ValueError(f"sparse.{changed[0]} has no effect without sparse.density")
+            return
+        self._check_kinds()
+        for kind in self.kinds:
+            self._check_shares(*self.shares(kind))
+        if self.block < 1:
+            raise ValueError(f"sparse.block must be at least 1, not {self.block}")
+        if self.block != type(self).block and self.granularity != "block":
+            raise ValueError(
+                f"sparse.block has no effect with sparse.granularity {self.granularity}"
+            )
+        if self.penalty < 0:
+            raise ValueError(f"sparse.penalty must be at least 0, not {self.penalty}")
+        if self.refresh is not None and self.refresh < 1:
+            raise ValueError(f"sparse.refresh must be at least 1 or null, not {self.refresh}")
+        self._check_exploration()
+
+    def _check_kinds(self) -> None:
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"sparse.kinds must name some kinds once each, not {self.kinds}")
+        others = [kind for kind, *_ in self.by_kind]
+        if len(set(others)) < len(others) or not set(others) <= set(self.kinds):
+            raise ValueError(
+                f"sparse.by_kind must name kinds of sparse.kinds once each, not {others}"
+            )
+
+    def _check_shares(self, density: float, exploration: float) -> None:
+        if not (0 < density <= 1 and exploration >= 0 and density + exploration <= 1 + 1e-9):
+            raise ValueError(
+                "sparse.density must be above 0, sparse.exploration at least 0 and both together "
+                f"at most 1, not {density} and {exploration}"
+            )
+        if self.granularity == "2:4" and (density, exploration) not in TWO_OF_FOUR:
+            raise ValueError(
+                "sparse.granularity 2:4 has sparse.density 0.5 and sparse.exploration 0, 0.25 or "
+                f"0.5, not {density} and {exploration}"
+            )
+
+    def _check_exploration(self) -> None:
+        explores = any(self.shares(kind)[1] > 0 for kind in self.kinds)
+        if self.choice == "random" and self.refresh is not None:
+            raise ValueError("sparse.choice random is made once; set sparse.refresh to null")
+        if self.refresh is None and explores:
+            raise ValueError(
+                "sparse.exploration has no effect without sparse.refresh, because nothing that is "
+                "explored would enter the forward set; set it to 0"
+            )
+        for name in ("explored", "stop_exploration"):
+            if getattr(self, name) != getattr(type(self), name) and not explores:
+                raise ValueError(f"sparse.{name} has no effect without sparse.exploration")
+        if self.stop_exploration is not None and self.stop_exploration < 0:
+            raise ValueError(
+                f"sparse.stop_exploration must be at least 0, not {self.stop_exploration}"
+            )
+
+    def shares(self, kind: Kind) -> tuple[float, float]:
+        """Density D and exploration M of a kind of matrices."""
+        assert self.density is not None
+        own = {name: (density, more) for name, density, more in self.by_kind}
+        return own.get(kind, (self.density, self.exploration))
+
+
+TWO_OF_FOUR = ((0.5, 0.0), (0.5, 0.25), (0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class PowerConfig:
+    """Powerpropagation (Schwarz et al., arXiv 2110.00296): weights are sign(p) |p| ** alpha of the
+    parameters p, so that large ones move fast and small ones slowly.
+    """
+
+    alpha: float = 1.0
+    """The power; 1 leaves weights as they are."""
+    kinds: tuple[Kind, ...] = ("attention", "feedforward")
+    """Matrices that are reparameterised."""
+    factor: Literal["after", "plain"] = "after"
+    """Where the chain rule's alpha |p| ** (alpha - 1) comes in: after the optimiser has normalised
+    the gradient of the weight, which would cancel most of it, or in the gradient itself."""
+    decay: Literal["weight", "parameter"] = "weight"
+    """What optim.weight_decay shrinks: the weight, or the parameter p."""
+
+    def __post_init__(self) -> None:
+        if self.alpha < 1:
+            raise ValueError(f"power.alpha must be at least 1, not {self.alpha}")
+        if self.alpha == 1 and (changed := changed_fields(self)):
+            raise ValueError(f"power.{changed[0]} has no effect with power.alpha 1")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"power.kinds must name some kinds once each, not {self.kinds}")
