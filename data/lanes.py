@@ -136,21 +136,24 @@ class ScoringBatches:
         return int((self.stop - self.read_from).max())
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches in order; lanes that are through give unscored padding."""
-        for step in range(len(self)):
-            builder = BatchBuilder(self.split, len(self.first), self.segment)
-            warming: list[int] = []
-            for row, index in enumerate((self.read_from + step).tolist()):
-                if index >= self.stop[row]:
-                    continue
-                position, count = int(self.position[index]), int(self.count[index])
-                builder.add(row, position, count, bool(self.begins[index]))
-                builder.reset_B[row] = step == 0 or self.begins[index]
-                if index < self.first[row]:
-                    warming.append(row)
-            batch = builder.batch()
-            batch.scored_BT[warming] = False
-            yield batch
+        """Yield the batches in order."""
+        return (self.batch(step) for step in range(len(self)))
+
+    def batch(self, step: int) -> Batch:
+        """Segment `step` of each lane; lanes that are through have unscored padding."""
+        builder = BatchBuilder(self.split, len(self.first), self.segment)
+        warming: list[int] = []
+        for row, index in enumerate((self.read_from + step).tolist()):
+            if index >= self.stop[row]:
+                continue
+            position, count = int(self.position[index]), int(self.count[index])
+            builder.add(row, position, count, bool(self.begins[index]))
+            builder.reset_B[row] = step == 0 or self.begins[index]
+            if index < self.first[row]:
+                warming.append(row)
+        batch = builder.batch()
+        batch.scored_BT[warming] = False
+        return batch
 
 
 def cut(

@@ -5,56 +5,128 @@ import lzma
 from pathlib import Path
 from typing import Any
 
-from data.files import hash_file
+from data.files import hash_file, read_json
 from data.shards import Shards, Split
+from eval.units import LEVEL, RESAMPLES, all_units, convert, interval, sizes
 from lm.loading import LoadedRun
 from lm.model.flops import training_flops
 from lm.scoring import Score, ScoringConfig, resolved_warmup
 from lm.training.runlog import commit
 
+FORMAT = 2
+LENGTHS = ("segment", "memory", "compressed", "lanes", "warmup", "reset_documents", "dynamic")
+"""How the text was read; lengths in tokens, or slots a layer."""
+SAME_TEXT = ("corpus", "text", "split", "unit", "denominator")
+"""What the number is about. Shards may differ: another vocabulary reads the same text."""
+REQUIRED = ("value", "units", "nats", "protocol", "model", "checkpoint", "commit")
+
+Record = dict[str, Any]
+
 
 def record(
     loaded: LoadedRun, shards: Shards, split: str, config: ScoringConfig, result: Score
-) -> dict[str, Any]:
-    """A result as it is written to JSON; lengths in tokens or slots a layer.
-
-    Words are the published count where this is the full official split, else the split's own.
-    """
-    model, part = loaded.model, shards.split(split)
-    words = part.denominator_words or part.words
-    weights = loaded.checkpoint / "model.safetensors"
+) -> Record:
+    """A result as it is written to JSON."""
+    part = shards.split(split)
+    size = sizes(part, result)
+    denominator = size.denominator(part.unit)
     return {
-        "corpus": shards.corpus,
-        "split": split,
-        "unit": part.unit,
-        "value": result.value(part.unit, words),
-        "bits_per_byte": result.bits_per_byte,
+        "format": FORMAT,
+        "value": convert(result.nats, part.unit, denominator),
+        "interval": {
+            "bounds": interval(result, part, part.unit, denominator),
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "documents": int((part.documents["tokens"] > 0).sum()),
+        },
+        "units": all_units(result, size, part.vocabulary.kind),
         "nats": result.nats,
-        "tokens": result.tokens,
         "bytes": result.bytes,
-        "words": words,
+        "characters": size.characters,
+        "words": size.words,
         "official_words": part.denominator_words is not None,
-        "protocol": {
-            "segment": model.config.segment,
-            "memory": model.config.memory,
-            "compressed": model.config.compressed,
-            "lanes": config.lanes,
-            "warmup": resolved_warmup(config, model),
-            "reset_documents": config.reset_documents,
+        "protocol": protocol(loaded, shards, split, config)
+        | {"denominator": denominator, "tokens": result.tokens},
+        "model": describe_model(loaded),
+        "checkpoint": {
+            "name": loaded.checkpoint.name,
+            "sha256": hash_file(loaded.checkpoint / "model.safetensors"),
         },
-        "model": {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "layers": model.config.layers,
-            "width": model.config.width,
-            "vocabulary": loaded.vocabulary.name,
-            "training_flops_per_token": training_flops(
-                model.config, model.vocabulary, loaded.config.training.lanes
-            ).total,
-        },
-        "shards_hash": shards.hash,
-        "checkpoint": {"name": loaded.checkpoint.name, "sha256": hash_file(weights)},
         "commit": commit(),
     }
+
+
+def protocol(
+    loaded: LoadedRun, shards: Shards, split: str, config: ScoringConfig
+) -> dict[str, Any]:
+    """What decides a number besides the weights."""
+    model = loaded.model.config
+    return {
+        "corpus": shards.corpus,
+        "text": shards.manifest["source"]["sha256"],
+        "shards": shards.hash,
+        "split": split,
+        "unit": shards.split(split).unit,
+        "segment": model.segment,
+        "memory": model.memory,
+        "compressed": model.compressed,
+        "lanes": config.lanes,
+        "warmup": resolved_warmup(config, loaded.model),
+        "reset_documents": config.reset_documents,
+    }
+
+
+def describe_model(loaded: LoadedRun) -> dict[str, Any]:
+    """Size and kind of a model."""
+    model = loaded.model
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": model.config.layers,
+        "width": model.config.width,
+        "vocabulary": loaded.vocabulary.name,
+        "training_flops_per_token": training_flops(
+            model.config, model.vocabulary, loaded.config.training.lanes
+        ).total,
+    }
+
+
+def read_result(path: Path) -> Record:
+    """A result that `eval.score` has written.
+
+    Raises:
+        ValueError: there is no such file, or it is not whole.
+    """
+    again = "score again with python -m eval.score --json"
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; {again} {path}")
+    try:
+        result = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is cut off or damaged; {again} {path}") from error
+    if not isinstance(result, dict) or any(name not in result for name in REQUIRED):
+        raise ValueError(f"{path} is not the result of a score; {again} {path}")
+    if result["format"] != FORMAT:
+        raise ValueError(f"{path} was written by another version; {again} {path}")
+    return result
+
+
+def require_comparable(results: dict[str, Record], anyway: bool = False) -> None:
+    """Refuse to put results side by side that were not measured alike.
+
+    Raises:
+        ValueError: two of them differ in their protocol, and nobody said that this is meant.
+    """
+    if anyway or len(results) < 2:
+        return
+    (first, reference), *others = results.items()
+    for name, result in others:
+        for key in (*SAME_TEXT, *LENGTHS):
+            a, b = reference["protocol"].get(key), result["protocol"].get(key)
+            if a != b:
+                raise ValueError(
+                    f"{first} and {name} were scored under different protocols ({key} {a} and {b});"
+                    " score them alike, or give --anyway to compare them all the same"
+                )
 
 
 def compressors(split: Split) -> dict[str, float]:
@@ -64,18 +136,39 @@ def compressors(split: Split) -> dict[str, float]:
     return {name: 8 * size / len(text) for name, size in sizes.items()}
 
 
-def table(result: dict[str, Any]) -> str:
+def lengths(result: Record) -> str:
+    """How the text was read, in words."""
+    found = {name: result["protocol"][name] for name in LENGTHS if name in result["protocol"]}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
+
+
+def spoken(unit: str) -> str:
+    """A unit in words."""
+    return unit.replace("_", " ")
+
+
+def table(result: Record) -> str:
     """A result in a few lines, protocol included."""
-    protocol = ", ".join(f"{name} {value}" for name, value in result["protocol"].items())
-    rows = [("this model", result["bits_per_byte"]), *result.get("compressors", {}).items()]
-    lines = [f"{result['corpus']} {result['split']}, bits per byte"]
-    lines += [f"  {name:<12}{value:8.4f}" for name, value in rows]
-    if result["unit"] != "bits_per_byte":
-        lines.append(f"  {result['unit'].replace('_', ' ')} {result['value']:.4f}")
-    lines.append(f"  {result['tokens']:,} tokens, {result['bytes']:,} bytes scored; {protocol}")
+    protocol, bounds = result["protocol"], result["interval"]["bounds"]
+    lines = [f"{protocol['corpus']} {protocol['split']}: {result['value']:.4f}"]
+    lines[0] += f" {spoken(protocol['unit'])}"
+    if bounds:
+        lines[0] += f" ({LEVEL:.0%} of resampled documents: {bounds[0]:.4f} to {bounds[1]:.4f})"
+    rows = [(spoken(name), value) for name, value in result["units"].items()]
+    rows += [
+        (f"{name}, bits per byte", value) for name, value in result.get("compressors", {}).items()
+    ]
+    lines += [f"  {name:<24}{value:10.4f}" for name, value in rows]
+    official = "the published count" if result["official_words"] else "its own count"
+    lines.append(
+        f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "
+        f"{result['words']:,} words ({official})"
+    )
+    lines.append(f"  {lengths(result)}")
     lines.append(
         f"  {result['model']['parameters']:,} parameters, {result['checkpoint']['name']} "
-        f"({result['checkpoint']['sha256'][:12]}), shards {result['shards_hash'][:12]}"
+        f"({result['checkpoint']['sha256'][:12]}), shards {protocol['shards'][:12]}, "
+        f"commit {(result['commit'] or 'unknown')[:12]}"
     )
     return "\n".join(lines)
 

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data import command
-from data.files import read_json
-from eval.protocol import default_json
+from eval.protocol import default_json, lengths, read_result, spoken
 from lm.training.runlog import read_metrics
 
 
@@ -16,13 +15,8 @@ def main(run: Path, split: str = "test") -> None:
         run: folder of the run.
         split: the split whose result was written to score-SPLIT.json in the run's folder.
     """
-    file = default_json(run, split)
-    if not file.is_file():
-        raise ValueError(
-            f"{file} is not there; make it with python -m eval.score --run {run} --split {split} "
-            f"--json {file}"
-        )
-    rows = summary(read_json(file), read_metrics(run / "metrics.jsonl"))
+    result = read_result(default_json(run, split))
+    rows = summary(result, read_metrics(run / "metrics.jsonl"))
     for path in (run / "curve.png", *sorted((run / "samples").glob("*"))):
         if path.exists():
             rows.append((path.stem, str(path)))
@@ -34,20 +28,20 @@ def summary(result: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tuple
     """Rows of a table: what was trained, how fast, and the score with its protocol."""
     training = [record for record in metrics if "loss" in record]
     last, median = training[-1], sorted(r["tokens_per_second"] for r in training)
-    protocol = ", ".join(f"{name} {value}" for name, value in result["protocol"].items())
+    protocol = result["protocol"]
     size = f"{result['model']['parameters']:,} parameters, {result['model']['layers']} layers"
     speed = f"{median[len(median) // 2]:,.0f} tokens/s, {last['mfu']:.0%} of the matmul rate"
     rows = [
         ("model", f"{size} of width {result['model']['width']}"),
         ("training", f"{last['step']:,} steps in {last['seconds'] / 60:.1f} minutes, {speed}"),
         (
-            f"{result['corpus']} {result['split']}",
-            f"{result['value']:.4f} {result['unit'].replace('_', ' ')}",
+            f"{protocol['corpus']} {protocol['split']}",
+            f"{result['value']:.4f} {spoken(protocol['unit'])}",
         ),
     ]
     for name, value in result.get("compressors", {}).items():
         rows.append((f"  {name}", f"{value:.4f} bits per byte"))
-    return [*rows, ("protocol", protocol)]
+    return [*rows, ("protocol", lengths(result))]
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""Program: bits per byte of a split, with the protocol of the number."""
+"""Program: what a split costs a trained model, with the protocol of the number."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from data import command
 from data.files import write_json
-from data.shards import open_shards
-from eval.protocol import compressors, record, table
-from lm.loading import Lengths, load_run
-from lm.scoring import ScoringConfig, score
+from data.shards import Shards, open_shards
+from eval.keeping import Keeper, read_to_end
+from eval.protocol import compressors, protocol, record, table
+from lm.loading import Lengths, LoadedRun, load_run
+from lm.scoring import Scorer, ScoringConfig
+from lm.training import dist
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,11 @@ def main(
     checkpoint: str | None = None,
     json: Path | None = None,
     compare: bool = True,
+    keep: Path | None = None,
 ) -> None:
     """Score a split with a trained model: every token once, with the protocol of the number.
+
+    Several processes share the lanes: torchrun --nproc_per_node 2 -m -- eval.score ...
 
     Args:
         run: folder of the run.
@@ -35,23 +43,72 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the whole record.
         compare: also compress the split's bytes with xz and bzip2.
+        keep: folder for the state of a long score, with which the same command goes on.
     """
+    world = this_rank()
     loaded = load_run(run, checkpoint, scoring)
+    opened = text_for(loaded, shards)
+    scorer = scored(loaded, opened, split, scoring, world, keep)
+    result = record(loaded, opened, split, scoring, scorer.result(world.sum))
+    if compare:
+        result["compressors"] = compressors(opened.split(split))
+    if world.first:
+        if json is not None:
+            write_json(json, result)
+        print(table(result))
+    if world.size > 1:
+        dist.leave(world)
+
+
+def this_rank() -> dist.World:
+    """This process among those of a launcher, or alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return dist.join()
+    return dist.World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def text_for(loaded: LoadedRun, shards: Path | None) -> Shards:
+    """The shards that a run was trained on, or others with the same vocabulary.
+
+    Raises:
+        ValueError: they have another vocabulary.
+    """
     opened = open_shards(shards or loaded.config.data.shards)
     if opened.vocabulary.hash != loaded.vocabulary.hash:
         raise ValueError(
             f"{opened.path} has another vocabulary ({opened.vocabulary.name}) than the model "
             f"({loaded.vocabulary.name}); prepare the text with the model's"
         )
-    part = opened.split(split)
-    result = record(
-        loaded, opened, split, scoring, score(loaded.model, part, scoring, progress=True)
-    )
-    if compare:
-        result["compressors"] = compressors(part)
-    if json is not None:
-        write_json(json, result)
-    print(table(result))
+    return opened
+
+
+def scored(
+    loaded: LoadedRun,
+    shards: Shards,
+    split: str,
+    config: ScoringConfig,
+    world: dist.World,
+    keep: Path | None = None,
+) -> Scorer:
+    """A scorer that has read this rank's lanes to the end.
+
+    Raises:
+        ValueError: the lanes do not divide among the ranks, or `keep` holds another score.
+    """
+    if config.lanes % world.size:
+        raise ValueError(
+            f"lanes must be a multiple of the {world.size} processes, not {config.lanes}"
+        )
+    share = config.lanes // world.size
+    rows = slice(world.rank * share, (world.rank + 1) * share)
+    scorer = Scorer(loaded.model, shards.split(split), config, rows=rows)
+    keeper = None
+    if keep is not None:
+        what = protocol(loaded, shards, split, config)
+        what |= {"checkpoint": str(loaded.checkpoint), "ranks": world.size}
+        keeper = Keeper(keep, what, world.rank)
+    read_to_end(scorer, keeper, world.first)
+    return scorer
 
 
 if __name__ == "__main__":

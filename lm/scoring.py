@@ -1,21 +1,24 @@
 """The one scorer: what a model's predictions of a split cost.
 
-Validation during training, evaluation and every other number go through `score`.
+Validation during training, evaluation and every other number go through `Scorer`.
+Shapes: B lanes of this rank, T tokens of a segment, D documents, N tokens of the split.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from data.lanes import scoring_batches
+from data.lanes import Batch, scoring_batches
 from data.progress import Progress
 from data.shards import Split
 from lm.feeding import tensors
-from lm.model import CompressiveTransformer
+from lm.model import CompressiveTransformer, MemoryState, SegmentOutput
 
 
 @dataclass(frozen=True)
@@ -39,30 +42,20 @@ class ScoringConfig:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the scored tokens; divide by what the unit asks for."""
+    """Sums over the scored tokens; divide by what the unit asks for (eval.units)."""
 
     nats: float
     """Negative log-likelihood of all scored tokens."""
     tokens: int
     bytes: int
     """Raw bytes that the scored tokens stand for."""
+    document_nats: np.ndarray = field(compare=False, repr=False)
+    """Nats of each document of the split, float64 [D]."""
 
     @property
     def bits_per_byte(self) -> float:
         """Bits of information per byte of text."""
         return self.nats / math.log(2) / self.bytes
-
-    def value(self, unit: str, words: int) -> float:
-        """The score of a whole split in the unit of its benchmark.
-
-        Args:
-            unit: bits_per_byte, bits_per_sample (audio: one token a sample) or word_perplexity.
-            words: by which word perplexity divides, whatever the tokens are (paper, section 4.2).
-        """
-        if unit == "word_perplexity":
-            return math.exp(self.nats / words)
-        units = self.tokens if unit == "bits_per_sample" else self.bytes
-        return self.nats / math.log(2) / units
 
 
 def resolved_warmup(config: ScoringConfig, model: CompressiveTransformer) -> int:
@@ -72,7 +65,183 @@ def resolved_warmup(config: ScoringConfig, model: CompressiveTransformer) -> int
     return model.config.memory + model.config.rate * model.config.compressed
 
 
-@torch.no_grad()
+class Read(NamedTuple):
+    """One segment of every lane, and what the model made of it."""
+
+    batch: Batch
+    memory: MemoryState
+    """Before the segment."""
+    output: SegmentOutput
+
+
+class Scorer:
+    """A pass over a split that scores every token once, and can stop and go on in between.
+
+    It holds the sums so far, what each document has cost and, if asked, the cost of each token;
+    so its size does not grow with the text unless asked. A subclass may read segments in its own
+    way.
+    """
+
+    def __init__(
+        self,
+        model: CompressiveTransformer,
+        split: Split,
+        config: ScoringConfig,
+        *,
+        rows: slice = slice(None),
+        token_nats: np.ndarray | None = None,
+        keep_keys: bool = True,
+    ) -> None:
+        """A pass that has read nothing yet.
+
+        Args:
+            model: read in evaluation mode; its mode is restored after each segment.
+            split: tokens of the vocabulary that the model was trained on.
+            config: lanes, warm-up and resets.
+            rows: the lanes that this rank reads.
+            token_nats: [N], where the cost of each scored token is written.
+            keep_keys: keep keys and values of memory from segment to segment instead of projecting
+                memory anew; needs weights that do not change.
+
+        Raises:
+            ValueError: the split has too few tokens for so many lanes, or ids that the model lacks.
+        """
+        if split.vocabulary.size != model.vocabulary:
+            raise ValueError(
+                f"the split {split.name!r} has a vocabulary of {split.vocabulary.size} tokens and "
+                f"the model one of {model.vocabulary}; prepare the text with the model's"
+            )
+        self.model, self.split, self.rows = model, split, rows
+        self.batches = scoring_batches(
+            split,
+            lanes=config.lanes,
+            segment=model.config.segment,
+            warmup=resolved_warmup(config, model),
+            reset_documents=config.reset_documents,
+        )
+        self.step = 0
+        self.token_nats = token_nats
+        self.document_nats = np.zeros(len(split.documents))
+        self.tokens = self.bytes = 0
+        self._uncounted: tuple[Batch, Callable[[], Tensor]] | None = None
+        memory = model.empty_memory(len(range(config.lanes)[rows]))
+        self.memory = keeping_keys(model, memory) if keep_keys else memory
+
+    def __len__(self) -> int:
+        """Number of segments that each lane reads, padding included."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Read]:
+        """Read on to the end, or as far as one wants."""
+        while self.step < len(self):
+            yield self.advance()
+        self.settle()
+
+    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
+        """What the model makes of a segment; predictions are the targets' nats [B, T]."""
+        output: SegmentOutput = self.model(inputs_BT, memory, targets_BT)
+        return output
+
+    @torch.no_grad()
+    def advance(self) -> Read:
+        """Read the next segment of every lane and count what is scored of it."""
+        batch = self.batches.batch(self.step)
+        inputs, targets, _, reset = tensors(batch, self.rows, self.model.embedding.weight.device)
+        memory = self.memory.reset(reset)
+        with evaluating(self.model):
+            output = self.read(inputs, memory, targets)
+        self.memory = output.memory
+        self.step += 1
+        # Counted while the next segment is computed, so that a GPU never waits.
+        self.settle()
+        self._uncounted = batch, arriving(output.predictions.detach())
+        return Read(batch, memory, output)
+
+    def settle(self) -> None:
+        """Bring all sums up to the segment read last."""
+        if self._uncounted is None:
+            return
+        (batch, arrived), self._uncounted = self._uncounted, None
+        scored_BT = batch.scored_BT[self.rows]
+        place_BT = batch.offset_B[self.rows, None] + np.arange(scored_BT.shape[1])
+        place, nats = place_BT[scored_BT], arrived().double().numpy()[scored_BT]
+        # Of documents that begin at one place all but the last are empty.
+        document = self.split.documents["offset"].searchsorted(place, side="right") - 1
+        np.add.at(self.document_nats, document, nats)
+        if self.token_nats is not None:
+            self.token_nats[place] = nats
+        self.tokens += len(place)
+        targets = batch.targets_BT[self.rows][scored_BT]
+        self.bytes += int(self.split.vocabulary.token_bytes[targets].sum())
+
+    def result(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Score:
+        """The score so far; `reduce` sums a float64 tensor over ranks."""
+        self.settle()
+        counts = torch.tensor([self.tokens, self.bytes], dtype=torch.float64)
+        sums = torch.cat([counts, torch.from_numpy(self.document_nats)])
+        tokens, size, *_ = sums = reduce(sums.to(self.model.embedding.weight.device)).cpu()
+        documents = sums[2:].numpy()
+        return Score(float(documents.sum()), int(tokens), int(size), documents)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the tokens' own costs that `load_state` goes on from, on the CPU."""
+        self.settle()
+        progress = torch.tensor([self.step, self.tokens, self.bytes])
+        tensors = {"progress": progress, "document_nats": torch.from_numpy(self.document_nats)}
+        for number, tensor in enumerate(flat(self.memory)):
+            tensors[f"memory.{number}"] = tensor.cpu().contiguous()
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on exactly where `state` was taken of a scorer that was made the same way."""
+        self.step, self.tokens, self.bytes = state["progress"].tolist()
+        self.document_nats = state["document_nats"].numpy().copy()
+        stored = iter([state[f"memory.{n}"] for n in range(len(flat(self.memory)))])
+        self.memory = self.memory.map(lambda tensor: next(stored).to(tensor.device))
+
+
+def keeping_keys(model: CompressiveTransformer, empty: MemoryState) -> MemoryState:
+    """Empty memory that keeps keys and values. Nobody reads those of empty slots, so no weight is
+    needed, which ZeRO stage 3 would not have at hand here.
+    """
+    config = model.config
+
+    def nothing(layer: int) -> Tensor:
+        shape = (empty.lanes, config.heads, config.at(layer).slots, config.head_width)
+        return empty.memory[layer].new_zeros(shape)
+
+    zeros = tuple(nothing(layer) for layer in range(config.layers))
+    return replace(empty, keys=zeros, values=zeros)
+
+
+def arriving(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host; the function returned waits for it and nothing later."""
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def arrived() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return arrived
+
+
+def flat(memory: MemoryState) -> list[Tensor]:
+    """All tensors of a memory, in the order in which `MemoryState.map` visits them."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    memory.map(note)
+    return found
+
+
 def score(
     model: CompressiveTransformer,
     split: Split,
@@ -83,46 +252,32 @@ def score(
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
     progress: bool = False,
 ) -> Score:
-    """Score every token of a split once.
+    """Score every token of a split once; arguments and errors are those of Scorer.
 
     Args:
-        model: read in evaluation mode; its mode is restored afterwards.
+        model: read in evaluation mode.
         split: tokens of the vocabulary that the model was trained on.
         config: lanes, warm-up and resets.
         rows: the lanes that this rank reads.
         limit: read only this many segments of each lane.
         reduce: sums a float64 tensor over ranks.
         progress: show progress.
-
-    Raises:
-        ValueError: the split has too few tokens for so many lanes.
     """
-    batches = scoring_batches(
-        split,
-        lanes=config.lanes,
-        segment=model.config.segment,
-        warmup=resolved_warmup(config, model),
-        reset_documents=config.reset_documents,
-    )
-    count = len(batches) if limit is None else min(limit, len(batches))
-    device = model.embedding.weight.device
-    token_bytes = torch.from_numpy(split.vocabulary.token_bytes).to(device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    scorer = Scorer(model, split, config, rows=rows)
+    count = len(scorer) if limit is None else min(limit, len(scorer))
+    with Progress(f"score {split.name}", count, "segment", enabled=progress) as bar:
+        while scorer.step < count:
+            scorer.advance()
+            bar.update()
+    return scorer.result(reduce)
+
+
+@contextmanager
+def evaluating(model: CompressiveTransformer) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into the mode it was in."""
     training = model.training
     model.eval()
-    memory = model.empty_memory(len(range(config.lanes)[rows]))
     try:
-        with Progress(f"score {split.name}", count, "segment", enabled=progress) as bar:
-            for batch in islice(batches, count):
-                inputs, targets, scored, reset = tensors(batch, rows, device)
-                output = model(inputs, memory.reset(reset), targets)
-                memory = output.memory
-                # Nothing here waits for a GPU, so batches are read and copied while it computes.
-                sums[0] += torch.where(scored, output.predictions.double(), 0.0).sum()
-                sums[1] += scored.sum()
-                sums[2] += torch.where(scored, token_bytes[targets], 0).sum()
-                bar.update()
+        yield
     finally:
         model.train(training)
-    nats, tokens, size = reduce(sums).tolist()
-    return Score(nats, int(tokens), int(size))

@@ -3,16 +3,17 @@
 import bz2
 import json
 import lzma
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from data.shards import Shards
 from eval import report, score
-from eval.protocol import record
+from eval.protocol import read_result, require_comparable
 from eval.score import ScoreConfig
-from lm.loading import load_run
-from lm.scoring import Score, ScoringConfig
+from lm.scoring import Read, Scorer
 from tools import plot
 
 
@@ -23,11 +24,15 @@ def test_the_record_says_everything(
     score.main(trained_run, ScoreConfig(memory=16, lanes=2), json=file)
     result = json.loads(file.read_text())
     split = shards.split("test")
-    assert result["corpus"] == "text" and result["split"] == "test"
-    assert result["tokens"] == result["bytes"] == split.bytes
-    assert result["value"] == pytest.approx(result["nats"] / result["bytes"] / 0.693147, rel=1e-5)
-    assert result["unit"] == "bits_per_byte"
-    assert result["protocol"] == {
+    protocol = result["protocol"]
+    assert protocol == {
+        "corpus": "text",
+        "text": shards.manifest["source"]["sha256"],
+        "shards": shards.hash,
+        "split": "test",
+        "unit": "bits_per_byte",
+        "denominator": split.bytes,
+        "tokens": split.bytes,
         "segment": 8,
         "memory": 16,
         "compressed": 4,
@@ -35,7 +40,11 @@ def test_the_record_says_everything(
         "warmup": 24,
         "reset_documents": False,
     }
-    assert result["shards_hash"] == shards.hash
+    assert result["value"] == pytest.approx(result["nats"] / split.bytes / 0.693147, rel=1e-5)
+    assert result["value"] == result["units"]["bits_per_byte"]
+    assert result["interval"]["documents"] == len(split.documents) == 1
+    assert result["interval"]["bounds"] == []
+    assert result["words"] == split.words and result["official_words"] is False
     assert result["checkpoint"]["name"] == "step-00000012"
     assert len(result["checkpoint"]["sha256"]) == 64
     assert result["model"]["parameters"] > 1000
@@ -78,12 +87,85 @@ def test_mistakes(trained_run: Path, tmp_path: Path) -> None:
         plot.main(tmp_path)
 
 
-def test_the_record_says_which_words_count(shards: Shards, trained_run: Path) -> None:
-    """The split's own, unless it is the full official one."""
-    loaded = load_run(trained_run)
-    split = shards.split("test")
-    assert split.words > 0 and split.denominator_words is None
-    result = Score(nats=5000.0, tokens=split.bytes, bytes=split.bytes)
-    made = record(loaded, shards, "test", ScoringConfig(), result)
-    assert made["words"] == split.words and made["official_words"] is False
-    assert made["unit"] == "bits_per_byte" and made["value"] == made["bits_per_byte"]
+def test_a_score_goes_on_where_it_was_interrupted(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ScoreConfig(lanes=2)
+    score.main(trained_run, config, json=tmp_path / "whole.json", compare=False)
+    advance, seen = Scorer.advance, []
+
+    def interrupted(self: Scorer) -> Read:
+        if len(seen) == 20:
+            raise KeyboardInterrupt
+        seen.append(self.step)
+        return advance(self)
+
+    monkeypatch.setattr(Scorer, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score.main(trained_run, config, keep=tmp_path / "kept")
+    monkeypatch.setattr(Scorer, "advance", lambda self: seen.append(self.step) or advance(self))
+    seen.clear()
+    score.main(
+        trained_run, config, json=tmp_path / "on.json", compare=False, keep=tmp_path / "kept"
+    )
+    assert seen[0] == 20
+    assert (tmp_path / "on.json").read_text() == (tmp_path / "whole.json").read_text()
+    with pytest.raises(ValueError, match="another score"):
+        score.main(trained_run, ScoreConfig(lanes=4), keep=tmp_path / "kept")
+    (tmp_path / "kept/state-0.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="damaged"):
+        score.main(trained_run, config, keep=tmp_path / "kept")
+
+
+def test_a_result_that_is_not_whole_is_refused_in_a_sentence(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "score.json"
+    score.main(trained_run, ScoreConfig(lanes=2), json=file, compare=False)
+    text = file.read_text()
+    assert read_result(file)["value"] > 0
+    file.write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match="cut off or damaged; score again"):
+        read_result(file)
+    for wrong in ("[]", "{}", json.dumps({"value": 1})):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match="not the result of a score"):
+            read_result(file)
+    file.write_text(text.replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match="another version"):
+        read_result(file)
+    with pytest.raises(ValueError, match="is not there"):
+        read_result(tmp_path / "none.json")
+
+
+def test_other_protocols_are_not_compared_unless_asked(trained_run: Path, tmp_path: Path) -> None:
+    files = {}
+    for name, memory in (("a", 8), ("b", 8), ("c", 16)):
+        files[name] = tmp_path / f"{name}.json"
+        score.main(
+            trained_run, ScoreConfig(memory=memory, lanes=2), json=files[name], compare=False
+        )
+    results = {name: read_result(file) for name, file in files.items()}
+    require_comparable({name: results[name] for name in "ab"})
+    with pytest.raises(ValueError, match=r"a and c .*\(memory 8 and 16\).*--anyway"):
+        require_comparable(results)
+    require_comparable(results, anyway=True)
+
+
+@pytest.mark.dist
+def test_two_ranks_give_the_same_number(trained_run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", "-m", "--", "eval.score", "--run", str(trained_run)]
+    command += ["--lanes", "4", "--compare", "false", "--json", str(tmp_path / "two.json")]
+    command += ["--split", "train"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("bits per character") == 1
+    config, one_file = ScoreConfig(lanes=4), tmp_path / "one.json"
+    score.main(trained_run, config, split="train", json=one_file, compare=False)
+    two, one = (read_result(tmp_path / f"{name}.json") for name in ("two", "one"))
+    assert two["nats"] == pytest.approx(one["nats"], rel=1e-6)
+    assert two["protocol"] == one["protocol"]
+    low, high = one["interval"]["bounds"]
+    assert low < one["value"] < high
+    assert two["interval"]["bounds"] == pytest.approx(one["interval"]["bounds"], rel=1e-6)

@@ -1,15 +1,19 @@
-"""The scorer against a naive pass, a closed form, and itself with other lanes."""
+"""The scorer against a naive pass, and against itself: other lanes, ranks, cuts, interruptions."""
 
-import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from data.shards import Shards
+from data.vocab import ByteVocabulary
 from lm.model import CompressiveTransformer, ModelConfig
-from lm.scoring import Score, ScoringConfig, score
+from lm.model.incremental import Reader
+from lm.scoring import Scorer, ScoringConfig, score
+from tests.texts import TEXT, split_of
 
 MODEL = ModelConfig(
     layers=2, width=16, heads=2, feedforward=32, segment=8, memory=8, compressed=4, rate=2
@@ -43,14 +47,6 @@ def test_equals_one_naive_pass_over_the_split(shards: Shards) -> None:
     assert result.nats == pytest.approx(nats, rel=1e-6)
 
 
-def test_units_divide_by_what_they_say() -> None:
-    result = Score(nats=100.0, tokens=40, bytes=50)
-    assert result.value("bits_per_byte", 10) == result.bits_per_byte
-    assert result.bits_per_byte == pytest.approx(2 / math.log(2))
-    assert result.value("bits_per_sample", 10) == pytest.approx(2.5 / math.log(2))
-    assert result.value("word_perplexity", 10) == pytest.approx(math.exp(10.0))
-
-
 @pytest.mark.parametrize("lanes", [2, 5, 8])
 def test_does_not_depend_on_lanes_when_the_warm_up_covers_the_range(
     shards: Shards, lanes: int
@@ -64,21 +60,19 @@ def test_does_not_depend_on_lanes_when_the_warm_up_covers_the_range(
     assert abs(cold.nats - one.nats) > 1e-5 * one.nats
 
 
-def test_a_uniform_model_costs_eight_bits_a_byte(shards: Shards) -> None:
-    model = build(replace(MODEL, tied=False))
-    with torch.no_grad():
-        model.head.weight.zero_()
-    result = score(model, shards.split("validation"), ScoringConfig(lanes=3))
-    assert result.bits_per_byte == pytest.approx(8.0, rel=1e-6)
-    assert result.nats == pytest.approx(result.tokens * math.log(256), rel=1e-6)
-
-
 def test_lanes_of_two_ranks_add_up(shards: Shards) -> None:
     model, split, config = build(MODEL), shards.split("test"), ScoringConfig(lanes=4)
     whole = score(model, split, config)
     halves = [score(model, split, config, rows=rows) for rows in (slice(0, 2), slice(2, 4))]
     assert sum(half.tokens for half in halves) == whole.tokens
     assert sum(half.nats for half in halves) == pytest.approx(whole.nats, rel=1e-6)
+    documents = halves[0].document_nats + halves[1].document_nats
+    np.testing.assert_allclose(documents, whole.document_nats, rtol=1e-6)
+    other = torch.tensor([halves[1].tokens, halves[1].bytes, *halves[1].document_nats])
+    scorer = Scorer(model, split, config, rows=slice(0, 2))
+    for _ in scorer:
+        pass
+    assert scorer.result(lambda sums: sums + other) == whole
 
 
 def test_the_mode_of_the_model_is_restored(shards: Shards) -> None:
@@ -86,3 +80,98 @@ def test_the_mode_of_the_model_is_restored(shards: Shards) -> None:
     first = score(model, shards.split("test"), ScoringConfig(lanes=2), limit=3)
     assert model.training
     assert first == score(model, shards.split("test"), ScoringConfig(lanes=2), limit=3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"memory": 5, "segment": 6, "rate": 4},
+        {"positions": "rotary"},
+        {"empty": "attended"},
+        {"memory_layers": (1,)},
+        {"compressed": 0},
+        {"compression": "most_used", "reconstruction": "none"},
+    ],
+)
+@pytest.mark.parametrize("reset", [False, True])
+def test_kept_keys_change_nothing(shards: Shards, change: dict[str, Any], reset: bool) -> None:
+    model, split = build(replace(MODEL, **change)).double(), shards.split("test")
+    config = ScoringConfig(lanes=3, reset_documents=reset)
+    costs = []
+    for keep in (True, False):
+        nats = np.full(len(split.tokens), np.nan)
+        scorer = Scorer(model, split, config, token_nats=nats, keep_keys=keep)
+        assert bool(scorer.memory.keys) == keep
+        for _ in scorer:
+            pass
+        costs.append(nats)
+    np.testing.assert_allclose(costs[0], costs[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_every_token_costs_what_the_sums_say(reset: bool) -> None:
+    """Token by token, document by document, and as one sum, whatever lane read it."""
+    model = build(MODEL)
+    split = split_of(ByteVocabulary(), [TEXT[:100], b"", TEXT[:333], TEXT[:41], b""])
+    nats = np.full(len(split.tokens), np.nan, dtype=np.float32)
+    scorer = Scorer(model, split, ScoringConfig(lanes=4, reset_documents=reset), token_nats=nats)
+    for _ in scorer:
+        pass
+    result = scorer.result()
+    assert not np.isnan(nats).any()
+    assert result.nats == pytest.approx(nats.sum(dtype=np.float64), rel=1e-6)
+    documents = split.documents
+    for begin, tokens, cost in zip(
+        documents["offset"], documents["tokens"], result.document_nats, strict=True
+    ):
+        expected = nats[begin : begin + tokens].sum(dtype=np.float64)
+        assert cost == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_pass_goes_on_where_it_stopped(shards: Shards, keep: bool) -> None:
+    model, split, config = build(MODEL), shards.split("test"), ScoringConfig(lanes=3)
+    whole = Scorer(model, split, config, keep_keys=keep)
+    for _ in whole:
+        pass
+    first = Scorer(model, split, config, keep_keys=keep)
+    for _ in range(len(first) // 2):
+        first.advance()
+    state = first.state()
+    first.advance()
+    second = Scorer(model, split, config, keep_keys=keep)
+    second.load_state(state)
+    assert second.step == len(second) // 2
+    for _ in second:
+        pass
+    assert second.result() == whole.result()
+    np.testing.assert_array_equal(second.document_nats, whole.document_nats)
+
+
+def test_cuts_do_not_matter_while_memory_moves_at_the_same_places(shards: Shards) -> None:
+    """Whole segments, and a few tokens at a time: the same cost of every token."""
+    model, split = build(MODEL).double(), shards.split("test")
+    nats = np.full(len(split.tokens), np.nan)
+    scorer = Scorer(model, split, ScoringConfig(lanes=1), token_nats=nats)
+    for _ in scorer:
+        pass
+    tokens = torch.from_numpy(split.tokens.astype("int64"))
+    inputs = torch.cat([torch.tensor([split.vocabulary.start]), tokens[:-1]])[None]
+    reader = Reader(model.eval(), model.empty_memory(1))
+    begin, place = 0, 0
+    with torch.no_grad():
+        while begin < len(tokens):
+            count = 1 + place % 5
+            place += 1
+            hidden = reader.read(inputs[:, begin : begin + count])
+            targets = tokens[begin : begin + count]
+            costs = F.cross_entropy(model.head(hidden)[0], targets, reduction="none")
+            np.testing.assert_allclose(nats[begin : begin + count], costs, rtol=1e-6)
+            begin += count
+
+
+def test_another_vocabulary_is_refused(shards: Shards) -> None:
+    model = CompressiveTransformer(MODEL, 300)
+    with pytest.raises(ValueError, match="256 tokens and the model one of 300"):
+        Scorer(model, shards.split("test"), ScoringConfig())

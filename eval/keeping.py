@@ -1,0 +1,89 @@
+"""A score that is interrupted goes on where it was."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from data.files import atomic_path, hash_json
+from data.progress import Progress
+from lm.scoring import Scorer
+
+
+class Keeper:
+    """Keeps a scorer's state in a folder while it reads, each minute and when it is interrupted."""
+
+    def __init__(self, folder: Path, what: dict[str, Any], rank: int = 0) -> None:
+        """State in `folder` of this rank; `what` says of which score, in plain values."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.file = folder, folder / f"state-{rank}.safetensors"
+        self.what = hash_json(what)
+
+    def token_nats(self, tokens: int) -> np.ndarray:
+        """[N] float32 on disk, NaN where nothing was scored yet; what is there already is kept."""
+        path = self.folder / "token-nats.npy"
+        if path.is_file() and self.file.is_file():
+            return np.lib.format.open_memmap(path, mode="r+")
+        made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(tokens,))
+        made[:] = np.nan
+        return made
+
+    def restore(self, scorer: Scorer) -> None:
+        """Take the scorer to where it was, if anything is kept.
+
+        Raises:
+            ValueError: what is kept is damaged, or of another score.
+        """
+        if not self.file.is_file():
+            return
+        mend = "remove it, or keep this score in another folder"
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                what = json.loads((file.metadata() or {}).get("what", "null"))
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.file} is damaged; {mend}") from error
+        if what != self.what:
+            raise ValueError(f"{self.file} belongs to another score; {mend}")
+        scorer.load_state(state)
+
+    def save(self, scorer: Scorer) -> None:
+        """Write the scorer's state; the tokens' own costs are on their way to the disk already."""
+        if isinstance(scorer.token_nats, np.memmap):
+            scorer.token_nats.flush()
+        with atomic_path(self.file) as temporary:
+            save_file(scorer.state(), temporary, {"what": json.dumps(self.what)})
+
+
+def read_to_end(
+    scorer: Scorer, keeper: Keeper | None = None, progress: bool = True, every: float = 60.0
+) -> None:
+    """Read to the end, from where the keeper left off.
+
+    Args:
+        scorer: what is to be scored.
+        keeper: where its state is kept, if anywhere.
+        progress: show progress.
+        every: seconds between two states.
+    """
+    if keeper is not None:
+        keeper.restore(scorer)
+    written = time.monotonic()
+    with Progress(f"score {scorer.split.name}", len(scorer), "segment", enabled=progress) as bar:
+        bar.update(scorer.step)
+        try:
+            for _ in scorer:
+                bar.update()
+                if keeper is not None and time.monotonic() - written > every:
+                    keeper.save(scorer)
+                    written = time.monotonic()
+        except KeyboardInterrupt:
+            if keeper is not None:
+                keeper.save(scorer)
+            raise
+    if keeper is not None:
+        keeper.save(scorer)

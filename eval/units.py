@@ -1,0 +1,110 @@
+"""From nats to the units that the field compares, and how sure a number is.
+
+A unit divides the same sum of nats by what its benchmark divides by: raw bytes, characters, tokens,
+or words whatever the tokens are (Compressive Transformer, section 4.2).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.shards import Split
+from data.vocab import Vocabulary
+from lm.scoring import Score
+
+BLOCK_TOKENS = 1 << 22
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a scored text amounts to."""
+
+    tokens: int
+    bytes: int
+    characters: int
+    words: int
+
+    def denominator(self, unit: str) -> int:
+        """What the nats of a unit are divided by."""
+        return {
+            "bits_per_byte": self.bytes,
+            "bits_per_character": self.characters,
+            "bits_per_sample": self.tokens,
+            "token_perplexity": self.tokens,
+            "word_perplexity": self.words,
+        }[unit]
+
+
+def sizes(split: Split, score: Score) -> Sizes:
+    """Sizes of a whole split: the published word count where this is the full official split, else
+    the split's own.
+    """
+    words = split.denominator_words or split.words
+    return Sizes(score.tokens, score.bytes, characters(split), words)
+
+
+def characters(split: Split) -> int:
+    """Unicode characters of a split, counted at the byte that each begins with."""
+    begins = token_characters(split.vocabulary)
+    blocks = range(0, len(split.tokens), BLOCK_TOKENS)
+    return sum(int(begins[split.tokens[at : at + BLOCK_TOKENS]].sum()) for at in blocks)
+
+
+def token_characters(vocabulary: Vocabulary) -> np.ndarray:
+    """Characters that begin in each token; [V]."""
+    return np.array(
+        [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in vocabulary.pieces], dtype=np.int64
+    )
+
+
+def convert(nats: float, unit: str, denominator: float) -> float:
+    """A sum of nats in a unit."""
+    mean = nats / denominator
+    return math.exp(mean) if unit.endswith("perplexity") else mean / math.log(2)
+
+
+def all_units(score: Score, sizes: Sizes, kind: str) -> dict[str, float]:
+    """A score in every unit that makes sense for a kind of vocabulary.
+
+    Audio has samples, one a token; text has bytes, characters, tokens and words.
+    """
+    names = ["bits_per_byte", "bits_per_character", "token_perplexity", "word_perplexity"]
+    names = ["bits_per_sample"] if kind == "mulaw" else names
+    return {
+        name: convert(score.nats, name, sizes.denominator(name))
+        for name in names
+        if sizes.denominator(name)
+    }
+
+
+def interval(score: Score, split: Split, unit: str, denominator: int, seed: int = 0) -> list[float]:
+    """Bootstrap confidence interval of a score: documents drawn again, with replacement.
+
+    It says how far the number may be from that of other documents of the kind. Empty for fewer than
+    two documents, which say nothing of others.
+
+    Args:
+        score: of the split.
+        split: with the documents' sizes.
+        unit: of the interval.
+        denominator: of the whole split in this unit.
+        seed: of the draws.
+    """
+    documents = split.documents
+    name = {"word_perplexity": "words", "bits_per_byte": "bytes"}.get(unit, "tokens")
+    used = documents["tokens"] > 0
+    size, nats = documents[name][used].astype(float), score.document_nats[used]
+    if len(size) < 2:
+        return []
+    random = np.random.default_rng(seed)
+    means = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(random.integers(len(size), size=len(size)), minlength=len(size))
+        means.append(times @ nats / max(times @ size, 1))
+    # Published counts differ a little from the documents' own.
+    scale = size.sum() / denominator
+    tails = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) * scale
+    return [convert(float(mean), unit, 1.0) for mean in tails]
