@@ -1,5 +1,10 @@
-"""Choosing the next token: pure functions on logits [B, V]."""
+"""Choosing the next token: pure functions on logits [B, V].
 
+Penalties and filters apply in transformers' order: repetition, temperature, top-k, top-p, min-p,
+typical.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +21,38 @@ class SamplingConfig:
     """Draw only from this many most probable tokens."""
     top_p: float | None = None
     """Draw only from the fewest tokens whose probabilities reach this sum (nucleus sampling)."""
+    min_p: float | None = None
+    """Draw only from tokens at least this many times as probable as the most probable one."""
+    typical: float | None = None
+    """Draw only from the fewest tokens that reach this sum of probabilities, those first whose
+    information is closest to what the model expects (Meister et al., arXiv 2202.00666)."""
+    repetition_penalty: float | None = None
+    """Divides positive and multiplies negative logits of tokens of the prompt and of the text so
+    far (Keskar et al., arXiv 1909.05858); above 1 it makes repetition rarer."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top-k must be at least 1, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p must be above 0 and at most 1, not {self.top_p}")
-        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
-            raise ValueError("top-k and top-p have no effect at temperature 0; leave them out")
+        for name in ("top_p", "min_p", "typical"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                shown = name.replace("_", "-")
+                raise ValueError(f"{shown} must be above 0 and at most 1, not {value}")
+        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
+            raise ValueError(f"repetition-penalty must be above 0, not {self.repetition_penalty}")
+        filters = (self.top_k, self.top_p, self.min_p, self.typical)
+        if self.temperature == 0 and any(value is not None for value in filters):
+            raise ValueError(
+                "top-k, top-p, min-p and typical have no effect at temperature 0; leave them out"
+            )
+
+
+def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Make the tokens where `seen_BV` is true less probable, or with a penalty below 1 more."""
+    lowered = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+    return torch.where(seen_BV, lowered, logits_BV)
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
@@ -40,20 +67,102 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
     The nucleus is the smallest set of most probable tokens whose probabilities sum to at least p;
     the token that crosses p belongs to it, so at least one remains.
     """
-    ordered, index = logits_BV.sort(dim=-1, descending=True)
-    probability = ordered.softmax(dim=-1)
+    return _keep_first(logits_BV, -logits_BV, p)
+
+
+def keep_min_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Give tokens less than p times as probable as the most probable one probability zero."""
+    probability = logits_BV.softmax(dim=-1)
+    lowest = p * probability.amax(dim=-1, keepdim=True)
+    return logits_BV.masked_fill(probability < lowest, float("-inf"))
+
+
+def keep_typical(logits_BV: Tensor, p: float) -> Tensor:
+    """Give all but the most typical tokens, whose probabilities reach p, probability zero.
+
+    A token is the more typical the closer its information is to the entropy.
+    """
+    log_BV = logits_BV.log_softmax(dim=-1)
+    entropy = -(log_BV.exp() * log_BV).nansum(dim=-1, keepdim=True)
+    return _keep_first(logits_BV, (-log_BV - entropy).abs(), p)
+
+
+def _keep_first(logits_BV: Tensor, order_BV: Tensor, p: float) -> Tensor:
+    """Keep the first tokens in rising order until their probabilities reach p."""
+    index = order_BV.argsort(dim=-1, stable=True)
+    probability = logits_BV.softmax(dim=-1).gather(-1, index)
     before = probability.cumsum(dim=-1) - probability
     dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= p)
     return logits_BV.masked_fill(dropped, float("-inf"))
 
 
-def sample(logits_BV: Tensor, config: SamplingConfig, generator: torch.Generator) -> Tensor:
-    """Draw one token per lane, [B] int64."""
+def adjusted(logits_BV: Tensor, config: SamplingConfig, seen_BV: Tensor) -> Tensor:
+    """Logits of the distribution that tokens are drawn from, in float32 at least.
+
+    Args:
+        logits_BV: of the model.
+        config: penalties and filters; at temperature 0 the penalty alone applies.
+        seen_BV: bool, the tokens of the prompt and of the text so far.
+    """
+    logits = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+    if config.repetition_penalty is not None:
+        logits = penalise_repetition(logits, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    logits = logits_BV.float() / config.temperature
+        return logits
+    logits = logits / config.temperature
     if config.top_k is not None:
         logits = keep_top_k(logits, config.top_k)
     if config.top_p is not None:
         logits = keep_top_p(logits, config.top_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    if config.min_p is not None:
+        logits = keep_min_p(logits, config.min_p)
+    if config.typical is not None:
+        logits = keep_typical(logits, config.typical)
+    return logits
+
+
+def pick(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token at a point of each distribution's cumulative sum, [B] int64.
+
+    Args:
+        logits_BV: unnormalised log-probabilities.
+        uniform_B: float64 from 0 up to but not including 1.
+    """
+    cumulative = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
+    target = uniform_B[:, None].to(cumulative.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+class Sampler:
+    """Draws tokens for lanes that each have random numbers of their own, and knows what was read.
+
+    The random numbers are made on the CPU, so a lane draws the same in any company.
+    """
+
+    def __init__(self, config: SamplingConfig, seeds: Sequence[int], seen_BV: Tensor) -> None:
+        """Begin to draw.
+
+        Args:
+            config: how.
+            seeds: one for each lane.
+            seen_BV: bool, tokens that each lane has read.
+        """
+        self.config, self.seen_BV = config, seen_BV.clone()
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, logits_BV: Tensor) -> Tensor:
+        """Draw the next token of each lane, [B] int64, and count it as read."""
+        logits = adjusted(logits_BV, self.config, self.seen_BV)
+        if self.config.temperature == 0:
+            token_B = logits.argmax(dim=-1)
+        else:
+            # 24 random bits: a number that float64 cannot round up to 1 in a product.
+            draws = [torch.rand((), generator=generator) for generator in self.generators]
+            token_B = pick(logits, torch.stack(draws).double())
+        self.seen_BV.scatter_(1, token_B[:, None], True)
+        return token_B
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with some of the lanes only."""
+        self.generators = [self.generators[lane] for lane in lanes]
+        self.seen_BV = self.seen_BV[list(lanes)]

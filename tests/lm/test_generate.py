@@ -1,60 +1,40 @@
-"""The generating program: equal to teacher forcing, reproducible, and plain about mistakes."""
+"""The generating program: what it writes where, and plain words about mistakes."""
 
+import io
+import json
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from data.command import dump_config, load_config
-from data.shards import Shards
+from data.vocab import MuLawVocabulary, SubwordVocabulary, WordVocabulary
+from data.vocabularies.words import LINE_END
 from lm import generate
-from lm.generate import read_prompt
-from lm.loading import Lengths, LoadedRun, load_run
-from lm.sampling import SamplingConfig
+from lm.generate import GenerateConfig, tell_unknown
+from lm.loading import Lengths, load_run
+from lm.sampling import Sampler
+from lm.session import encode
 from lm.training.config import RunConfig
 
-
-@pytest.fixture(scope="module")
-def loaded(trained_run: Path) -> LoadedRun:
-    return load_run(trained_run)
+Capture = pytest.CaptureFixture[str]
 
 
-def test_logits_equal_teacher_forcing_after_a_prompt_longer_than_memory(
-    loaded: LoadedRun, shards: Shards
-) -> None:
-    """Prompt and continuation through more than ten compressions."""
-    text = bytes(np.asarray(shards.split("test").tokens[:150], dtype=np.uint8))
-    reader = read_prompt(loaded, text[:100])
-    stepped = [reader.logits()]
-    for token in text[100:-1]:
-        reader.read(torch.tensor([[token]]))
-        stepped.append(reader.logits())
-    with torch.no_grad():
-        ids = torch.tensor([loaded.vocabulary.start, *text[:-1]])
-        memory, forced = loaded.model.empty_memory(1), []
-        for part in ids[: len(ids) // 8 * 8].split(8):
-            output = loaded.model(part[None], memory)
-            memory = output.memory
-            forced.append(output.predictions[0])
-    expected = torch.cat(forced)[100:]
-    ours = torch.cat(stepped)[: len(expected)]
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-
-
-def text_of(run: Path, capsys: pytest.CaptureFixture[str], **options: object) -> str:
-    sampling = options.pop("sampling", SamplingConfig())
-    generate.main(run, sampling, **options)  # type: ignore[arg-type]
+def text_of(run: Path, capsys: Capture, **options: Any) -> str:
+    files = {
+        name: options.pop(name) for name in ("out", "load_memory", "save_memory") if name in options
+    }
+    generate.main(run, GenerateConfig(**options), **files)
     return capsys.readouterr().out
 
 
-def test_a_seed_is_a_text(
-    trained_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_seed_is_a_text(trained_run: Path, capsys: Capture, tmp_path: Path) -> None:
     first = text_of(
         trained_run, capsys, prompt="the ", tokens=80, seed=3, out=tmp_path / "s" / "a.txt"
     )
@@ -64,22 +44,65 @@ def test_a_seed_is_a_text(
     assert written.startswith(b"the ") and len(written) == 84
 
 
-def test_greedy_does_not_depend_on_the_seed(
-    trained_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    greedy = SamplingConfig(temperature=0)
-    texts = {text_of(trained_run, capsys, sampling=greedy, tokens=30, seed=seed) for seed in (0, 1)}
+def test_greedy_does_not_depend_on_the_seed(trained_run: Path, capsys: Capture) -> None:
+    texts = {text_of(trained_run, capsys, temperature=0, tokens=30, seed=seed) for seed in (0, 1)}
     assert len(texts) == 1
 
 
+def test_several_texts_are_told_apart(trained_run: Path, capsys: Capture, tmp_path: Path) -> None:
+    """Three samples of two prompts of different lengths; each is what its seed gives alone."""
+    (tmp_path / "prompts.txt").write_text("the book\n\nlong memory of one who wrote it\n")
+    out = text_of(
+        trained_run, capsys, prompts_file=tmp_path / "prompts.txt", samples=3, tokens=20, seed=7,
+        out=tmp_path / "out.jsonl",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["sample"], row["seed"]) for row in rows] == [
+        (0, 7), (1, 8), (2, 9), (0, 10), (1, 11), (2, 12)
+    ]  # fmt: skip
+    assert rows[5]["prompt"] == "long memory of one who wrote it"
+    for number, row in enumerate(rows):
+        head = f"=== prompt {number // 3 + 1}, sample {number % 3 + 1}, seed {row['seed']} ===\n"
+        assert head + row["text"] + "\n" in out
+        alone = text_of(trained_run, capsys, prompt=row["prompt"], tokens=20, seed=row["seed"])
+        assert alone == row["text"] + "\n"
+
+
+def test_a_book_is_read_once_for_many_continuations(
+    trained_run: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    book = "a long book of memory and time " * 9
+    saved = tmp_path / "book.memory"
+    assert text_of(trained_run, capsys, prompt=book, tokens=0, save_memory=saved) == ""
+    expected = text_of(trained_run, capsys, prompt=book + "was", tokens=30, seed=2)
+    on = text_of(trained_run, capsys, prompt="was", tokens=30, seed=2, load_memory=saved)
+    assert on == expected
+    on = text_of(trained_run, capsys, tokens=30, seed=2, load_memory=saved)
+    assert on == text_of(trained_run, capsys, prompt=book, tokens=30, seed=2)
+
+
+def test_a_conversation_is_one_text(
+    trained_run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = io.TextIOWrapper(io.BytesIO(b"the book\nwas read\n"))
+    monkeypatch.setattr("sys.stdin", lines)
+    turns = text_of(trained_run, capsys, interactive=True, temperature=0, tokens=25)
+    first, second = turns[:25], turns[26:51]
+    assert turns == f"{first}\n{second}\n"
+    alone = text_of(trained_run, capsys, prompt="the book\n", temperature=0, tokens=25)
+    assert alone == first + "\n"
+    whole = f"the book\n{first}was read\n"
+    assert text_of(trained_run, capsys, prompt=whole, temperature=0, tokens=25) == second + "\n"
+
+
 def test_only_whole_characters_are_written(
-    trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = iter("é→é".encode())
-    monkeypatch.setattr(generate, "sample", lambda *_: torch.tensor([next(wanted)]))
+    monkeypatch.setattr(Sampler, "__call__", lambda *_: torch.tensor([next(wanted)]))
     pieces: list[str] = []
-    monkeypatch.setattr("builtins.print", lambda text, **_: pieces.append(text))
-    generate.main(trained_run, SamplingConfig(), tokens=len("é→é".encode()))
+    monkeypatch.setattr("builtins.print", lambda text="", **_: pieces.append(text))
+    generate.main(trained_run, GenerateConfig(tokens=len("é→é".encode())))
     assert [piece for piece in pieces if piece] == ["é", "→", "é"]
 
 
@@ -105,22 +128,69 @@ def test_weights_of_another_model_are_refused(trained_run: Path, tmp_path: Path)
         load_run(copy)
 
 
+def test_texts_that_a_vocabulary_cannot_hold_are_refused(capsys: Capture) -> None:
+    words = WordVocabulary([(b"the", 3), (LINE_END, 2), (b"<unk>", 1)], 1, 2)
+    lines = SubwordVocabulary.train(iter(["the book of books", "a book"] * 20), 280, "bpe")
+    for vocabulary in (words, lines):
+        with pytest.raises(ValueError, match="the prompt is not UTF-8 at byte 4"):
+            encode(vocabulary, b"the \xff", "the prompt")
+    with pytest.raises(ValueError, match="even number"):
+        encode(MuLawVocabulary(), b"abc", "the prompt")
+    text = b"the <unk> cat the\n"
+    tell_unknown(words, text, encode(words, text, "it"), "the prompt")
+    assert capsys.readouterr().err.startswith("1 of 5 words of the prompt are not in")
+    tell_unknown(words, b"the\n", np.array([0, 1]), "the prompt")
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--prompt-file", "missing.txt"], "missing.txt"),
-        (["--prompt-file", "{empty}"], "is empty"),
+        ({"tokens": -1}, "tokens must be at least 0"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"prompt": "a", "prompt_file": Path("b")}, "give one of"),
+        ({"interactive": True, "samples": 2}, "one conversation"),
+        ({"interactive": True, "tokens": 0}, "needs --tokens"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        GenerateConfig(**options)
+
+
+def test_what_cannot_be_done_with_several_or_no_texts_is_refused(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "two").write_text("a\nb\n")
+    (tmp_path / "blank").write_text("\n\n")
+    two = GenerateConfig(prompts_file=tmp_path / "two")
+    with pytest.raises(ValueError, match="memory of one text"):
+        generate.main(trained_run, two, save_memory=tmp_path / "x")
+    with pytest.raises(ValueError, match="no line with a text"):
+        generate.main(trained_run, GenerateConfig(prompts_file=tmp_path / "blank"))
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="is empty"):
+        generate.main(trained_run, GenerateConfig(prompt_file=tmp_path / "empty"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        generate.main(trained_run, GenerateConfig(), load_memory=tmp_path / "empty")
+    with pytest.raises(ValueError, match="there are: step-00000010, step-00000012"):
+        generate.main(trained_run, GenerateConfig(), checkpoint="step-1")
+    with pytest.raises(ValueError, match="writes nothing"):
+        generate.main(trained_run, GenerateConfig(tokens=0))
+    with pytest.raises(ValueError, match="must not be empty"):
+        generate.main(trained_run, GenerateConfig(stop=("",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--prompt-file", "missing.txt"], "missing.txt: No such file"),
         (["--top-p", "1.5"], "top-p must be above 0"),
-        (["--checkpoint", "step-1"], "there are: step-00000010, step-00000012"),
-        (["--tokens", "0"], "tokens must be at least 1"),
+        (["--stop", "[a, b"], "stop must be a list"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_mistakes_get_one_sentence(
-    trained_run: Path, tmp_path: Path, options: list[str], sentence: str
-) -> None:
-    (tmp_path / "empty.txt").touch()
-    options = [option.format(empty=tmp_path / "empty.txt") for option in options]
+def test_mistakes_get_one_sentence(trained_run: Path, options: list[str], sentence: str) -> None:
     command = [sys.executable, "-m", "lm.generate", "--run", str(trained_run), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and sentence in result.stderr

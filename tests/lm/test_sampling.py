@@ -1,15 +1,39 @@
-"""Sampling on distributions small enough to check by hand."""
+"""Sampling on distributions small enough to check by hand, and beside transformers' processors."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
-from lm.sampling import SamplingConfig, keep_top_k, keep_top_p, sample
+from lm.sampling import (
+    Sampler,
+    SamplingConfig,
+    adjusted,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    penalise_repetition,
+    pick,
+)
 
 LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
 
 
 def kept(logits: torch.Tensor) -> list[int]:
     return logits[0].isfinite().nonzero()[:, 0].tolist()
+
+
+def sampler(config: SamplingConfig, lanes: int = 1, seed: int = 0) -> Sampler:
+    return Sampler(config, range(seed, seed + lanes), torch.zeros(lanes, 4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
@@ -29,21 +53,97 @@ def test_top_k(k: int, expected: list[int]) -> None:
     assert kept(keep_top_k(LOGITS, k)) == expected
 
 
+@pytest.mark.parametrize(("p", "expected"), [(0.1, [0, 1, 2, 3]), (0.28, [0, 1, 2]), (1.0, [0])])
+def test_min_p_is_a_share_of_the_highest_probability(p: float, expected: list[int]) -> None:
+    assert kept(keep_min_p(LOGITS.double(), p)) == expected
+
+
+def test_typical_tokens_are_as_surprising_as_expected() -> None:
+    """Entropy 1.21 nats; informations 0.69, 1.39, 1.90, 2.30: the second token is the closest."""
+    assert kept(keep_typical(LOGITS.double(), 0.2)) == [1]
+    assert kept(keep_typical(LOGITS.double(), 0.3)) == [0, 1]
+
+
+def test_repetition_makes_seen_tokens_less_probable_whatever_their_sign() -> None:
+    logits, seen = torch.tensor([[2.0, -1.0, 3.0, -4.0]]), torch.tensor([[True, True, False, True]])
+    assert penalise_repetition(logits, seen, 2.0).tolist() == [[1.0, -2.0, 3.0, -8.0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.floats(0.3, 2.0),
+    top_k=st.integers(1, 40) | st.none(),
+    top_p=st.floats(0.05, 0.99) | st.none(),
+    min_p=st.floats(0.01, 0.9) | st.none(),
+    typical=st.floats(0.05, 0.99) | st.none(),
+    penalty=st.floats(0.5, 2.0) | st.none(),
+)
+def test_every_combination_agrees_with_transformers(
+    seed: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    typical: float | None,
+    penalty: float | None,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 30, generator=generator, dtype=torch.float64) * 3
+    ids = torch.randint(30, (3, 12), generator=generator)
+    seen = torch.zeros(3, 30, dtype=torch.bool).scatter(1, ids, True)
+    config = SamplingConfig(temperature, top_k, top_p, min_p, typical, penalty)
+    theirs = LogitsProcessorList()
+    if penalty is not None:
+        theirs.append(RepetitionPenaltyLogitsProcessor(penalty))
+    theirs.append(TemperatureLogitsWarper(temperature))
+    if top_k is not None:
+        theirs.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        theirs.append(TopPLogitsWarper(top_p))
+    if min_p is not None:
+        theirs.append(MinPLogitsWarper(min_p))
+    if typical is not None:
+        theirs.append(TypicalLogitsWarper(typical))
+    torch.testing.assert_close(adjusted(logits, config, seen), theirs(ids, logits))
+
+
 def test_temperature_zero_is_greedy_and_others_follow_the_distribution() -> None:
-    generator = torch.Generator().manual_seed(0)
-    assert sample(LOGITS, SamplingConfig(temperature=0), generator).tolist() == [0]
-    many = LOGITS.expand(20000, 4)
+    assert sampler(SamplingConfig(temperature=0))(LOGITS).tolist() == [0]
+    lanes = 5000
     for temperature in (1.0, 0.5):
-        draws = sample(many, SamplingConfig(temperature=temperature), generator)
+        draw = sampler(SamplingConfig(temperature=temperature), lanes)
+        draws = torch.cat([draw(LOGITS.expand(lanes, 4)) for _ in range(4)])
         shares = torch.bincount(draws, minlength=4) / len(draws)
         expected = (LOGITS[0] / temperature).softmax(-1)
         torch.testing.assert_close(shares, expected, atol=0.02, rtol=0)
 
 
+def test_a_lane_draws_the_same_in_any_company() -> None:
+    config = SamplingConfig()
+    together, alone = sampler(config, 3), sampler(config, 1, seed=2)
+    for step in range(20):
+        draws = together(LOGITS.expand(len(together.generators), 4))
+        assert draws[-1] == alone(LOGITS)[0]
+        if step == 10:
+            together.keep([0, 2])
+
+
+def test_a_point_of_the_sum_is_a_token_that_can_be_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
+    points = torch.tensor([0.0, 0.5 - 2**-24, 0.5, 1 - 2**-24], dtype=torch.float64)
+    assert pick(logits, points).tolist() == [1, 1, 3, 3]
+
+
 def test_filters_bound_what_is_drawn() -> None:
-    generator = torch.Generator().manual_seed(0)
-    config = SamplingConfig(top_k=3, top_p=0.6)
-    assert set(sample(LOGITS.expand(500, 4), config, generator).tolist()) == {0, 1}
+    draw = sampler(SamplingConfig(top_k=3, top_p=0.6), 500)
+    assert set(draw(LOGITS.expand(500, 4)).tolist()) == {0, 1}
+
+
+def test_what_was_drawn_counts_as_seen() -> None:
+    draw = sampler(SamplingConfig(temperature=0, repetition_penalty=5.0))
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.9]])
+    assert [draw(logits).item() for _ in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +153,11 @@ def test_filters_bound_what_is_drawn() -> None:
         {"top_k": 0},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"min_p": 1.1},
+        {"typical": 0.0},
+        {"repetition_penalty": 0.0},
         {"temperature": 0.0, "top_k": 5},
+        {"temperature": 0.0, "min_p": 0.5},
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:

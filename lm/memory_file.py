@@ -1,0 +1,101 @@
+"""Memory on disk: what a model has read, to go on from later."""
+
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.files import atomic_path, hash_json
+from lm.loading import LoadedRun
+from lm.model import CompressiveTransformer, MemoryState
+from lm.model.incremental import Reader
+from lm.session import Session
+
+KIND = "longrange-lm memory 1"
+
+
+def model_hash(model: CompressiveTransformer) -> str:
+    """SHA-256 of a model's configuration, lengths included, and of its weights."""
+    digest = sha256(hash_json({"config": repr(model.config)}).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_memory(path: Path, session: Session) -> None:
+    """Write everything that a session knows of its texts, the open segment included."""
+    reader, memory = session.reader, session.reader.memory
+    tensors = {
+        "memory_count": memory.memory_count,
+        "compressed_count": memory.compressed_count,
+        "lengths": torch.tensor(reader.lengths),
+        "last": reader.last_BD,
+        "seen": session.seen_BV,
+    }
+    for index in range(len(reader.layers)):
+        tensors |= {f"{name}.{index}": part for name, part in _of_layer(memory, index).items()}
+        tensors |= {f"open.{name}.{index}": part for name, part in _rooms(reader, index).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(ready, temporary, {"kind": KIND, "model": model_hash(session.loaded.model)})
+
+
+def _of_layer(memory: MemoryState, index: int) -> dict[str, Tensor]:
+    """A layer's memory by name."""
+    names = ("memory", "compressed", "keys", "values")
+    return {name: getattr(memory, name)[index] for name in names}
+
+
+def _rooms(reader: Reader, index: int) -> dict[str, Tensor]:
+    """What a layer keeps of the open segment, by name."""
+    layer = reader.layers[index]
+    rooms = {"key": layer.keys.key_BHTd, "value": layer.keys.value_BHTd}
+    rooms["inputs"] = layer.inputs_BTD
+    if layer.received_BS is not None:
+        rooms["received"] = layer.received_BS
+    return rooms
+
+
+def load_memory(path: Path, loaded: LoadedRun) -> Session:
+    """Read what `save_memory` wrote for the same model.
+
+    Raises:
+        ValueError: the file holds no memory, or that of another model or other lengths.
+        OSError: there is no such file.
+    """
+    with path.open("rb"):
+        pass
+    try:
+        file = safe_open(path, framework="pt")
+        about = file.metadata() or {}
+        if about.get("kind") != KIND:
+            raise ValueError(f"{path} holds no memory; write it with --save-memory")
+        if about["model"] != model_hash(loaded.model):
+            raise ValueError(
+                f"{path} is the memory of another model, checkpoint or other lengths; read the "
+                "text again with this one"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}); read the text again") from error
+    model = loaded.model
+    device = model.embedding.weight.device
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    layers = range(model.config.layers)
+    memory, compressed, keys, values = (
+        tuple(tensors[f"{name}.{index}"] for index in layers)
+        for name in ("memory", "compressed", "keys", "values")
+    )
+    counts = tensors["memory_count"], tensors["compressed_count"]
+    reader = Reader(model, MemoryState(memory, compressed, *counts, keys, values))
+    reader.lengths = tensors["lengths"].tolist()
+    reader.last_BD = tensors["last"]
+    for index in layers:
+        for name, room in _rooms(reader, index).items():
+            room.copy_(tensors[f"open.{name}.{index}"])
+    return Session(loaded, reader, tensors["seen"])

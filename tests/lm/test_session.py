@@ -1,0 +1,126 @@
+"""Texts side by side: each lane gives what it gives alone, through many compressions, and memory
+on disk is the same memory.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lm.loading import Lengths, LoadedRun, load_run
+from lm.memory_file import load_memory, save_memory
+from lm.sampling import SamplingConfig
+from lm.session import Session, Writing, encode
+
+GREEDY = SamplingConfig(temperature=0)
+TEXTS = [b"the book of memory", b"a", b"and time was read by one who wrote it down " * 3, b"long"]
+
+
+@pytest.fixture(scope="module")
+def loaded(trained_run: Path) -> LoadedRun:
+    """In float64, so that rounding decides no draw."""
+    run = load_run(trained_run)
+    return replace(run, model=run.model.double())
+
+
+def begun(loaded: LoadedRun, texts: list[bytes]) -> Session:
+    session = Session.begin(loaded, len(texts))
+    session.read([encode(loaded.vocabulary, text, "it") for text in texts])
+    return session
+
+
+def forced(loaded: LoadedRun, text: bytes) -> torch.Tensor:
+    """Logits of what follows every token of a text, by whole segments of the model's forward."""
+    ids = torch.tensor([loaded.vocabulary.start, *text])
+    segment = loaded.model.config.segment
+    whole = torch.nn.functional.pad(ids, (0, -len(ids) % segment))
+    memory, logits = loaded.model.empty_memory(1), []
+    with torch.no_grad():
+        for part in whole.split(segment):
+            output = loaded.model(part[None], memory)
+            memory = output.memory
+            logits.append(output.predictions[0])
+    return torch.cat(logits)[: len(ids)]
+
+
+def test_greedy_is_the_argmax_of_teacher_forcing_past_ten_compressions(loaded: LoadedRun) -> None:
+    texts = begun(loaded, TEXTS).write(Writing(GREEDY, 100, range(4)))
+    for prompt, text in zip(TEXTS, texts, strict=True):
+        choices = forced(loaded, prompt + text).argmax(-1)
+        assert bytes(choices[len(prompt) : -1].tolist()) == text and len(text) == 100
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SamplingConfig(), SamplingConfig(0.8, top_k=50, min_p=0.01, repetition_penalty=1.2)],
+    ids=["plain", "filtered"],
+)
+def test_a_lane_writes_what_it_writes_alone(loaded: LoadedRun, config: SamplingConfig) -> None:
+    """Also where its neighbours stop early."""
+    stops = [bytes([value]) for value in range(0, 256, 16)]
+    together = begun(loaded, TEXTS).write(Writing(config, 60, range(4), stops))
+    for seed, (prompt, text) in enumerate(zip(TEXTS, together, strict=True)):
+        assert begun(loaded, [prompt]).write(Writing(config, 60, [seed], stops)) == [text]
+    assert len({len(text) for text in together}) > 1
+
+
+def test_samples_of_one_text_read_it_once(loaded: LoadedRun, monkeypatch) -> None:
+    session = begun(loaded, TEXTS[2:3])
+    monkeypatch.setattr(Session, "read", None)
+    copies = session.repeat(3)
+    assert copies.reader.memory is session.reader.memory
+    samples = copies.write(Writing(SamplingConfig(), 40, [5, 6, 7]))
+    monkeypatch.undo()
+    assert len(set(samples)) == 3
+    assert begun(loaded, TEXTS[2:3]).write(Writing(SamplingConfig(), 40, [6])) == [samples[1]]
+    assert session.write(Writing(SamplingConfig(), 40, [7])) == [samples[2]]
+
+
+def test_a_session_goes_on_after_writing(loaded: LoadedRun) -> None:
+    session = begun(loaded, [b"the"])
+    (first,) = session.write(Writing(GREEDY, 21, [0]))
+    session.read([np.frombuffer(b" book", dtype=np.uint8)])
+    (second,) = session.write(Writing(GREEDY, 30, [0]))
+    choices = forced(loaded, b"the" + first + b" book" + second).argmax(-1)
+    assert bytes(choices[-31:-1].tolist()) == second
+
+
+@pytest.mark.parametrize("count", [0, 5, 130])
+def test_memory_on_disk_goes_on_bit_for_bit(loaded: LoadedRun, tmp_path: Path, count: int) -> None:
+    session = begun(loaded, [(TEXTS[2] * 2)[:count]])
+    save_memory(tmp_path / "new" / "book", session)
+    back = load_memory(tmp_path / "new" / "book", loaded)
+    assert torch.equal(back.reader.logits(), session.reader.logits())
+    how = Writing(SamplingConfig(repetition_penalty=1.1), 50, [3])
+    assert back.write(how) == session.write(how)
+    assert torch.equal(back.reader.logits(), session.reader.logits())
+
+
+def test_memory_of_something_else_is_refused(
+    loaded: LoadedRun, trained_run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "book"
+    save_memory(path, begun(loaded, [b"the book"]))
+    other = replace(loaded, model=load_run(trained_run).model.double())
+    load_memory(path, other)
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1e-9
+    with pytest.raises(ValueError, match="another model"):
+        load_memory(path, other)
+    longer = replace(loaded, model=load_run(trained_run, lengths=Lengths(memory=9)).model.double())
+    with pytest.raises(ValueError, match="other lengths"):
+        load_memory(path, longer)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_memory(path, loaded)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="holds no memory"):
+        load_memory(path, loaded)
+
+
+def test_a_token_outside_the_vocabulary_is_refused(loaded: LoadedRun) -> None:
+    with pytest.raises(ValueError, match="below 256"):
+        begun(loaded, [b""]).read([np.array([3, 256])])
