@@ -33,7 +33,7 @@ from data.yamlfile import dump_yaml
 
 __all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "load_config", "run"]
 
-PRESET_SECTIONS = ("data", "model", "optim", "training", "sampling")
+PRESET_SECTIONS = ("data", "model", "optim", "training", "report", "sampling")
 """Sections that a preset may hold; a program passes over those it does not take."""
 
 

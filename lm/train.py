@@ -14,13 +14,19 @@ from lm.training import checkpoint, dist
 from lm.training.config import RunConfig, TrainingConfig, resumed
 from lm.training.loop import Loop, measured_steps
 from lm.training.optim import OptimConfig
+from lm.training.report import ReportConfig
 from lm.training.runlog import MetricsLog, write_environment
 from lm.training.stopping import STOPPED
 from lm.training.trainer import Trainer
 
 
 def main(
-    run: Path, data: DataConfig, model: ModelConfig, optim: OptimConfig, training: TrainingConfig
+    run: Path,
+    data: DataConfig,
+    model: ModelConfig,
+    optim: OptimConfig,
+    training: TrainingConfig,
+    report: ReportConfig,
 ) -> None:
     """Train a Compressive Transformer, or continue a run that was stopped.
 
@@ -30,8 +36,9 @@ def main(
         model: shape of the model.
         optim: how weights move.
         training: length of the run, its lanes, and what it writes when.
+        report: what the run shows of itself.
     """
-    config = RunConfig(data, model, optim, training)
+    config = RunConfig(data, model, optim, training, report)
     shards = open_shards(data.shards)
     folder = checkpoint.newest(run)
     if folder is not None:
@@ -43,6 +50,8 @@ def main(
         steps = measured_steps(config, shards, world)
         config = replace(config, training=replace(config.training, steps=steps, minutes=None))
         _say(world, f"{steps} steps fit in {training.minutes} minutes")
+    if world.size == 1 and training.zero and not training.offload:
+        _say(world, f"training.zero {training.zero} divides among ranks; one alone is faster at 0")
     trainer = Trainer(config, shards, world, folder)
     if folder is not None:
         _say(world, f"continue {run} from step {trainer.step}")
@@ -70,6 +79,7 @@ def main(
 def _require_unfinished(run: Path) -> None:
     """A folder without checkpoint may hold what a run wrote before its first, and nothing else."""
     ours = {"config.yaml", "env.json", "metrics.jsonl", "vocabulary", "checkpoints"}
+    ours |= {"samples", "profile", "tensorboard", "wandb"}
     for path in run.iterdir():
         if path.name not in ours:
             raise ValueError(f"{run} holds {path.name} and no run; give a new --run folder")

@@ -1,12 +1,13 @@
 """Everything a run is made of, and how a resumed run is matched with its folder."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model import ModelConfig
 from lm.training.optim import OptimConfig
+from lm.training.report import ReportConfig
 
 AT_LEAST_ONE = (
     "steps",
@@ -116,6 +117,7 @@ class RunConfig:
     model: ModelConfig
     optim: OptimConfig
     training: TrainingConfig
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
         if self.optim.name == "muon" and self.training.zero:
@@ -158,7 +160,7 @@ def resumed(wanted: RunConfig, stored: RunConfig, run: str) -> RunConfig:
         training = replace(wanted.training, minutes=None, steps=stored.training.steps)
         wanted = replace(wanted, training=training)
     for name, new, old in _differences(wanted, stored):
-        if name not in MAY_CHANGE:
+        if name not in MAY_CHANGE and not name.startswith("report."):
             raise ValueError(
                 f"{run} holds a run with {name} {old}, not {new}: give another --run folder "
                 f"or the same {name}"
@@ -168,8 +170,9 @@ def resumed(wanted: RunConfig, stored: RunConfig, run: str) -> RunConfig:
 
 def _differences(new: Any, old: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     found = []
-    for field in fields(new):
-        a, b, name = getattr(new, field.name), getattr(old, field.name), prefix + field.name
+    for name in (prefix + part.name for part in fields(new)):
+        part = name.removeprefix(prefix)
+        a, b = getattr(new, part), getattr(old, part)
         if is_dataclass(a):
             found += _differences(a, b, name + ".")
         elif a != b:

@@ -1,20 +1,19 @@
 """The loop around the training step: records, validation, checkpoints and signals."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from data.progress import Progress
 from data.shards import Shards
-from lm.model.flops import training_flops
 from lm.training.config import RunConfig
 from lm.training.dist import World
-from lm.training.runlog import MetricsLog, warn
+from lm.training.meter import Meter, in_unit
+from lm.training.observer import Observer
+from lm.training.profiling import ProfileWindow
+from lm.training.report import open_sinks
+from lm.training.runlog import warn
 from lm.training.stopping import StopRequest
-from lm.training.throughput import Stopwatch, matmul_rate
 from lm.training.trainer import Trainer
 from lm.training.writer import SCORE, Writer
 
@@ -35,16 +34,17 @@ class Loop:
     """Trains to the last step, with records, validation and checkpoints on the way."""
 
     def __init__(self, trainer: Trainer, run: Path) -> None:
-        assert trainer.config.training.steps is not None
-        self.trainer, self.run, self.steps = trainer, run, trainer.config.training.steps
-        self.log = MetricsLog(run / "metrics.jsonl")
-        self.writer = Writer(run, trainer.world, trainer.config.training)
+        training, report = trainer.config.training, trainer.config.report
+        assert training.steps is not None
+        self.trainer, self.run, self.steps = trainer, run, training.steps
+        self.observer = Observer(trainer)
+        self.sinks = open_sinks(run, trainer.config, trainer.step) if trainer.world.first else []
+        self.writer = Writer(run, trainer.world, training)
         self.stop = StopRequest()
-        self.watch = Stopwatch()
-        model = trainer.model
-        self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
-        self.peak = matmul_rate(trainer.world.device)
-        self.sums = {"nats": 0.0, "tokens": 0.0}
+        self.meter = Meter(trainer)
+        self.profile: ProfileWindow | None = None
+        if report.profile is not None and trainer.world.first:
+            self.profile = ProfileWindow(run / "profile", *report.profile)
         self.score: tuple[int, float] | None = None
         self.saved = trainer.step
         self.lost: int | None = None
@@ -58,29 +58,21 @@ class Loop:
         Raises:
             ValueError: the checkpoint at the end could not be written.
         """
-        trainer = self.trainer
+        trainer, training = self.trainer, self.trainer.config.training
         with Progress("train", self.steps, "step", enabled=trainer.world.first) as bar:
             bar.update(trainer.step)
-            shown: dict[str, str] = {}
             stopped = False
             while trainer.step < self.steps and not stopped:
-                record = self.timed_step()
-                if self.due(trainer.config.training.log_every, trainer.step):
-                    record |= self.summary()
-                    shown |= self.shown(record)
-                    self.write(record)
-                if self.due(trainer.config.training.validate_every, trainer.step):
-                    value = trainer.validate()
-                    self.score = (trainer.step, value)
-                    shown["valid"] = f"{value:.3f}"
-                    self.write({"step": trainer.step, SCORE: value})
+                shown = self.step()
                 stopped = self.tend_checkpoints().stop
-                if self.due(trainer.config.training.save_every, trainer.step):
+                if self.due(training.save_every, trainer.step):
                     self.save()
                 bar.update(1, **shown)
         if stopped:
             self.save()
         self.close_checkpoint()
+        for sink in self.sinks:
+            sink.close()
         if self.lost == trainer.step:
             raise ValueError(
                 f"the checkpoint of step {trainer.step} could not be written; make room and "
@@ -88,43 +80,60 @@ class Loop:
             )
         return trainer.step == self.steps
 
-    def timed_step(self) -> dict[str, float]:
-        """One training step, timed and added to the sums since the last record."""
-        start = time.perf_counter()
-        watch = self.due(self.trainer.config.training.log_every, self.trainer.step + 1)
-        result = self.trainer.train_step(self.steps, watch)
-        self.watch.add(time.perf_counter() - start, int(result["tokens"]))
-        for name in self.sums:
-            self.sums[name] += result.pop(name)
-        return {"step": self.trainer.step, **result}
+    def step(self) -> dict[str, str]:
+        """One training step, and what is due to be looked at and written after it.
 
-    def summary(self) -> dict[str, float]:
-        """Loss in nats per token and speed since the last record."""
-        nats, tokens = self.sums["nats"], self.sums["tokens"]
-        self.sums = dict.fromkeys(self.sums, 0.0)
-        rate = self.watch.rate()
-        # Each rank was measured with its own threads, so the ranks' peak is their number times it.
-        mfu = rate * self.flops / (self.peak * self.trainer.world.size)
-        speed = {"tokens_per_second": rate, "mfu": mfu, "seconds": self.watch.total_seconds}
-        return speed if tokens == 0 else {"loss": nats / tokens, **speed}
-
-    def shown(self, record: dict[str, float]) -> dict[str, str]:
-        """What the progress line says of a record."""
-        shown = {"tok/s": f"{record['tokens_per_second']:,.0f}", "mfu": f"{record['mfu']:.0%}"}
-        if "loss" in record:
-            shown["bits/token"] = f"{record['loss'] / math.log(2):.3f}"
-        if self.trainer.world.device.type == "cuda":
-            shown["memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+        Returns:
+            What is new for the progress line.
+        """
+        trainer, training = self.trainer, self.trainer.config.training
+        logged = self.due(training.log_every, trainer.step + 1)
+        validated = self.due(training.validate_every, trainer.step + 1)
+        if self.profile is not None:
+            self.profile.before(trainer.step)
+        record = self.meter.step(self.steps, watch=logged or validated)
+        shown = {}
+        if logged:
+            record |= self.meter.summary()
+            shown = self.meter.shown(record)
+            self.write(record)
+        if self.profile is not None:
+            self.profile.after(trainer.step, last=trainer.step == self.steps)
+        if validated:
+            shown |= self.validate()
+        every = trainer.config.report.sample_every
+        if every is not None and self.due(every, trainer.step):
+            self.sample()
         return shown
+
+    def validate(self) -> dict[str, str]:
+        """Score the validation split and look at where attention goes."""
+        score, step = self.observer.validate(), self.trainer.step
+        self.score = (step, score.bits_per_byte)
+        record = {"step": step, SCORE: score.bits_per_byte}
+        split = self.observer.split
+        value = in_unit(split, score.nats / score.tokens)
+        if split.unit != "bits_per_byte":
+            record[f"validation_{split.unit}"] = value
+        self.write(record | self.observer.attention())
+        return {"valid": f"{value:.3f}"}
+
+    def sample(self) -> None:
+        """Let the model write; a full disk only costs the sample."""
+        path = self.run / "samples" / f"step-{self.trainer.step:08d}.txt"
+        try:
+            self.observer.write_sample(path)
+        except OSError as error:
+            warn(f"{path} was not written ({error.strerror})")
 
     def due(self, every: int, step: int) -> bool:
         """Whether something is done after `step` steps; everything is after the last."""
         return step % every == 0 or step == self.steps
 
     def write(self, record: dict[str, float]) -> None:
-        """Append to metrics.jsonl."""
-        if self.trainer.world.first:
-            self.log.write(record)
+        """Append to metrics.jsonl and what else the report asks for."""
+        for sink in self.sinks:
+            sink.write(record)
 
     def status(self) -> Status:
         """What the ranks agree on now."""

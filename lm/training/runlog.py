@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,17 @@ class MetricsLog:
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(kept))
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; one that finds no room, on a full disk, is written with a later one."""
         self.waiting += json.dumps(record) + "\n"
+        self._append()
+
+    def close(self) -> None:
+        """Try what waits a last time."""
+        if self.waiting:
+            self._append()
+
+    def _append(self) -> None:
         try:
             with self.path.open("ab") as file:
                 # Half a line of an attempt that failed.

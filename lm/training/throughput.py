@@ -1,19 +1,27 @@
-"""Tokens per second, and what share of the machine's matrix rate they use."""
+"""What the machine can do, and what of its memory is used."""
 
+import resource
+import sys
 import time
 from statistics import median
 
 import torch
 
 
-def matmul_rate(device: torch.device, size: int = 1024, repeats: int = 5) -> float:
-    """Floating-point operations per second of a float32 matrix product with the current threads.
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 5
+) -> float:
+    """Floating-point operations per second of a matrix product with the current threads.
 
-    The median of several products of [size, size] matrices; on two cores about a tenth of a second.
+    The median of several products of square matrices, large enough to fill the device; on two cores
+    about a tenth of a second.
     """
+    size = 8192 if device.type == "cuda" else 1024
     # Its own generator: a resumed run's random numbers must go on as if nothing had happened.
     generator = torch.Generator(device).manual_seed(0)
-    left, right = (torch.randn(size, size, device=device, generator=generator) for _ in range(2))
+    left, right = (
+        torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
+    )
     product = left @ right
     seconds = []
     for _ in range(repeats):
@@ -30,22 +38,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class Stopwatch:
-    """Time spent training since the last report, without validation and saving."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.tokens = 0
-        self.total_seconds = 0.0
-
-    def add(self, seconds: float, tokens: int) -> None:
-        """Count one step."""
-        self.seconds += seconds
-        self.total_seconds += seconds
-        self.tokens += tokens
-
-    def rate(self) -> float:
-        """Tokens per second since the last call."""
-        rate = self.tokens / max(self.seconds, 1e-9)
-        self.seconds, self.tokens = 0.0, 0
-        return rate
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: allocated on a GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

@@ -18,7 +18,6 @@ from data.lanes import Batch, LaneReader
 from data.shards import Shards
 from lm.feeding import ReadAhead
 from lm.model import CompressiveTransformer, MemoryState
-from lm.scoring import ScoringConfig, score
 from lm.training import checkpoint, whole
 from lm.training.checkpoint import Snapshot
 from lm.training.compression import compression_norms
@@ -85,6 +84,8 @@ class Trainer:
         most = max(number for _, number in training.accumulate)
         self.lanes = ReadAhead(reader, world.device, ahead=training.unroll * most)
         self.memory: MemoryState = self.model.empty_memory(lanes)
+        self.watched: tuple[Batch, MemoryState] | None = None
+        """The first segment of the last step that was watched, and memory before it."""
         self.step = 0
         self.skipped = 0
         if folder is not None:
@@ -107,7 +108,7 @@ class Trainer:
 
         Args:
             steps: length of the run, for the learning rate.
-            watch: also look at each layer's compression.
+            watch: also look at each layer's compression, and keep what was read in `watched`.
 
         Returns:
             Sums over all ranks: nats, tokens, the auxiliary losses' means; gradient norm and rate.
@@ -126,6 +127,8 @@ class Trainer:
         ]
         scale = lr_scale(self.config.optim, self.step, steps)
         set_lr(self.optimizer, scale)
+        if watch:
+            self.watched = reads[0][0], self.memory
         memory, sums = self._gradients(reads)
         norms = compression_norms(self.engine, self.model) if watch else {}
         norm = self._update(all(map(math.isfinite, chain.from_iterable(sums.values()))))
@@ -208,20 +211,6 @@ class Trainer:
             f"step {self.step + 1}: {what} is not finite and the weights have not moved; "
             "lower optim.lr or lengthen optim.warmup and continue from the last checkpoint"
         )
-
-    def validate(self) -> float:
-        """Bits per byte of the validation split, by the one scorer."""
-        lanes = max(8, self.world.size)
-        share = lanes // self.world.size
-        mine = slice(self.world.rank * share, (self.world.rank + 1) * share)
-        return score(
-            self.model,
-            self.shards.split("validation"),
-            ScoringConfig(lanes=share * self.world.size),
-            rows=mine,
-            limit=self.config.training.validation_segments,
-            reduce=self.world.sum,
-        ).bits_per_byte
 
     def snapshot(self) -> Snapshot:
         """Everything a checkpoint holds, copied, with all ranks."""

@@ -21,7 +21,7 @@ from lm.training.config import RunConfig
 from lm.training.runlog import read_metrics
 from lm.training.stopping import STOPPED
 
-TIMES = ("tokens_per_second", "mfu", "seconds")
+TIMES = ("tokens_per_second", "mfu", "seconds", "memory_bytes")
 
 
 def write_config(config: RunConfig, folder: Path) -> Path:

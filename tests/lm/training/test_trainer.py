@@ -120,15 +120,6 @@ def test_lanes_must_fit_the_ranks(run_config: RunConfig, shards: Shards) -> None
         Trainer(run_config, shards, world)
 
 
-def test_validation_is_the_scorer(run_config: RunConfig, shards: Shards, world: dist.World) -> None:
-    from lm.scoring import ScoringConfig, score
-
-    trainer = Trainer(run_config, shards, world)
-    value = trainer.validate()
-    direct = score(trainer.model, shards.split("validation"), ScoringConfig(lanes=8), limit=4)
-    assert value == direct.bits_per_byte and 4 < value < 12
-
-
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_each_layers_reconstruction_is_watched(
     run_config: RunConfig, shards: Shards, world: dist.World, zero: int

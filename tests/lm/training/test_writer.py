@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data.shards import Shards
+from lm.scoring import Score
 from lm.training import checkpoint, dist, writer
 from lm.training.config import RunConfig
 from lm.training.loop import Loop
@@ -49,10 +50,10 @@ def test_the_best_checkpoint_is_kept(
     run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
 ) -> None:
     config = with_training(run_config, save_every=2, validate_every=2, keep=1, keep_best=True)
-    trainer = Trainer(config, shards, world)
-    scores = iter([5.0, 4.0, 6.0, 7.0, 8.0, 9.0])
-    trainer.validate = lambda: next(scores)  # type: ignore[method-assign]
-    Loop(trainer, tmp_path).train()
+    loop = Loop(Trainer(config, shards, world), tmp_path)
+    nats = iter([5.0, 4.0, 6.0, 7.0, 8.0, 9.0])
+    loop.observer.validate = lambda: Score(next(nats), 1, 1)  # type: ignore[method-assign]
+    loop.train()
     assert names(tmp_path) == folders(4, 12)
 
 
@@ -120,10 +121,10 @@ def test_a_signal_saves_and_ends_the_run_between_two_steps(
     loop = Loop(Trainer(run_config, shards, world), tmp_path)
     step = loop.trainer.train_step
 
-    def step_and_signal(steps: int) -> dict[str, float]:
+    def step_and_signal(*arguments: Any) -> dict[str, float]:
         if loop.trainer.step == 6:
             loop.stop.signal = 15
-        return step(steps)
+        return step(*arguments)
 
     loop.trainer.train_step = step_and_signal  # type: ignore[method-assign]
     assert not loop.train()

@@ -1,0 +1,84 @@
+"""Sums of losses and time between two records, and what they come to."""
+
+import time
+from typing import Any
+
+import torch
+
+from data.shards import Split
+from lm.model.flops import training_flops
+from lm.scoring import Score
+from lm.training.throughput import matmul_rate, peak_memory
+from lm.training.trainer import Trainer
+
+UNITS = {
+    "bits_per_byte": "bits/byte",
+    "bits_per_sample": "bits/sample",
+    "word_perplexity": "word ppl",
+}
+"""The corpora's units, as the progress line names them."""
+
+
+class Meter:
+    """Times training steps, without validation and saving, and sums their losses up."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        world, model, training = trainer.world, trainer.model, trainer.config.training
+        self.trainer, self.split = trainer, trainer.shards.split("train")
+        self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
+        # On CPUs bf16 may be emulated, at a rate that says nothing.
+        half = training.precision == "bf16" and world.device.type == "cuda"
+        rate = matmul_rate(world.device, torch.bfloat16 if half else torch.float32)
+        # Each rank was measured with its own threads.
+        self.peak = rate * world.size
+        self.total_seconds = 0.0
+        self._restart()
+
+    def _restart(self) -> None:
+        self.seconds = self.nats = self.tokens = 0.0
+
+    def step(self, steps: int, watch: bool) -> dict[str, Any]:
+        """Make one training step and count it; returns what else it gave, with its number."""
+        start = time.perf_counter()
+        result = self.trainer.train_step(steps, watch)
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        self.total_seconds += seconds
+        self.nats += result.pop("nats")
+        self.tokens += result.pop("tokens")
+        return {"step": self.trainer.step, **result}
+
+    def summary(self) -> dict[str, float]:
+        """Loss in nats per token and in the corpus's unit, and speed, since the last call."""
+        rate = self.tokens / max(self.seconds, 1e-9)
+        record = {
+            "tokens_per_second": rate,
+            "mfu": rate * self.flops / self.peak,
+            "seconds": self.total_seconds,
+            "memory_bytes": float(peak_memory(self.trainer.world.device)),
+        }
+        if self.tokens:
+            loss = self.nats / self.tokens
+            record = {"loss": loss, self.split.unit: in_unit(self.split, loss), **record}
+        self._restart()
+        return record
+
+    def shown(self, record: dict[str, float]) -> dict[str, str]:
+        """What the progress line says of a record."""
+        shown = {}
+        if "loss" in record:
+            shown[UNITS[self.split.unit]] = f"{record[self.split.unit]:.3f}"
+        shown["tok/s"] = f"{record['tokens_per_second']:,.0f}"
+        shown["mfu"] = f"{record['mfu']:.0%}"
+        shown["memory"] = f"{record['memory_bytes'] / 2**30:.2f} GiB"
+        return shown
+
+
+def in_unit(split: Split, loss: float) -> float:
+    """A mean loss in nats per token in the unit of the corpus's benchmark.
+
+    Tokens are taken to stand for as many bytes and words as the split's do on average.
+    """
+    tokens = len(split.tokens)
+    whole = Score(loss * tokens, tokens, split.bytes)
+    return whole.value(split.unit, split.denominator_words or split.words)

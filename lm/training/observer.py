@@ -1,0 +1,98 @@
+"""What is looked at between two steps: validation, where attention goes, and samples."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.files import atomic_path
+from lm.attention_mass import AttentionMass
+from lm.feeding import tensors
+from lm.model import CompressiveTransformer, MemoryState
+from lm.scoring import Score, ScoringConfig, score
+from lm.training.dist import World
+from lm.training.samples import continuation, whole_weights
+from lm.training.trainer import Trainer
+
+
+class Observer:
+    """Looks at a trainer and leaves it as it was, its random numbers included.
+
+    All methods are collective.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.world = trainer, trainer.world
+        self.split = trainer.shards.split("validation")
+
+    def validate(self) -> Score:
+        """The validation split, or its first segments, by the one scorer."""
+        lanes = max(8, self.world.size)
+        share = lanes // self.world.size
+        return score(
+            self.trainer.model,
+            self.split,
+            ScoringConfig(lanes=share * self.world.size),
+            rows=slice(self.world.rank * share, (self.world.rank + 1) * share),
+            limit=self.trainer.config.training.validation_segments,
+            reduce=self.world.sum,
+        )
+
+    def attention(self) -> dict[str, float]:
+        """Where attention went in the last step, which must have been watched.
+
+        Looks at the first segment of the first micro-batch; see attention_shares.
+        """
+        assert self.trainer.watched is not None
+        (batch, memory), self.trainer.watched = self.trainer.watched, None
+        rows = slice(0, memory.lanes // self.trainer.config.training.micro_batches)
+        segment = tensors(batch, rows, self.world.device)
+        return attention_shares(self.trainer.model, segment, memory.lane_slice(rows), self.world)
+
+    def write_sample(self, path: Path) -> None:
+        """Write the beginning of the validation split and how the model goes on."""
+        trainer, length = self.trainer, self.trainer.config.report.sample_tokens
+        with whole_weights(trainer.engine, trainer.model):
+            if self.world.first or trainer.engine.zero_optimization_stage() == 3:
+                text = continuation(trainer.model, self.split, length, trainer.step)
+        if self.world.first:
+            path.parent.mkdir(exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(b"\n\n--- continued:\n\n".join(text))
+
+
+@torch.no_grad()
+def attention_shares(
+    model: CompressiveTransformer, segment: tuple[Tensor, ...], memory: MemoryState, world: World
+) -> dict[str, float]:
+    """Share of each layer's attention that falls on each store, as `attention/STORE/LAYER`.
+
+    Without dropout, so no random number is drawn. Collective.
+
+    Args:
+        model: read in evaluation mode; its mode is restored afterwards.
+        segment: of this rank's lanes, as lm.feeding.tensors gives it.
+        memory: of these lanes before the segment.
+        world: all ranks' lanes count.
+
+    Returns:
+        Nothing as long as no lane has both memories full.
+    """
+    inputs, _, _, reset = segment
+    training = model.training
+    model.eval()
+    try:
+        with AttentionMass(model) as mass:
+            memory = memory.reset(reset)
+            model(inputs, memory)
+            mass.add(mass.full_lanes(memory))
+    finally:
+        model.train(training)
+    mass.reduce(world.sum)
+    if not mass.lanes:
+        return {}
+    return {
+        f"attention/{store}/{layer}": share
+        for store, shares_L in mass.by_store().items()
+        for layer, share in enumerate(shares_L.tolist())
+    }

@@ -1,0 +1,64 @@
+"""Text that a model writes while it is being trained."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from data.shards import Split
+from lm.model import CompressiveTransformer
+from lm.model.incremental import open_segment, read
+from lm.sampling import SamplingConfig, sample
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+SAMPLING = SamplingConfig(top_p=0.95)
+PROMPT_SEGMENTS = 2
+"""The prompt's second segment reads the first through memory."""
+
+
+@torch.no_grad()
+def continuation(
+    model: CompressiveTransformer, split: Split, tokens: int, seed: int
+) -> tuple[bytes, bytes]:
+    """The first words of a split, and how the model goes on.
+
+    Draws from a generator of its own, so that the training is the same with samples and without.
+
+    Args:
+        model: all its weights are at hand (see `whole_weights`).
+        split: text to begin with.
+        tokens: length of the continuation.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, device = split.vocabulary, model.embedding.weight.device
+    prompt = split.tokens[: PROMPT_SEGMENTS * model.config.segment - 1].astype(np.int64)
+    pieces = torch.from_numpy(np.concatenate([[vocabulary.start], prompt]))[None]
+    training = model.training
+    model.eval()
+    try:
+        segment = open_segment(model, model.empty_memory(1))
+        written = []
+        for _ in range(tokens):
+            logits, segment = read(model, pieces.to(device), segment)
+            token = sample(logits[:, -1].cpu(), SAMPLING, generator)
+            written.append(token.item())
+            pieces = token[:, None]
+    finally:
+        model.train(training)
+    return vocabulary.decode(prompt), vocabulary.decode(np.array(written))
+
+
+def whole_weights(
+    engine: "DeepSpeedEngine", model: CompressiveTransformer
+) -> AbstractContextManager[None]:
+    """Context in which every rank has all weights, which stage 3 divides otherwise; collective."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    context: AbstractContextManager[None] = GatheredParameters(list(model.parameters()))
+    return context
