@@ -1,5 +1,6 @@
 """Sums of losses and time between two records, and what they come to."""
 
+import math
 import time
 from typing import Any
 
@@ -7,7 +8,6 @@ import torch
 
 from data.shards import Split
 from lm.model.flops import training_flops
-from lm.scoring import Score
 from lm.training.throughput import matmul_rate, peak_memory
 from lm.training.trainer import Trainer
 
@@ -80,5 +80,7 @@ def in_unit(split: Split, loss: float) -> float:
     Tokens are taken to stand for as many bytes and words as the split's do on average.
     """
     tokens = len(split.tokens)
-    whole = Score(loss * tokens, tokens, split.bytes)
-    return whole.value(split.unit, split.denominator_words or split.words)
+    if split.unit == "word_perplexity":
+        return math.exp(loss * tokens / (split.denominator_words or split.words))
+    units = split.bytes if split.unit == "bits_per_byte" else tokens
+    return loss / math.log(2) * tokens / units

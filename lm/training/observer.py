@@ -9,7 +9,7 @@ from data.files import atomic_path
 from lm.attention_mass import AttentionMass
 from lm.feeding import tensors
 from lm.model import CompressiveTransformer, MemoryState
-from lm.scoring import Score, ScoringConfig, score
+from lm.scoring import Score, ScoringConfig, evaluating, score
 from lm.training.dist import World
 from lm.training.samples import continuation, whole_weights
 from lm.training.trainer import Trainer
@@ -79,15 +79,10 @@ def attention_shares(
         Nothing as long as no lane has both memories full.
     """
     inputs, _, _, reset = segment
-    training = model.training
-    model.eval()
-    try:
-        with AttentionMass(model) as mass:
-            memory = memory.reset(reset)
-            model(inputs, memory)
-            mass.add(mass.full_lanes(memory))
-    finally:
-        model.train(training)
+    with evaluating(model), AttentionMass(model) as mass:
+        memory = memory.reset(reset)
+        model(inputs, memory)
+        mass.add(mass.full_lanes(memory))
     mass.reduce(world.sum)
     if not mass.lanes:
         return {}

@@ -8,8 +8,9 @@ import torch
 
 from data.shards import Split
 from lm.model import CompressiveTransformer
-from lm.model.incremental import open_segment, read
+from lm.model.incremental import Reader
 from lm.sampling import SamplingConfig, sample
+from lm.scoring import evaluating
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -35,20 +36,16 @@ def continuation(
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary, device = split.vocabulary, model.embedding.weight.device
-    prompt = split.tokens[: PROMPT_SEGMENTS * model.config.segment - 1].astype(np.int64)
+    prompt = split.tokens[: PROMPT_SEGMENTS * model.config.segment].astype(np.int64)
     pieces = torch.from_numpy(np.concatenate([[vocabulary.start], prompt]))[None]
-    training = model.training
-    model.eval()
-    try:
-        segment = open_segment(model, model.empty_memory(1))
+    with evaluating(model):
+        reader = Reader(model, model.empty_memory(1))
         written = []
         for _ in range(tokens):
-            logits, segment = read(model, pieces.to(device), segment)
-            token = sample(logits[:, -1].cpu(), SAMPLING, generator)
+            reader.read(pieces.to(device))
+            token = sample(reader.logits().cpu(), SAMPLING, generator)
             written.append(token.item())
             pieces = token[:, None]
-    finally:
-        model.train(training)
     return vocabulary.decode(prompt), vocabulary.decode(np.array(written))
 
 

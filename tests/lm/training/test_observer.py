@@ -99,7 +99,7 @@ def test_a_run_shows_itself_and_is_the_same_run(
     samples = sorted((tmp_path / "shown" / "samples").iterdir())
     assert [path.name for path in samples] == ["step-00000006.txt", "step-00000012.txt"]
     prompt, _, text = samples[0].read_bytes().partition(b"\n\n--- continued:\n\n")
-    assert shards.split("validation").tokens[:15].tobytes() == prompt and len(text) == 20
+    assert shards.split("validation").tokens[:16].tobytes() == prompt and len(text) == 20
     assert samples[0].read_bytes() != samples[1].read_bytes()
     (trace,) = (tmp_path / "shown" / "profile").iterdir()
     assert trace.name == "steps-00000003-00000005.json.gz"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.shards import Shards
@@ -52,7 +53,7 @@ def test_the_best_checkpoint_is_kept(
     config = with_training(run_config, save_every=2, validate_every=2, keep=1, keep_best=True)
     loop = Loop(Trainer(config, shards, world), tmp_path)
     nats = iter([5.0, 4.0, 6.0, 7.0, 8.0, 9.0])
-    loop.observer.validate = lambda: Score(next(nats), 1, 1)  # type: ignore[method-assign]
+    loop.observer.validate = lambda: Score(next(nats), 1, 1, np.zeros(1))  # type: ignore[method-assign]
     loop.train()
     assert names(tmp_path) == folders(4, 12)
 
