@@ -9,7 +9,7 @@ import torch
 from data.shards import Split
 from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
-from lm.sampling import SamplingConfig, sample
+from lm.sampling import Sampler, SamplingConfig
 from lm.scoring import evaluating
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ def continuation(
         tokens: length of the continuation.
         seed: of the draws.
     """
-    generator = torch.Generator().manual_seed(seed)
     vocabulary, device = split.vocabulary, model.embedding.weight.device
     prompt = split.tokens[: PROMPT_SEGMENTS * model.config.segment].astype(np.int64)
     pieces = torch.from_numpy(np.concatenate([[vocabulary.start], prompt]))[None]
+    sampler = Sampler(SAMPLING, [seed], torch.zeros(1, vocabulary.size, dtype=torch.bool))
     with evaluating(model):
         reader = Reader(model, model.empty_memory(1))
         written = []
         for _ in range(tokens):
             reader.read(pieces.to(device))
-            token = sample(reader.logits().cpu(), SAMPLING, generator)
+            token = sampler(reader.logits().cpu())
             written.append(token.item())
             pieces = token[:, None]
     return vocabulary.decode(prompt), vocabulary.decode(np.array(written))
