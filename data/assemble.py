@@ -6,7 +6,7 @@ import sys
 from array import array
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -41,8 +41,12 @@ def assemble(
             if tokens == 0:
                 (folder / split_files(split)[2]).unlink()
                 continue
-            np.save(folder / split_files(split)[1], documents)
-            write_tokens(encoder, parts, split, tokens, folder, progress)
+            with (folder / split_files(split)[1]).open("wb") as target:
+                write_header(target, documents.dtype, len(documents))
+                target.write(documents.data)
+            with (folder / split_files(split)[0]).open("wb") as target:
+                write_header(target, vocabulary.dtype, tokens)
+                join_tokens(encoder, parts, split, target, progress)
             splits[split] = describe_split(split, documents, folder)
     if not splits:
         raise ValueError(f"{config.source or config.corpus} holds no text")
@@ -92,24 +96,24 @@ def index_documents(
     return documents, sha256("".join(sorted(texts)).encode()).hexdigest()
 
 
-def write_tokens(
-    encoder: Encoder, parts: int, split: str, total: int, folder: Path, progress: Progress
+def write_header(target: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
+    """Begin a .npy file of one dimension."""
+    description = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": description, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(target, header)
+
+
+def join_tokens(
+    encoder: Encoder, parts: int, split: str, target: BinaryIO, progress: Progress
 ) -> None:
-    """Join the parts' raw ids into one .npy file."""
-    header = {
-        "descr": np.lib.format.dtype_to_descr(encoder.vocabulary.dtype),
-        "fortran_order": False,
-        "shape": (total,),
-    }
-    with (folder / split_files(split)[0]).open("wb") as target:
-        np.lib.format.write_array_header_1_0(target, header)
-        for index in range(parts):
-            path = encoder.tokens(index, split)
-            if path.exists():
-                with path.open("rb") as part:
-                    while block := part.read(COPY_BYTES):
-                        target.write(block)
-                        progress.update(len(block))
+    """Append the parts' raw ids."""
+    for index in range(parts):
+        path = encoder.tokens(index, split)
+        if path.exists():
+            with path.open("rb") as part:
+                while block := part.read(COPY_BYTES):
+                    target.write(block)
+                    progress.update(len(block))
 
 
 def describe_split(split: str, documents: np.ndarray, folder: Path) -> dict[str, Any]:

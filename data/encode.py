@@ -58,7 +58,8 @@ class Encoder:
                     tallies.append(Tally(block, self.words, self.digests))
                 with naming_text(block.document.name, tallies[-1].bytes):
                     ids = self.vocabulary.encode(block.data)
-                ids.tofile(files[split])
+                # Not `tofile`, whose error on a full disk does not say that it is full.
+                files[split].write(ids.data)
                 tallies[-1].add(block.data, len(ids))
             if tallies:
                 tallies[-1].close()

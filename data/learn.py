@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
-from data.documents import PART_BYTES, Block, Part, Source
+from data.documents import Block, Part, Source
 from data.encode import naming_text, whole_lines
 from data.options import DataConfig
 from data.pool import Pool
@@ -46,7 +46,7 @@ def count_words(source: Source, workers: int) -> Counter[bytes]:
     counts: Counter[bytes] = Counter()
     with Progress("count words", len(source.parts), "part") as progress:
         for part_counts in Pool(workers, count_part, None).map(enumerate(source.parts)):
-            counts += part_counts
+            counts.update(part_counts)
             progress.update()
     if not counts:
         raise ValueError("the training split holds no words to make a vocabulary of")
@@ -73,26 +73,48 @@ def train_blocks(part: Part) -> Iterator[Block]:
 def sample_lines(source: Source, size: int) -> Iterator[str]:
     """About `size` bytes of training text, evenly spread over the corpus, a line at a time.
 
-    Every block gives its share of whole lines from its beginning, so that the sample depends on
-    corpus and size alone. Bytes that are not UTF-8 are left to the encoder to complain of.
+    The corpus is read once, and how long it is need not be known. The sample depends on corpus and
+    size alone. Bytes that are not UTF-8 are left to the encoder to complain of.
     """
-    total = sum(PART_BYTES if part.size is None else part.size for part in source.parts)
-    share = min(1.0, size / max(total, 1))
-    owed = 0.0
     print(
         "learn a vocabulary from a sample of the text (about a minute for each 50 MB)",
         file=sys.stderr,
         flush=True,
     )
+    sample: list[bytes] = []
+    held, share = 0, Share(1.0)
     with Progress("sample text for the vocabulary", None, "B", scale=True) as progress:
         for part in source.parts:
             for block in train_blocks(part):
-                owed += share * len(block.data)
-                if owed < 1:
-                    continue
-                # The line in which the share ends is taken whole, and the next block gives less.
-                end = block.data.find(b"\n", int(owed) - 1) + 1 or len(block.data)
-                owed -= end
-                progress.update(end)
-                lines = block.data[:end].decode("utf-8", "replace").split("\n")
-                yield from filter(None, (line.removesuffix("\r") for line in lines))
+                sample.append(share.take(block.data))
+                held += len(sample[-1])
+                progress.update(len(block.data))
+                if held > 2 * size:
+                    share = Share(share.part / 2)
+                    sample = thinned(sample, 0.5)
+                    held = sum(map(len, sample))
+    for text in thinned(sample, min(1.0, size / max(held, 1))):
+        lines = text.decode("utf-8", "replace").split("\n")
+        yield from filter(None, (line.removesuffix("\r") for line in lines))
+
+
+class Share:
+    """Takes its part of a text that comes in blocks: whole lines from the beginning of each."""
+
+    def __init__(self, part: float) -> None:
+        self.part, self._owed = part, 0.0
+
+    def take(self, text: bytes) -> bytes:
+        """The block's share; the line in which it ends is whole, and the next gives less."""
+        self._owed += self.part * len(text)
+        if self._owed < 1:
+            return b""
+        end = text.find(b"\n", int(self._owed) - 1) + 1 or len(text)
+        self._owed -= end
+        return text[:end]
+
+
+def thinned(texts: list[bytes], part: float) -> list[bytes]:
+    """A share of each text, without those of which it is nothing."""
+    share = Share(part)
+    return [taken for text in texts if (taken := share.take(text))]

@@ -3,8 +3,9 @@
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -24,19 +25,24 @@ class Pool:
 
         ChildProcessError when a worker was killed; an error of `work` is raised as it is.
         """
-        numbered = list(items)
-        workers = min(self.workers, len(numbered))
+        waiting = deque(items)
+        workers = min(self.workers, len(waiting))
         if workers <= 1:
-            for index, item in numbered:
+            for index, item in waiting:
                 yield self.work(self.shared, index, item)
             return
         others = set(multiprocessing.active_children())
         spawn = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, spawn, start_worker, (self.work, self.shared))
         try:
-            futures = [pool.submit(work_on, index, item) for index, item in numbered]
-            for future in as_completed(futures):
-                yield future.result()
+            working: set[Future[Any]] = set()
+            while waiting or working:
+                # Few are handed out ahead, so that few results are held at a time.
+                while waiting and len(working) < 2 * workers:
+                    working.add(pool.submit(work_on, *waiting.popleft()))
+                done, working = wait(working, return_when=FIRST_COMPLETED)
+                while done:
+                    yield done.pop().result()
         except BrokenProcessPool as error:
             # The pool does not know of a worker that was starting when another one was killed; it
             # would wait for work for ever, and this process at its end for it.

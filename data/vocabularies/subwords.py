@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -48,7 +48,7 @@ class SubwordVocabulary(Vocabulary):
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines,
+                sentence_iterator=short_lines(lines),
                 model_writer=model,
                 model_type=method,
                 vocab_size=size,
@@ -122,3 +122,11 @@ class SubwordVocabulary(Vocabulary):
         with atomic_path(folder / MODEL) as temporary:
             temporary.write_bytes(self.model)
         write_json(folder / DESCRIPTION, {"kind": self.kind, "hash": self.hash})
+
+
+def short_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Lines cut so short that SentencePiece does not leave them out of what it learns from."""
+    most = LONGEST_LINE // 4  # characters, of up to four bytes
+    for line in lines:
+        for start in range(0, len(line), most):
+            yield line[start : start + most]

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import documents, files
+from data import documents, encode, files
 from data import prepare as program
 from data.prepare import DataConfig, prepare
 from data.shards import open_shards
@@ -244,6 +245,22 @@ def test_a_full_disk_says_so_and_the_build_continues(
     )
 
 
+@pytest.mark.parametrize("file", [r"\.000000\.train\.tokens", r"train\.documents\.npy"])
+def test_a_write_to_a_full_disk_says_so(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """As the system says it: /dev/full is a disk that is always full."""
+    whole_open = Path.open
+
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        instead = mode == "wb" and re.match(file, path.name)
+        return whole_open(Path("/dev/full") if instead else path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="is full: make room and call again"):
+        prepare(DataConfig("text", tmp_path / "s", str(corpus)), workers=1)
+
+
 def test_a_killed_worker_is_told_and_the_build_continues(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,8 +343,6 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
 def test_a_line_longer_than_memory_is_refused_unless_bytes(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data import encode
-
     monkeypatch.setattr(encode, "LINE_LIMIT", 1 << 20)
     source = write({"train/a.txt": b"ab " * (1 << 19)})
     with pytest.raises(ValueError, match=r"a\.txt has a line of over 1 MiB"):

@@ -77,6 +77,12 @@ def test_training_subwords_is_deterministic() -> None:
     assert first.hash != SubwordVocabulary.train(iter(TEXT), 300, "bpe").hash
 
 
+def test_text_without_line_ends_is_learnt_from_too() -> None:
+    book = " ".join(f"{line} Å{number}" for number, line in enumerate(TEXT * 4))
+    assert len(book.encode()) > 2 << 16
+    assert b" more" in SubwordVocabulary.train(iter([book]), 300, "unigram").pieces
+
+
 def test_too_large_a_vocabulary_for_the_text_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no 5000 pieces can be learnt.*vocabulary_size"):
         SubwordVocabulary.train(iter(TEXT), 5000, "unigram")
