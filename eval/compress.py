@@ -1,0 +1,223 @@
+"""Program: a file made smaller with a model's predictions and an arithmetic coder, and back.
+
+The size proves the bits per byte that a score reports: whoever has the model gets every byte back.
+Coder and decoder do the same operations in the same order, token by token, so that both see the
+same probabilities to the last bit; many parts of the file are coded side by side to make that fast.
+"""
+
+import bz2
+import lzma
+from collections.abc import Callable
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import command
+from data.files import atomic_path, hash_file, hash_json
+from data.progress import Progress
+from eval.packing import Header, pack, unpack
+from lm.loading import LoadedRun, load_run
+from lm.model.incremental import Reader
+
+SUFFIX = ".lm"
+
+
+def main(
+    run: Path,
+    file: Path,
+    out: Path | None = None,
+    decompress: bool = False,
+    lanes: int = 32,
+    checkpoint: str | None = None,
+    compare: bool = False,
+) -> None:
+    """Compress a file with a trained model, or give it back.
+
+    Args:
+        run: folder of the run.
+        file: what is to be compressed or decompressed.
+        out: where the result goes; by default beside the file, with .lm added or taken away.
+        decompress: give a compressed file back.
+        lanes: parts of the file that are coded side by side; each begins without memory.
+        checkpoint: name of the checkpoint, by default the newest.
+        compare: also compress with xz, bzip2, zstd and brotli.
+    """
+    if lanes < 1:
+        raise ValueError(f"lanes must be at least 1, not {lanes}")
+    if not file.is_file():
+        raise ValueError(f"{file} is not there; give a file")
+    content = file.read_bytes()
+    loaded = load_run(run, checkpoint)
+    target = out or target_of(file, decompress)
+    made = restore(loaded, content, file) if decompress else compress(loaded, content, lanes, file)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(made)
+    print(f"{target}: {len(made):,} bytes from {len(content):,}")
+    if not decompress and content:
+        rows = {"this model": made}
+        rows |= {name: do(content) for name, do in compressors().items()} if compare else {}
+        for name, result in rows.items():
+            bits = 8 * len(result) / len(content)
+            print(f"  {name:<12}{len(result):>12,} bytes {bits:8.4f} bits per byte")
+
+
+def target_of(file: Path, decompress: bool) -> Path:
+    """Where a result goes by default.
+
+    Raises:
+        ValueError: the name of a compressed file does not say what it was before.
+    """
+    if not decompress:
+        return file.with_name(file.name + SUFFIX)
+    if file.suffix != SUFFIX:
+        raise ValueError(f"{file} does not end in {SUFFIX}; say with --out where its text goes")
+    return file.with_suffix("")
+
+
+def compress(loaded: LoadedRun, content: bytes, lanes: int, file: Path) -> bytes:
+    """The compressed file.
+
+    Raises:
+        ValueError: the model's vocabulary does not give the content back exactly.
+    """
+    vocabulary, config = loaded.vocabulary, loaded.model.config
+    try:
+        tokens = vocabulary.encode(content).astype(np.int64)
+        exact = vocabulary.decode(tokens) == content
+    except ValueError:
+        exact = False
+    if not exact:
+        raise ValueError(
+            f"{file} cannot be written exactly with the vocabulary {vocabulary.name}; compress it "
+            "with a model of bytes"
+        )
+    segments = -(-len(tokens) // config.segment)
+    header = Header(
+        model=model_digest(loaded),
+        content=sha256(content).digest()[:16],
+        tokens=len(tokens),
+        lanes=max(1, min(lanes, segments)),
+        threads=torch.get_num_threads(),
+    )
+    payload = Coder(loaded, header).encode(tokens)
+    return pack(header, payload)
+
+
+def restore(loaded: LoadedRun, packed: bytes, file: Path) -> bytes:
+    """The file that was compressed.
+
+    Raises:
+        ValueError: it is damaged, or was made with another model or on a machine that computes
+            otherwise.
+    """
+    header, payload = unpack(packed, file)
+    if header.model != model_digest(loaded):
+        raise ValueError(
+            f"{file} was compressed with another model than {loaded.checkpoint}; give the run and "
+            "checkpoint that it was made with"
+        )
+    threads = torch.get_num_threads()
+    try:
+        # The number of threads decides the order of sums, and so the last bits.
+        torch.set_num_threads(header.threads)
+        content = loaded.vocabulary.decode(Coder(loaded, header).decode(payload))
+    except AssertionError:
+        # What the coder says of words that fit no token.
+        content = None
+    finally:
+        torch.set_num_threads(threads)
+    if content is None or sha256(content).digest()[:16] != header.content:
+        raise ValueError(
+            f"{file} does not come back as it was: this machine rounds otherwise than the one that "
+            "compressed it; decompress it there"
+        )
+    return content
+
+
+def model_digest(loaded: LoadedRun) -> bytes:
+    """What a compressed file knows its model by, 16 bytes: weights, shape and vocabulary."""
+    weights = hash_file(loaded.checkpoint / "model.safetensors")
+    parts = [weights, loaded.vocabulary.hash, asdict(loaded.model.config)]
+    return bytes.fromhex(hash_json(parts))[:16]
+
+
+class Coder:
+    """Walks through the lanes of a text side by side, with the probabilities of what comes next."""
+
+    def __init__(self, loaded: LoadedRun, header: Header) -> None:
+        import constriction
+
+        self.streams = constriction.stream.queue
+        self.family = constriction.stream.model.Categorical(perfect=False)
+        self.loaded, self.total, self.lanes = loaded, header.tokens, header.lanes
+        segment = loaded.model.config.segment
+        segments = -(-self.total // segment)
+        # The lanes are those of a score with as many lanes, so that both numbers can be compared.
+        bounds = [lane * segments // self.lanes * segment for lane in range(self.lanes + 1)]
+        self.bounds = np.minimum(bounds, self.total)
+
+    def steps(self, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        """Walk to the end. At each step `choose` has the lanes that go on, the places of their next
+        tokens, and probabilities [lanes, V]; it returns these tokens.
+        """
+        model, start = self.loaded.model, self.loaded.vocabulary.start
+        reader = Reader(model, model.empty_memory(self.lanes))
+        device = model.embedding.weight.device
+        last = torch.full((self.lanes, 1), start, device=device)
+        begins, ends = self.bounds[:-1], self.bounds[1:]
+        length = int((ends - begins).max(initial=0))
+        with Progress("code", self.total, "token", scale=True) as bar:
+            for step in range(length):
+                reader.read(last)
+                probabilities = reader.logits().float().softmax(dim=-1).cpu().numpy()
+                going = np.flatnonzero(begins + step < ends)
+                tokens = choose(begins[going] + step, probabilities[going])
+                # Lanes that are through read on from whatever they have, so shapes never change.
+                last[going, 0] = torch.from_numpy(tokens).to(device)
+                bar.update(len(going))
+
+    def encode(self, tokens_N: np.ndarray) -> bytes:
+        """Tokens as a string of bits."""
+        encoder = self.streams.RangeEncoder()
+
+        def choose(places: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+            chosen = tokens_N[places]
+            encoder.encode(chosen.astype(np.int32), self.family, probabilities)
+            return chosen
+
+        self.steps(choose)
+        words: np.ndarray = encoder.get_compressed()
+        return words.astype("<u4").tobytes()
+
+    def decode(self, payload: bytes) -> np.ndarray:
+        """The tokens of a string of bits, [N]."""
+        decoder = self.streams.RangeDecoder(np.frombuffer(payload, dtype="<u4").astype(np.uint32))
+        tokens_N = np.zeros(self.total, dtype=np.int64)
+
+        def choose(places: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+            chosen = decoder.decode(self.family, probabilities).astype(np.int64)
+            tokens_N[places] = chosen
+            return chosen
+
+        self.steps(choose)
+        return tokens_N
+
+
+def compressors() -> dict[str, Callable[[bytes], bytes]]:
+    """General compressors at their strongest, by name."""
+    import brotli
+    import zstandard
+
+    return {
+        "xz -9e": lambda text: lzma.compress(text, preset=9 | lzma.PRESET_EXTREME),
+        "bzip2 -9": lambda text: bz2.compress(text, 9),
+        "zstd -22": zstandard.ZstdCompressor(level=22).compress,
+        "brotli -11": lambda text: brotli.compress(text, quality=11, lgwin=24),
+    }
+
+
+if __name__ == "__main__":
+    command.run(main)

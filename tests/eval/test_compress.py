@@ -1,0 +1,114 @@
+"""Compression: bit-exact, as small as the score says, and strict about model and damage."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("constriction", reason="the extra `eval` is not installed")
+
+from data.shards import Shards
+from data.vocab import ByteVocabulary
+from eval import compress
+from eval.packing import SIZE
+from lm.loading import LoadedRun, load_run
+from lm.scoring import ScoringConfig, score
+from tests.texts import split_of, vocabularies
+
+FILE = Path("text")
+
+
+@pytest.fixture(scope="module")
+def loaded(trained_run: Path) -> LoadedRun:
+    return load_run(trained_run)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 300])
+@pytest.mark.parametrize("lanes", [1, 3, 50])
+def test_every_byte_comes_back(loaded: LoadedRun, size: int, lanes: int) -> None:
+    """Of text and of bytes that are no text, whatever the number of lanes."""
+    content = random.Random(size).randbytes(size // 2) + b"the long book of memory "[: size // 2]
+    packed = compress.compress(loaded, content, lanes, FILE)
+    assert compress.restore(loaded, packed, FILE) == content
+    assert compress.compress(loaded, content, lanes, FILE) == packed
+
+
+def test_the_size_is_what_the_score_says(loaded: LoadedRun, shards: Shards) -> None:
+    split = shards.split("train")
+    content = bytes(split.tokens[:12_000])
+    packed = compress.compress(loaded, content, 40, FILE)
+    text = split_of(ByteVocabulary(), [content])
+    result = score(loaded.model, text, ScoringConfig(lanes=40, warmup=0))
+    assert 8 * (len(packed) - SIZE) / len(content) == pytest.approx(result.bits_per_byte, rel=5e-3)
+
+
+def test_the_program_and_back(trained_run: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "book.txt"
+    file.write_bytes(b"memory and time was read by one who wrote it down. " * 20)
+    compress.main(trained_run, file, compare=True)
+    shown = capsys.readouterr().out
+    for name in ("this model", "xz -9e", "bzip2 -9", "zstd -22", "brotli -11"):
+        assert name in shown
+    packed = tmp_path / "book.txt.lm"
+    assert packed.stat().st_size < file.stat().st_size
+    compress.main(trained_run, packed, out=tmp_path / "again.txt", decompress=True)
+    assert (tmp_path / "again.txt").read_bytes() == file.read_bytes()
+    torch.set_num_threads(2)
+    try:
+        compress.main(trained_run, packed, decompress=True)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    with pytest.raises(ValueError, match=r"does not end in \.lm"):
+        compress.main(trained_run, file, decompress=True)
+
+
+def test_every_flipped_bit_is_found(loaded: LoadedRun) -> None:
+    packed = compress.compress(loaded, b"a long book of memory", 2, FILE)
+    for place in range(len(packed)):
+        broken = bytearray(packed)
+        broken[place] ^= 1 << (place % 8)
+        with pytest.raises(ValueError, match=r"damaged|not made by"):
+            compress.restore(loaded, bytes(broken), FILE)
+    for size in (0, 3, 10, len(packed) - 1):
+        with pytest.raises(ValueError, match=r"damaged|not made by"):
+            compress.restore(loaded, packed[:size], FILE)
+
+
+def test_another_model_is_refused(loaded: LoadedRun, trained_run: Path) -> None:
+    packed = compress.compress(loaded, b"a long book of memory", 2, FILE)
+    other = load_run(trained_run, "step-00000010")
+    with pytest.raises(ValueError, match="compressed with another model"):
+        compress.restore(other, packed, FILE)
+    longer = replace(loaded, model=type(loaded.model)(replace(loaded.model.config, memory=9), 256))
+    with pytest.raises(ValueError, match="compressed with another model"):
+        compress.restore(longer, packed, FILE)
+
+
+def test_a_machine_that_rounds_otherwise_is_noticed(loaded: LoadedRun, monkeypatch) -> None:
+    """The file is whole and the model right, but the decoder's probabilities differ."""
+    packed = compress.compress(loaded, b"a long book of memory" * 9, 2, FILE)
+    logits = compress.Reader.logits
+    factor = 1.01
+    monkeypatch.setattr(compress.Reader, "logits", lambda self: logits(self) * factor)
+    with pytest.raises(ValueError, match="rounds otherwise"):
+        compress.restore(loaded, packed, FILE)
+    # So far off that the coder's words fit nothing.
+    factor = 1000.0
+    with pytest.raises(ValueError, match="rounds otherwise"):
+        compress.restore(loaded, packed, FILE)
+
+
+@pytest.mark.parametrize("kind", ["words", "sentencepiece"])
+def test_text_that_the_vocabulary_cannot_write_is_refused(loaded: LoadedRun, kind: str) -> None:
+    vocabulary = vocabularies()[kind]
+    model = type(loaded.model)(loaded.model.config, vocabulary.size)
+    other = replace(loaded, model=model.eval(), vocabulary=vocabulary)
+    content = b" the book \n a word \n"
+    packed = compress.compress(other, content, 1, FILE)
+    assert compress.restore(other, packed, FILE) == content
+    for strange in (b"\xff\xfe", b" the   book \n") if kind == "words" else (b"\xff\xfe",):
+        with pytest.raises(ValueError, match="cannot be written exactly"):
+            compress.compress(other, strange, 1, FILE)
