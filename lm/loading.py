@@ -8,6 +8,9 @@ import torch
 from data.command import load_config
 from data.vocab import Vocabulary, load_vocabulary
 from lm.model import CompressiveTransformer
+from lm.sparse.dense import densify
+from lm.sparse.state import put_sets
+from lm.sparse.topkast import sparsify
 from lm.training import checkpoint
 from lm.training.config import RunConfig
 
@@ -39,6 +42,8 @@ class LoadedRun:
 def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None) -> LoadedRun:
     """Load a checkpoint of a run, the newest by default, in evaluation mode, on the GPU if any.
 
+    Sparse matrices come as dense ones that are zero outside the forward set.
+
     Raises:
         ValueError: no run or no such checkpoint there, damaged weights, or impossible lengths.
     """
@@ -54,6 +59,10 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
         raise ValueError(f"{run} was trained without compressed memory; leave --compressed out")
     vocabulary = load_vocabulary(run / "vocabulary")
     model = CompressiveTransformer(replace(config.model, **changes), vocabulary.size)
-    checkpoint.load_weights(model, folder / "model.safetensors")
+    topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
+    checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
+    if topkast.matrices:
+        put_sets(topkast, checkpoint.Tensors([folder / checkpoint.SETS]))
+    densify(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return LoadedRun(config, model.eval().to(device), vocabulary, folder)

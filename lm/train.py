@@ -10,6 +10,7 @@ from data.files import atomic_path
 from data.options import DataConfig
 from data.shards import open_shards
 from lm.model import ModelConfig
+from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training import checkpoint, dist
 from lm.training.config import RunConfig, TrainingConfig, resumed
 from lm.training.loop import Loop, measured_steps
@@ -27,6 +28,8 @@ def main(
     optim: OptimConfig,
     training: TrainingConfig,
     report: ReportConfig,
+    sparse: SparseConfig,
+    power: PowerConfig,
 ) -> None:
     """Train a Compressive Transformer, or continue a run that was stopped.
 
@@ -37,8 +40,10 @@ def main(
         optim: how weights move.
         training: length of the run, its lanes, and what it writes when.
         report: what the run shows of itself.
+        sparse: matrices that are sparse all through training.
+        power: matrices that are powers of their parameters.
     """
-    config = RunConfig(data, model, optim, training, report)
+    config = RunConfig(data, model, optim, training, report, sparse, power)
     shards = open_shards(data.shards)
     folder = checkpoint.newest(run)
     if folder is not None:

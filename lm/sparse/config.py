@@ -140,3 +140,7 @@ class PowerConfig:
             raise ValueError(f"power.{changed[0]} has no effect with power.alpha 1")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"power.kinds must name some kinds once each, not {self.kinds}")
+
+
+PLAIN = PowerConfig()
+"""No powers."""

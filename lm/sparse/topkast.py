@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.model.linear import Linear
-from lm.sparse.config import Kind, PowerConfig, SparseConfig
+from lm.sparse.config import PLAIN, Kind, PowerConfig, SparseConfig
 from lm.sparse.layout import Layout
 from lm.sparse.linear import SparseLinear
 from lm.sparse.matrix import HostMatrix, Turnover
@@ -63,7 +63,7 @@ class TopKast:
     def due(self, step: int) -> bool:
         """Whether sets are chosen after `step` steps."""
         every = self.config.refresh
-        if every is None or not self.matrices:
+        if every is None or not self.matrices or step == 0:
             return False
         return step % every == 0 or step == self.config.stop_exploration
 
@@ -129,7 +129,7 @@ def sparsify(model: nn.Module, sparse: SparseConfig, power: PowerConfig, seed: i
         found.add(kind)
         assert isinstance(module, Linear)
         parent, _, own = name.rpartition(".")
-        powered = power if kind in power_kinds else PowerConfig()
+        powered = power if kind in power_kinds else PLAIN
         if powered.alpha > 1 and not module.weight.any():
             raise ValueError(f"{name} starts at zero, where Powerpropagation never moves a weight")
         if kind in sparse_kinds:

@@ -7,6 +7,12 @@ A run's `checkpoints/` holds folders `step-00001000` and a file `latest` that na
     rank-0.safetensors       of each rank: memory of its lanes, state of its random generators
     state.json               step, lane cursors, probe, hashes of shards and vocabulary
 
+and, of a run with sparse matrices, for resuming (lm/training/sparsity.py):
+
+    sparse.safetensors              which weights model.safetensors has
+    reservoir-00000500.safetensors  all weights as they were when the run first saved them; later
+                                    checkpoints share this file with the first
+
 No file is a pickle, so reading a stranger's checkpoint runs none of its code. Another number of
 ranks or another stage may read what one wrote.
 """
@@ -29,6 +35,7 @@ from lm.training.dist import World
 LATEST = "latest"
 WEIGHTS = "model.safetensors"
 STATE = "state.json"
+SETS = "sparse.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Snapshot:
     step: int
     files: dict[str, dict[str, Tensor]]
     """Tensors by file and name; the training that goes on does not touch them."""
+    links: dict[str, Path]
+    """Files that an earlier checkpoint has too."""
     state: dict[str, Any]
     """What goes to state.json: the same on every rank."""
 

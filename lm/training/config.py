@@ -6,6 +6,7 @@ from typing import Any, Literal
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model import ModelConfig
+from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training.optim import OptimConfig
 from lm.training.report import ReportConfig
 
@@ -118,8 +119,11 @@ class RunConfig:
     optim: OptimConfig
     training: TrainingConfig
     report: ReportConfig = field(default_factory=ReportConfig)
+    sparse: SparseConfig = field(default_factory=SparseConfig)
+    power: PowerConfig = field(default_factory=PowerConfig)
 
     def __post_init__(self) -> None:
+        self._check_reparameterised()
         if self.optim.name == "muon" and self.training.zero:
             raise ValueError(
                 "optim.name muon needs training.zero 0: from stage 1 on DeepSpeed clips the "
@@ -136,8 +140,22 @@ class RunConfig:
                 "passes through ordinary memory"
             )
 
+    def _check_reparameterised(self) -> None:
+        if self.optim.name == "muon":
+            for name, used in (("sparse", self.sparse.density), ("power", self.power.alpha > 1)):
+                if used:
+                    raise ValueError(
+                        f"{name} needs optim.name adamw, because muon makes the update of a whole "
+                        "matrix orthogonal"
+                    )
+        if self.sparse.stop_exploration is not None and self.optim.weight_decay:
+            raise ValueError(
+                "sparse.stop_exploration needs optim.weight_decay 0, which would go on moving the "
+                "weights outside the forward set; sparse.penalty shrinks those inside"
+            )
 
-MAY_CHANGE = {"data.shards", "data.source"} | {
+
+MAY_CHANGE = {"data.shards", "data.source", "sparse.reservoir"} | {
     f"training.{name}"
     for name in (
         *("log_every", "validate_every", "validation_segments"),

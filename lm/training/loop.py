@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.progress import Progress
 from data.shards import Shards
+from lm.training.checkpoint import newest
 from lm.training.config import RunConfig
 from lm.training.dist import World
 from lm.training.meter import Meter, in_unit
@@ -156,7 +157,7 @@ class Loop:
         if self.saved == self.trainer.step:
             return
         self.close_checkpoint()
-        snapshot = self.trainer.snapshot()
+        snapshot = self.trainer.snapshot(newest(self.run))
         if self.score is not None and self.score[0] == snapshot.step:
             snapshot.state[SCORE] = self.score[1]
         self.saved = snapshot.step

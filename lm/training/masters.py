@@ -18,6 +18,9 @@ class Masters:
 
     def __init__(self, model: CompressiveTransformer) -> None:
         self.module = copy.deepcopy(model)
+        for part in self.module.modules():
+            # Which weights a sparse matrix has is the model's affair; a copy would go stale.
+            part._buffers.clear()
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
         self.pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))

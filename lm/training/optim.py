@@ -10,6 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lm.sparse.config import PowerConfig
+from lm.sparse.linear import SparseLinear
+from lm.sparse.optimizer import PowerAdamW, power_group
+from lm.sparse.powerprop import PowerLinear
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -80,7 +85,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """The optimiser of a model; groups carry their peak rate as `peak_lr`."""
     groups = _groups(model, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
+        kind = PowerAdamW if any("power" in group for group in groups) else torch.optim.AdamW
+        return kind(groups, betas=config.betas, eps=config.eps, fused=True)
     # Imported on use because it loads DeepSpeed's kernels.
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
@@ -116,10 +122,17 @@ def _float32_on_cpu() -> Iterator[None]:
 
 
 def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameter groups: hidden matrices, other matrices, vectors. Empty groups are left out."""
-    hidden, matrices, vectors = [], [], []
+    """Parameter groups: hidden matrices, those of them that are powers of their parameters, other
+    matrices, vectors. Empty groups are left out.
+    """
+    sparse, powers = _reparameterised(model)
+    hidden, powered, matrices, vectors = [], [], [], []
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or name.endswith("bias"):
+        if name in powers:
+            powered.append(parameter)
+        elif name in sparse:
+            hidden.append(parameter)
+        elif parameter.ndim < 2 or name.endswith("bias"):
             vectors.append(parameter)
         elif name.startswith("blocks."):
             hidden.append(parameter)
@@ -135,6 +148,23 @@ def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = [
         {**first, "params": hidden, "weight_decay": decay},
         {**adam, "params": matrices, "weight_decay": decay},
+        *(
+            power_group({**adam, "params": powered, "weight_decay": decay}, power)
+            for power in set(powers.values())
+        ),
         {**adam, "params": vectors, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _reparameterised(model: nn.Module) -> tuple[set[str], dict[str, PowerConfig]]:
+    """Names of the vectors that are sparse matrices, and of the parameters that have a power."""
+    sparse, powers = set(), {}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            sparse.add(f"{name}.values")
+            if module.power.alpha > 1:
+                powers[f"{name}.values"] = module.power
+        elif isinstance(module, PowerLinear):
+            powers[f"{name}.weight"] = module.config
+    return sparse, powers

@@ -28,6 +28,7 @@ from lm.training.masters import Masters
 from lm.training.nonfinite import NonFiniteError, first_bad, random_state, set_random_state
 from lm.training.optim import build_optimizer, lr_scale, set_lr
 from lm.training.probe import check_probe, probe
+from lm.training.sparsity import EngineStore, Sparsity
 from lm.training.sums import Pair, Sums
 from lm.training.unroll import Unroll, checkpoint_activations, on_device, scored_tokens
 
@@ -55,10 +56,13 @@ class Trainer:
             )
         self.config, self.shards, self.world = config, shards, world
         torch.manual_seed(training.seed)
-        self.model = CompressiveTransformer(config.model, shards.vocabulary.size).to(world.device)
+        self.model = CompressiveTransformer(config.model, shards.vocabulary.size)
+        self.sparsity = Sparsity(self.model, config)
+        self.model.to(world.device)
         if folder is not None:
             state = self._matching_state(folder)
             checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
+            self.sparsity.restore(folder, state["step"], state.get("sparse", {}))
         if training.activation_checkpointing:
             checkpoint_activations(self.model)
         self.module = Unroll(self.model)
@@ -113,13 +117,14 @@ class Trainer:
         Returns:
             Sums over all ranks: nats, tokens, the auxiliary losses' means; gradient norm and rate.
             When watching, `NAME/LAYER` for each layer: the auxiliary losses' means and the norm of
-            the compression function's gradient. A step that was left out returns `skipped`, how
-            many were so far.
+            the compression function's gradient; and what the last choice of sparse weights changed.
+            A step that was left out returns `skipped`, how many were so far.
 
         Raises:
             NonFiniteError: before the weights move.
         """
         training = self.config.training
+        self._refresh_sparse_sets()
         random = random_state(self.world)
         reads = [
             [self.lanes.next() for _ in range(training.unroll)]
@@ -147,7 +152,13 @@ class Trainer:
             if watch or "/" not in name
         }
         learning = {"grad_norm": norm, "lr": scale * self.config.optim.lr}
-        return {"nats": nats, "tokens": tokens, **means, **learning, **norms}
+        changed = self.sparsity.changed if watch else {}
+        return {"nats": nats, "tokens": tokens, **means, **learning, **norms, **changed}
+
+    def _refresh_sparse_sets(self) -> None:
+        store = EngineStore(self.engine, self.stored, self.optimizer)
+        if self.sparsity.refresh(self.step, store) and self.masters:
+            self.masters.give_weights()
 
     def _gradients(self, reads: list[list[Batch]]) -> tuple[MemoryState, dict[str, Pair]]:
         """Gather the gradients of an update; returns memory and sums of losses over all ranks."""
@@ -212,8 +223,12 @@ class Trainer:
             "lower optim.lr or lengthen optim.warmup and continue from the last checkpoint"
         )
 
-    def snapshot(self) -> Snapshot:
-        """Everything a checkpoint holds, copied, with all ranks."""
+    def snapshot(self, previous: Path | None = None) -> Snapshot:
+        """Everything a checkpoint holds, copied, with all ranks.
+
+        Args:
+            previous: the newest complete checkpoint of this run, for what it shares with this one.
+        """
         rank, size = self.world.rank, self.world.size
         files = {f"rank-{rank}.safetensors": checkpoint.rank_tensors(self.memory, self.world)}
         share = [name for name, _ in self.model.named_parameters()][rank::size]
@@ -224,11 +239,14 @@ class Trainer:
         }
         files[f"optimizer-{rank}.safetensors"] = {
             key: tensor.to("cpu", copy=True)
-            for key, tensor in whole.optimizer_state(self.engine, self.stored, self.optimizer)
+            for key, tensor in whole.optimizer_state(
+                self.engine, dict(self.stored.named_parameters()), self.optimizer
+            )
             if key.rpartition("/")[0] in share
         }
         if self.world.first:
             files[checkpoint.WEIGHTS] = weights
+        links = self.sparsity.save(self.step, files, previous) if self.world.first else {}
         vocabulary = self.shards.vocabulary
         state = {
             "ranks": size,
@@ -236,9 +254,10 @@ class Trainer:
             "vocabulary": {"hash": vocabulary.hash, "size": vocabulary.size},
             "lanes": self._gathered_lanes(),
             "skipped": self.skipped,
+            "sparse": self.sparsity.state(),
             "probe": probe(self.module, self.shards, self.world.device),
         }
-        return Snapshot(self.step, files, state)
+        return Snapshot(self.step, files, links, state)
 
     def _matching_state(self, folder: Path) -> dict[str, Any]:
         state = checkpoint.read_state(folder)

@@ -19,19 +19,26 @@ STEP = "step"
 
 def weights(engine: "DeepSpeedEngine", model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Each parameter in float32: the master copy where there is one."""
+    for name, parameter in model.named_parameters():
+        yield name, weight(engine, parameter)
+
+
+def weight(engine: "DeepSpeedEngine", parameter: nn.Parameter) -> Tensor:
+    """A parameter in float32: the master copy where there is one."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    for name, parameter in model.named_parameters():
-        whole = safe_get_full_fp32_param(parameter) if engine.zero_optimization() else None
-        yield name, (parameter if whole is None else whole).detach()
+    whole = safe_get_full_fp32_param(parameter) if engine.zero_optimization() else None
+    return (parameter if whole is None else whole).detach()
 
 
 def optimizer_state(
-    engine: "DeepSpeedEngine", model: nn.Module, optimizer: torch.optim.Optimizer
+    engine: "DeepSpeedEngine",
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> Iterator[tuple[str, Tensor]]:
     """The optimiser's state by `parameter/entry`; nothing before the first step."""
     if not engine.zero_optimization():
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters.items():
             for entry, value in optimizer.state.get(parameter, {}).items():
                 yield f"{name}/{entry}", torch.as_tensor(value)
         return
@@ -40,7 +47,7 @@ def optimizer_state(
     first = next(iter(_partitions(engine)))
     state = optimizer.state.get(first, {})
     _link(engine)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         for entry, value in state.items():
             if entry == STEP:
                 yield f"{name}/{entry}", value
@@ -108,6 +115,19 @@ def _set_partitions(
                 set_master(parameter, state[f"{name}/{entry}"], entry)
 
 
+def set_weight(engine: "DeepSpeedEngine", parameter: nn.Parameter, value: Tensor) -> None:
+    """Write a whole float32 weight: master and working copy."""
+    if engine.zero_optimization():
+        set_master(parameter, value)
+    if hasattr(parameter, "ds_tensor"):
+        part: Any = parameter.ds_tensor
+        part.data.copy_(_part(value, part.numel()))
+        if parameter.numel() != value.numel():
+            return
+        # A parameter so small that it is whole on every rank.
+    parameter.data.copy_(value.view_as(parameter))
+
+
 def set_master(parameter: nn.Parameter, value: Tensor, entry: str | None = None) -> None:
     """Write this rank's part of a whole float32 weight, or of an entry of its optimiser state."""
     from deepspeed.utils import (
@@ -126,11 +146,17 @@ def set_master(parameter: nn.Parameter, value: Tensor, entry: str | None = None)
         return
     # DeepSpeed's own function for whole tensors fails at stage 3 when the ranks' parts are padded.
     part: Any = safe_get_local_fp32_param(parameter)
-    size, rank = part.numel(), torch.distributed.get_rank()
-    mine = torch.zeros(size, dtype=value.dtype)
-    piece = value.flatten()[rank * size : (rank + 1) * size]
-    mine[: piece.numel()] = piece
+    mine = _part(value, part.numel())
     if entry is None:
         safe_set_local_fp32_param(parameter, mine)
     else:
         safe_set_local_optimizer_state(parameter, mine, entry)
+
+
+def _part(value: Tensor, size: int) -> Tensor:
+    """This rank's part of a whole tensor at stage 3, padded with zeros."""
+    rank = torch.distributed.get_rank()
+    mine = torch.zeros(size, dtype=value.dtype)
+    piece = value.flatten()[rank * size : (rank + 1) * size]
+    mine[: piece.numel()] = piece
+    return mine

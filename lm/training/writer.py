@@ -5,6 +5,8 @@ agreed between two steps that they are through, the first one renames the folder
 Whatever fails on the way leaves the earlier checkpoints as they were.
 """
 
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -85,6 +87,8 @@ class Writer:
     def _write(self, snapshot: Snapshot) -> None:
         partial = self._partial(snapshot)
         try:
+            for name, source in snapshot.links.items():
+                share(source, partial / name)
             for name, tensors in snapshot.files.items():
                 save_file(tensors, partial / name)
                 sync(partial / name)
@@ -99,6 +103,15 @@ class Writer:
         with atomic_path(self.folder / LATEST) as temporary:
             temporary.write_text(final.name + "\n")
         clear_out(self.folder, self.training)
+
+
+def share(source: Path, target: Path) -> None:
+    """Have a file in a second place without its room, where the file system can do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        sync(target)
 
 
 def clear_out(folder: Path, training: TrainingConfig) -> None:

@@ -1,0 +1,109 @@
+"""Sparse matrices in training: when their sets are chosen, and what checkpoints hold of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lm.model import CompressiveTransformer
+from lm.sparse import state
+from lm.sparse.topkast import sparsify
+from lm.training import whole
+from lm.training.checkpoint import SETS, Tensors
+from lm.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+class EngineStore:
+    """Parameters and the optimiser's moments, whole, wherever the ZeRO stage keeps them."""
+
+    def __init__(
+        self, engine: "DeepSpeedEngine", model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.engine, self.optimizer = engine, optimizer
+        self.parameters = dict(model.named_parameters())
+
+    def read(self, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """See lm.sparse.topkast.Store."""
+        parameter = self.parameters[name]
+        entries = whole.optimizer_state(self.engine, {"": parameter}, self.optimizer)
+        moments = {key.removeprefix("/"): value for key, value in entries}
+        moments.pop(whole.STEP, None)
+        return whole.weight(self.engine, parameter), moments
+
+    def write(self, name: str, values: Tensor, moments: Mapping[str, Tensor]) -> None:
+        """See lm.sparse.topkast.Store."""
+        parameter = self.parameters[name]
+        whole.set_weight(self.engine, parameter, values)
+        for entry, moment in moments.items():
+            if self.engine.zero_optimization():
+                whole.set_master(parameter, moment, entry)
+            else:
+                self.optimizer.state[parameter][entry].copy_(moment)
+
+
+class Sparsity:
+    """The sparse matrices of a run; there may be none."""
+
+    def __init__(self, model: CompressiveTransformer, config: RunConfig) -> None:
+        """Give the matrices of a new model the form that the config asks for."""
+        self.topkast = sparsify(model, config.sparse, config.power, config.training.seed)
+        self.changed: dict[str, float] = {}
+        """Statistics of the last refresh."""
+        self.base: str | None = None
+        """File that checkpoints share."""
+
+    def refresh(self, step: int, store: EngineStore) -> bool:
+        """Choose sets anew if that is due after `step` steps; returns whether it was."""
+        if not self.topkast.due(step):
+            return False
+        self.changed = self.topkast.refresh(step, store)
+        return True
+
+    def save(
+        self, step: int, files: dict[str, dict[str, Tensor]], previous: Path | None
+    ) -> dict[str, Path]:
+        """Add to the files of a checkpoint, and return what it shares with an earlier one.
+
+        Args:
+            step: the checkpoint's.
+            files: to add to.
+            previous: the newest complete checkpoint.
+        """
+        if not self.topkast.matrices:
+            return {}
+        links = {}
+        if self.base and previous is not None and (previous / self.base).is_file():
+            links[self.base] = previous / self.base
+        else:
+            self.base = f"reservoir-{step:08d}.safetensors"
+            files[self.base] = state.base(self.topkast)
+        files[SETS] = state.sets(self.topkast)
+        return links
+
+    def state(self) -> dict[str, Any]:
+        """What state.json holds."""
+        return {"reservoir": self.base, "changed": self.changed} if self.topkast.matrices else {}
+
+    def restore(self, folder: Path, step: int, stored: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds.
+
+        Args:
+            folder: the checkpoint.
+            step: its step.
+            stored: what `state` gave.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        if not self.topkast.matrices:
+            return
+        self.base, self.changed = stored["reservoir"], stored["changed"]
+        base, sets = (Tensors([folder / name]) for name in (stored["reservoir"], SETS))
+        state.put_back(self.topkast, base, sets)
+        # The sets of this step are chosen when training goes on.
+        self.topkast.at(step - 1)
