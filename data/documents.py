@@ -140,7 +140,7 @@ class Official:
     """What the full benchmark has, by split, to tell it from a part of it.
 
     words: published counts, the denominators of word perplexity; digests: over the texts' names and
-    hashes, where they decide instead of the counts; vocabulary: number of word types.
+    hashes, where these are known; vocabulary: number of word types.
     """
 
     words: dict[str, int]

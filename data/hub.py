@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub, streamed: nothing is downloaded but what is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ class HubName:
     def facts(self) -> dict[str, str | None]:
         """What the manifest says of it."""
         return {"hub": self.name, "config": self.config, "revision": self.revision}
+
+    def made(self, facts: Mapping[str, Any]) -> bool:
+        """Whether facts of a manifest are of this data set, at whatever revision."""
+        return (facts.get("hub"), facts.get("config")) == (self.name, self.config)
 
 
 def parse_hub(source: str | None, default: HubName | None) -> HubName | None:

@@ -22,7 +22,7 @@ from data.pool import Pool
 from data.progress import Progress
 from data.shards import MANIFEST, Shards, open_shards
 from data.source_files import SOURCE_FILES, list_files, same_source, write_source
-from data.sources import open_source
+from data.sources import hub_of, open_source
 from data.vocab import Vocabulary, load_vocabulary
 from data.vocabularies.base import DESCRIPTION
 
@@ -72,6 +72,11 @@ def existing(config: DataConfig, verify: bool) -> Shards:
     if shards.manifest["options"] != config.content():
         raise ValueError(
             f"{config.shards} was prepared with other options: remove it or choose another folder"
+        )
+    hub = hub_of(config)
+    if hub is not None and not hub.made(shards.manifest["source"]):
+        raise ValueError(
+            f"{config.shards} was not prepared from {hub.name}: remove it or choose another folder"
         )
     if config.source is not None or config.corpus == "pystdlib":
         made_from = read_json(config.shards / SOURCE_FILES)

@@ -21,13 +21,16 @@ def open_enwik8(source: str | None, hub: HubName | None, prefix: bool, work: Pat
 
     ValueError for a file that is not Enwik8 and was not announced as a beginning of it.
     """
+    facts = {}
     if hub is None:
         given = existing(source, "enwik8", WANTED)
         if given.is_dir():
             raise ValueError(f"{given} is a folder; corpus enwik8 wants {WANTED}")
         path = unpacked(given, work)
     else:
-        given = path = from_hub(pinned(hub, WANTED), work / "enwik8")
+        hub = pinned(hub, WANTED)
+        facts = hub.facts
+        given = path = from_hub(hub, work / "enwik8")
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{given} is empty; corpus enwik8 wants {WANTED}")
@@ -39,7 +42,8 @@ def open_enwik8(source: str | None, hub: HubName | None, prefix: bool, work: Pat
         Piece(path, start, end, Document(split, f"enwik8[{start}:{end}]"))
         for split, (start, end) in fractions(size).items()
     ]
-    return Source("enwik8-prefix" if prefix else "enwik8", "bits_per_byte", file_parts(pieces))
+    name = "enwik8-prefix" if prefix else "enwik8"
+    return Source(name, "bits_per_byte", file_parts(pieces), facts)
 
 
 def check_full(given: Path, path: Path, size: int) -> None:

@@ -67,9 +67,11 @@ class SubwordVocabulary(Vocabulary):
                 minloglevel=2,
             )
         except RuntimeError as error:
+            # Without the place in its code and its advice on options that are not ours.
+            reason = str(error).rpartition("]")[2].partition(" Increase vocab_size")[0].strip()
             raise ValueError(
-                f"no {size} pieces can be learnt from this text "
-                f"({str(error).rpartition(']')[2].strip()}): choose another vocabulary_size"
+                f"no {size} pieces can be learnt from this text ({reason}): choose another "
+                "vocabulary_size"
             ) from error
         return cls(model.getvalue())
 

@@ -83,9 +83,13 @@ def test_text_without_line_ends_is_learnt_from_too() -> None:
     assert b" more" in SubwordVocabulary.train(iter([book]), 300, "unigram").pieces
 
 
-def test_too_large_a_vocabulary_for_the_text_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no 5000 pieces can be learnt.*vocabulary_size"):
-        SubwordVocabulary.train(iter(TEXT), 5000, "unigram")
+def test_a_vocabulary_too_large_or_small_for_the_text_is_refused() -> None:
+    for text, size in ((TEXT, 5000), (map(chr, range(500, 800)), 270)):
+        with pytest.raises(ValueError, match=rf"no {size} pieces can be learnt") as error:
+            SubwordVocabulary.train(iter(text), size, "unigram")
+        # Nothing of SentencePiece's own options, which nobody can set.
+        assert "coverage" not in str(error.value)
+        assert str(error.value).endswith("choose another vocabulary_size")
 
 
 @given(

@@ -270,6 +270,18 @@ def test_pg19_from_parquet_and_hub_is_recognised_by_its_texts(
         assert shards.split("validation").denominator_words == 8
 
 
+def test_a_copy_with_other_line_ends_is_recognised_by_its_words(
+    tmp_path: Path, small_pg19: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"train": 120, "validation": 1, "test": 2}
+    monkeypatch.setattr(pg19, "OFFICIAL", Official(words, pg19.OFFICIAL.digests))
+    # Reading in text mode forgets which line of a book ended otherwise than the others.
+    (small_pg19 / "train/9.txt").write_bytes(BOOKS["train/9.txt"].replace(b"\r\n", b"\n", 1))
+    shards = build(tmp_path, "pg19", small_pg19, vocabulary="bytes")
+    assert shards.corpus == "pg19"
+    assert shards.split("train").denominator_words == 120
+
+
 def test_pg19_checksums_find_a_wrong_book(tmp_path: Path, small_pg19: Path) -> None:
     checksums = tmp_path / "sums.csv"
     with checksums.open("w", newline="") as file:

@@ -115,6 +115,10 @@ def test_a_local_copy_of_a_hub_data_set_is_streamed(tmp_path: Path) -> None:
     shards = build(tmp_path, f"hub:{mirror}")
     assert shards.split("train").tokens.tobytes() == "train 0 étrain 1 étrain 2 é".encode()
     assert shards.split("test").documents["bytes"].tolist() == [9, 0]
+    for other in (f"hub:{mirror}:other", f"hub:{tmp_path / 'other'}"):
+        with pytest.raises(ValueError, match="was not prepared from"):
+            build(tmp_path, other)
+    assert build(tmp_path, f"hub:{mirror}").hash == shards.hash
     with pytest.raises(ValueError, match="no column 'story'; its columns are text"):
         prepare(DataConfig("text", tmp_path / "x", f"hub:{mirror}", column="story"))
 
