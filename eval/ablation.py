@@ -1,0 +1,108 @@
+"""What compressed memory is worth: scores with it taken away, emptied, shuffled, or exchanged.
+
+The model reads the changed memory; what it carries on is its own, as if it had read the true one.
+Shapes: B lanes, C compressed slots, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.shards import Split
+from lm.model import CompressiveTransformer, MemoryState, ModelConfig, SegmentOutput
+from lm.model.memory import advance_counts, live_mask, push
+from lm.scoring import Scorer, ScoringConfig
+
+Change = Callable[[ModelConfig, MemoryState, torch.Generator], MemoryState]
+
+
+def intact(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemoryState:
+    """Memory as it is."""
+    return memory
+
+
+def absent(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemoryState:
+    """No compressed memory: every slot is empty and nothing attends to it."""
+    return replace(memory, compressed_count=torch.zeros_like(memory.compressed_count))
+
+
+def zeroed(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemoryState:
+    """Zero vectors in every slot, which attention still finds there."""
+    return replace(memory, compressed=tuple(map(torch.zeros_like, memory.compressed)))
+
+
+def shuffled(config: ModelConfig, memory: MemoryState, generator: torch.Generator) -> MemoryState:
+    """The same slots in another order, in each lane its own."""
+    live_BC = live_mask(memory.compressed_count, config.compressed)
+    draw_BC = torch.rand(live_BC.shape, generator=generator).to(live_BC.device)
+    # Empty slots stay in front.
+    order_BC = draw_BC.masked_fill(~live_BC, -1.0).argsort(dim=1, stable=True)
+
+    def reorder(slots_BCD: Tensor) -> Tensor:
+        if not slots_BCD.shape[1]:
+            return slots_BCD
+        return slots_BCD.gather(1, order_BC[:, :, None].expand(-1, -1, slots_BCD.shape[2]))
+
+    return replace(memory, compressed=tuple(map(reorder, memory.compressed)))
+
+
+def exchanged(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemoryState:
+    """Compressed memory of the next lane, which reads another part of the split."""
+    return replace(
+        memory,
+        compressed=tuple(slots.roll(-1, dims=0) for slots in memory.compressed),
+        compressed_count=memory.compressed_count.roll(-1),
+    )
+
+
+CHANGES: dict[str, Change] = {
+    "intact": intact,
+    "absent": absent,
+    "zeroed": zeroed,
+    "shuffled": shuffled,
+    "exchanged": exchanged,
+}
+
+
+class AblatedScorer(Scorer):
+    """A scorer whose model reads a changed compressed memory."""
+
+    def __init__(
+        self,
+        model: CompressiveTransformer,
+        split: Split,
+        config: ScoringConfig,
+        change: Change,
+        seed: int = 0,
+    ) -> None:
+        """As Scorer; `seed` is that of the shuffles."""
+        super().__init__(model, split, config, keep_keys=False)
+        self.change, self.seed = change, seed
+
+    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
+        """What the model makes of a segment after changed memory."""
+        config = self.model.config
+        generator = torch.Generator().manual_seed(self.seed + self.step)
+        changed = self.change(config, memory, generator)
+        output: SegmentOutput = self.model(inputs_BT, changed, targets_BT)
+        after, windows = output.memory, config.windows
+        compressed = tuple(
+            push(true, read[:, -windows:])
+            for true, read in zip(memory.compressed, after.compressed, strict=True)
+        )
+        counts = advance_counts(config, memory, config.segment)
+        restored = replace(after, compressed=compressed, compressed_count=counts.compressed)
+        return replace(output, memory=restored)
+
+    def foreign(self) -> float:
+        """Share of segments in which the next lane reads another document."""
+        batches, offsets = self.batches, self.split.documents["offset"]
+        shares = []
+        for step in range(len(batches)):
+            at_B = np.minimum(batches.read_from + step, batches.stop - 1)
+            document_B = offsets.searchsorted(batches.position[at_B], side="right")
+            shares.append((document_B != np.roll(document_B, -1)).mean())
+        return float(np.mean(shares))

@@ -1,0 +1,240 @@
+"""Program: where a score comes from: words, places, documents, attention, and memory's worth."""
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import command
+from data.files import atomic_path, write_json
+from data.shards import Shards, Split
+from eval.ablation import CHANGES, AblatedScorer
+from eval.keeping import read_to_end
+from eval.protocol import Record, record
+from eval.score import ScoreConfig, text_for
+from eval.words import by_frequency, counts_line_ends, training_counts
+from lm.attention_mass import AttentionMass
+from lm.loading import LoadedRun, load_run
+from lm.model import MemoryState, SegmentOutput
+from lm.model.reconstruction import LossSum
+from lm.scoring import Scorer
+
+COLUMNS = ["name", "title", "tokens", "bytes", "words", "nats", "bits_per_byte", "word_perplexity"]
+
+
+@dataclass(frozen=True)
+class BreakdownConfig(ScoreConfig):
+    """How the split is read, and how it is cut."""
+
+    edges: tuple[int, ...] = (10_000, 1_000, 100)
+    """Occurrences in the training text at which a bucket of rarer words begins, falling."""
+    ablations: tuple[str, ...] = tuple(CHANGES)
+    """What is done to compressed memory, each in a pass of its own: intact, absent, zeroed,
+    shuffled, exchanged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sorted(set(self.edges), reverse=True) != list(self.edges) or not self.edges:
+            raise ValueError(f"edges must fall from bucket to bucket, not {list(self.edges)}")
+        if unknown := set(self.ablations) - set(CHANGES):
+            raise ValueError(f"ablations are some of {', '.join(CHANGES)}, not {min(unknown)}")
+
+
+def main(
+    run: Path,
+    scoring: BreakdownConfig,
+    split: str = "validation",
+    shards: Path | None = None,
+    checkpoint: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Score a split and break the number down: by the frequency of words in training, by place in
+    the document, by document, by attention to memory of each age, and with memory changed.
+
+    Args:
+        run: folder of the run.
+        scoring: how the split is read and cut.
+        split: which split.
+        shards: the shards, if they are not where they were in training.
+        checkpoint: name of the checkpoint, by default the newest.
+        out: folder for breakdown-SPLIT.json and documents-SPLIT.csv, by default the run's.
+    """
+    loaded = load_run(run, checkpoint, scoring)
+    opened = text_for(loaded, shards)
+    folder = out or run
+    folder.mkdir(parents=True, exist_ok=True)
+    part = opened.split(split)
+    token_nats = np.full(len(part.tokens), np.nan, dtype=np.float32)
+    scorer = WatchingScorer(loaded.model, part, scoring, token_nats=token_nats)
+    with AttentionMass(loaded.model) as scorer.mass:
+        read_to_end(scorer)
+    result = record(loaded, opened, split, scoring, scorer.result())
+    result |= {
+        "frequency": frequency(opened, part, token_nats, scoring.edges),
+        "position": by_position(part, token_nats, loaded.model.config.segment),
+        "attention": attention(scorer.mass),
+        "reconstruction": scorer.reconstruction(),
+        "ablation": ablation(loaded, part, scoring),
+    }
+    write_json(folder / f"breakdown-{split}.json", result)
+    write_documents(folder / f"documents-{split}.csv", part, scorer.document_nats)
+    print(table(result))
+
+
+class WatchingScorer(Scorer):
+    """A scorer that notes attention and the reconstruction loss of each layer on the way."""
+
+    mass: AttentionMass
+    loss: LossSum | None = None
+
+    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
+        """What the model makes of a segment; counts it where every token is scored."""
+        output: SegmentOutput = self.model(inputs_BT, memory, targets_BT, losses=True)
+        whole_B = torch.from_numpy(self.batches.batch(self.step).scored_BT[self.rows].all(1))
+        self.mass.add(self.mass.full_lanes(memory) & whole_B.to(inputs_BT.device))
+        if whole_B.all() and (loss := output.by_layer.get("reconstruction")) is not None:
+            before = self.loss or LossSum(torch.zeros(()), torch.zeros(()))
+            self.loss = LossSum(before.total + loss.total, before.elements + loss.elements)
+        return output
+
+    def reconstruction(self) -> list[float]:
+        """Mean squared error of each layer's compression; empty where none has such a loss."""
+        if self.loss is None:
+            return []
+        return (self.loss.total / self.loss.elements.clamp(min=1)).tolist()
+
+
+def frequency(
+    shards: Shards, split: Split, token_nats: np.ndarray, edges: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Words by how often the training split has them (paper, table 7); none of audio or without
+    training text.
+    """
+    if "train" not in shards.splits or split.vocabulary.kind == "mulaw":
+        return []
+    counts = training_counts(shards.split("train"), counts_line_ends(shards))
+    return [
+        asdict(bucket) | {"perplexity": math.exp(bucket.nats / bucket.words)}
+        for bucket in by_frequency(split, token_nats, counts, edges)
+        if bucket.words
+    ]
+
+
+def by_position(split: Split, token_nats: np.ndarray, segment: int) -> list[dict[str, Any]]:
+    """Bits per byte by place in the document, in tokens: the first segment, the next, the next two,
+    the next four ...; does more context keep helping?
+    """
+    documents = split.documents[split.documents["tokens"] > 0]
+    longest = int(documents["tokens"].max())
+    edges = [0, segment]
+    while edges[-1] < longest:
+        edges.append(2 * edges[-1])
+    sums = np.zeros((len(edges) - 1, 3))
+    for offset, tokens in zip(documents["offset"], documents["tokens"], strict=True):
+        for number, (low, high) in enumerate(pairwise(edges)):
+            part = slice(offset + low, offset + min(high, tokens))
+            if low < tokens:
+                size = split.vocabulary.token_bytes[split.tokens[part]].sum()
+                sums[number] += token_nats[part].sum(dtype=np.float64), size, 1
+    return [
+        {
+            "from": edges[number],
+            "to": edges[number + 1],
+            "bits_per_byte": nats / math.log(2) / size,
+            "bytes": int(size),
+            "documents": int(reached),
+        }
+        for number, (nats, size, reached) in enumerate(sums)
+        if size
+    ]
+
+
+def attention(mass: AttentionMass) -> dict[str, Any]:
+    """Share of attention by layer and age, oldest first, six buckets a store (paper, figure 2);
+    empty where no lane filled its memories.
+    """
+    if not mass.lanes:
+        return {}
+    return {
+        "stores": {name: shares.tolist() for name, shares in mass.by_store().items()},
+        "ages": {name: shares.tolist() for name, shares in mass.by_age().items()},
+        "segments": int(mass.lanes),
+    }
+
+
+def ablation(loaded: LoadedRun, split: Split, config: BreakdownConfig) -> dict[str, float]:
+    """Bits per byte with compressed memory changed, and the share of segments for which exchanged
+    memory was that of another document; none for a model without.
+    """
+    if not loaded.model.config.compressed:
+        return {}
+    found = {}
+    for name in config.ablations:
+        scorer = AblatedScorer(loaded.model, split, config, CHANGES[name])
+        read_to_end(scorer)
+        found[name] = scorer.result().bits_per_byte
+    if "exchanged" in found:
+        found["from_another_document"] = scorer.foreign()
+    return found
+
+
+def write_documents(path: Path, split: Split, document_nats: np.ndarray) -> None:
+    """One row a document: name and title, sizes, nats and units, in the order of the split."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(document_rows(split, document_nats))
+
+
+def document_rows(split: Split, document_nats: np.ndarray) -> Iterator[list[Any]]:
+    """The rows of `write_documents`; a unit without a denominator is left blank."""
+    for details, facts, nats in zip(split.details, split.documents, document_nats, strict=True):
+        tokens, size, words = (int(facts[name]) for name in ("tokens", "bytes", "words"))
+        bits = nats / math.log(2) / size if size else ""
+        perplexity = math.exp(nats / words) if words and nats / words < 700 else ""
+        row = [details["name"], details.get("title", ""), tokens, size, words]
+        yield [*row, round(nats, 4), bits, perplexity]
+
+
+def table(result: Record) -> str:
+    """The breakdowns in lines."""
+    lines = [f"{result['value']:.4f} {result['protocol']['unit'].replace('_', ' ')}"]
+    if result["frequency"]:
+        lines.append("by occurrences of the word in training: words, perplexity a word")
+        lines += [
+            f"  {b['name']:<20}{b['words']:>10,}{b['perplexity']:14,.1f}"
+            for b in result["frequency"]
+        ]
+    lines.append("by place in the document, in tokens: bits per byte, documents that reach it")
+    lines += [
+        f"  {p['from']:>9,} to {p['to']:<9,}{p['bits_per_byte']:10.4f}{p['documents']:>8,}"
+        for p in result["position"]
+    ]
+    if result["attention"]:
+        lines.append("attention by layer, first to last")
+        lines += [
+            f"  {name:<12}" + "".join(f"{share:8.3f}" for share in shares)
+            for name, shares in result["attention"]["stores"].items()
+        ]
+    if result["reconstruction"]:
+        errors = "".join(f"{error:10.2g}" for error in result["reconstruction"])
+        lines.append(f"reconstruction error by layer{errors}")
+    if result["ablation"]:
+        lines.append("with compressed memory: bits per byte")
+        lines += [
+            f"  {name:<12}{result['ablation'][name]:8.4f}"
+            for name in CHANGES
+            if name in result["ablation"]
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.run(main, section="scoring")

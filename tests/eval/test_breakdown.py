@@ -1,0 +1,150 @@
+"""Breakdowns add up to the score they break down, and ablations do what they say."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.shards import Shards
+from data.vocab import ByteVocabulary
+from eval import breakdown
+from eval.ablation import CHANGES, AblatedScorer
+from eval.breakdown import BreakdownConfig, by_position
+from eval.protocol import read_result
+from lm.model import CompressiveTransformer, ModelConfig
+from lm.scoring import ScoringConfig, score
+from tests.texts import TEXT, split_of
+
+MODEL = ModelConfig(
+    layers=2, width=16, heads=2, feedforward=32, segment=8, memory=8, compressed=6, rate=2
+)
+
+
+def build(config: ModelConfig = MODEL) -> CompressiveTransformer:
+    torch.manual_seed(0)
+    return CompressiveTransformer(config, 256).double().eval()
+
+
+def test_breakdowns_add_up(
+    trained_run: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breakdown.main(trained_run, BreakdownConfig(lanes=2, edges=(2000, 100)), out=tmp_path)
+    result = read_result(tmp_path / "breakdown-validation.json")
+    split = shards.split("validation")
+    assert sum(b["words"] for b in result["frequency"]) == split.words
+    nats = sum(b["nats"] for b in result["frequency"])
+    assert nats == pytest.approx(result["nats"], rel=1e-5)
+    assert sum(p["bytes"] for p in result["position"]) == split.bytes
+    bits = sum(p["bytes"] * p["bits_per_byte"] for p in result["position"])
+    assert bits * math.log(2) == pytest.approx(result["nats"], rel=1e-5)
+    for layer in range(2):
+        stores = result["attention"]["stores"].values()
+        assert sum(store[layer] for store in stores) == pytest.approx(1.0)
+        ages = result["attention"]["ages"]
+        assert sum(ages["memory"][layer]) == pytest.approx(
+            result["attention"]["stores"]["memory"][layer]
+        )
+    assert len(result["attention"]["ages"]["segment"][0]) == 6
+    assert len(result["reconstruction"]) == 2 and min(result["reconstruction"]) > 0
+    assert result["ablation"].keys() == {*CHANGES, "from_another_document"}
+    assert result["ablation"]["intact"] == pytest.approx(result["value"], rel=1e-5)
+    with (tmp_path / "documents-validation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == split.names
+    assert sum(float(row["nats"]) for row in rows) == pytest.approx(result["nats"], rel=1e-5)
+    assert float(rows[0]["bits_per_byte"]) == pytest.approx(result["value"], rel=1e-5)
+    shown = capsys.readouterr().out
+    for name in ("below 100", "compressed", "exchanged", "reconstruction error by layer"):
+        assert name in shown
+    assert json.loads((tmp_path / "breakdown-validation.json").read_text()) == result
+
+
+def test_positions_count_from_each_documents_beginning() -> None:
+    split = split_of(ByteVocabulary(), [b"a" * 5, b"", b"b" * 3, b"c" * 9])
+    nats = np.concatenate([np.arange(1, 6), np.arange(1, 4), np.arange(1, 10)]) * math.log(2)
+    found = by_position(split, nats, 2)
+    assert [(p["from"], p["to"], p["documents"], p["bytes"]) for p in found] == [
+        (0, 2, 3, 6),
+        (2, 4, 3, 5),
+        (4, 8, 2, 5),
+        (8, 16, 1, 1),
+    ]
+    assert [p["bits_per_byte"] for p in found] == pytest.approx(
+        [1.5, (3 + 4 + 3 + 3 + 4) / 5, (5 + 5 + 6 + 7 + 8) / 5, 9]
+    )
+
+
+SPLIT = split_of(ByteVocabulary(), [TEXT[:500], TEXT[200:700]])
+
+
+def bits(model: CompressiveTransformer, name: str, lanes: int = 2, **kwargs: int) -> float:
+    scorer = AblatedScorer(model, SPLIT, ScoringConfig(lanes=lanes), CHANGES[name], **kwargs)
+    for _ in scorer:
+        pass
+    return scorer.result().nats
+
+
+@pytest.mark.parametrize("compressed", [6, 3, 40])
+def test_intact_memory_gives_the_score(compressed: int) -> None:
+    model = build(replace(MODEL, compressed=compressed))
+    assert bits(model, "intact") == pytest.approx(
+        score(model, SPLIT, ScoringConfig(lanes=2)).nats, rel=1e-9
+    )
+
+
+def test_without_compressed_memory_it_is_the_model_that_has_none() -> None:
+    """A Transformer-XL with the same weights."""
+    model = build()
+    none = CompressiveTransformer(replace(MODEL, compressed=0), 256).double().eval()
+    none.load_state_dict(model.state_dict(), strict=False)
+    config = ScoringConfig(lanes=2, warmup=20)
+    scorer = AblatedScorer(model, SPLIT, config, CHANGES["absent"])
+    for _ in scorer:
+        pass
+    assert scorer.result().nats == pytest.approx(score(none, SPLIT, config).nats, rel=1e-9)
+
+
+def test_each_change_matters_and_is_reproducible() -> None:
+    model = build()
+    costs = {name: bits(model, name) for name in CHANGES}
+    assert len({round(cost, 6) for cost in costs.values()}) == len(CHANGES)
+    assert costs["shuffled"] == bits(model, "shuffled")
+    assert costs["shuffled"] != bits(model, "shuffled", seed=1)
+    # One lane exchanges with itself.
+    assert bits(model, "exchanged", lanes=1) == pytest.approx(bits(model, "intact", lanes=1))
+
+
+def test_shuffling_keeps_live_slots_live() -> None:
+    model = build()
+    memory = model.empty_memory(2)
+    for part in torch.arange(32).repeat(2, 1).split(8, dim=1):
+        memory = model(part, memory).memory
+    memory = replace(memory, compressed_count=torch.tensor([4, 6]))
+    changed = CHANGES["shuffled"](MODEL, memory, torch.Generator().manual_seed(0))
+    for before, after in zip(memory.compressed, changed.compressed, strict=True):
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(before[0, :2], after[0, :2])
+        for lane, live in ((0, 4), (1, 6)):
+            torch.testing.assert_close(
+                before[lane, -live:].sum(1).sort().values, after[lane, -live:].sum(1).sort().values
+            )
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ValueError, match="must fall"):
+        BreakdownConfig(edges=(10, 100))
+    with pytest.raises(ValueError, match="not burnt"):
+        BreakdownConfig(ablations=("intact", "burnt"))
+
+
+def test_how_much_of_the_exchange_is_with_another_document() -> None:
+    """The first third of the split is one document and the first of three lanes."""
+    split = split_of(ByteVocabulary(), [b"a" * 40, b"b" * 80])
+    for lanes, share in ((1, 0.0), (3, 2 / 3)):
+        config = ScoringConfig(lanes=lanes, warmup=0)
+        assert AblatedScorer(build(), split, config, CHANGES["exchanged"]).foreign() == share
