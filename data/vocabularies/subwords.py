@@ -96,6 +96,11 @@ class SubwordVocabulary(Vocabulary):
         return pieces
 
     @property
+    def names(self) -> list[str]:
+        """What SentencePiece calls each id."""
+        return [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the SentencePiece model."""
         return sha256(self.model).hexdigest()

@@ -96,6 +96,13 @@ class CompressiveTransformer(nn.Module):
             ValueError: the segment is not config.segment tokens long, or memory keeps keys and
                 values, which belong to fixed weights, in training.
         """
+        hidden, after, auxiliary, by_layer = self.read_segment(tokens_BT, memory, losses)
+        return SegmentOutput(self.head(hidden, targets_BT), after, auxiliary, by_layer)
+
+    def read_segment(
+        self, tokens_BT: Tensor, memory: MemoryState, losses: bool | None = None
+    ) -> tuple[Tensor, MemoryState, dict[str, LossSum], dict[str, LossSum]]:
+        """`forward` without the head: final hidden states [B, T, D], memory, and the losses."""
         config = self.config
         if tokens_BT.shape[1] != config.segment:
             raise ValueError(
@@ -125,8 +132,7 @@ class CompressiveTransformer(nn.Module):
             # One a forward pass, so that its mean over passes and ranks is the penalty itself.
             total = torch.stack(penalties).sum()
             auxiliary["penalty"] = LossSum(total, torch.ones_like(total))
-        predictions = self.head(self.norm(hidden), targets_BT)
-        return SegmentOutput(predictions, after, auxiliary, by_layer)
+        return self.norm(hidden), after, auxiliary, by_layer
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D] with the training dropout."""

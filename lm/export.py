@@ -1,0 +1,134 @@
+"""Program: write a trained model as a folder for the Hugging Face ecosystem."""
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from data import command
+from data.files import hash_file, publish_folder, read_json, remove_folder, write_json
+from data.vocab import Vocabulary
+from lm.hub.byte_tokenizer import ByteTokenizer
+from lm.hub.card import model_card, scores_of
+from lm.hub.code import code_files, flat
+from lm.hub.configuration import CompressiveTransformerConfig
+from lm.hub.modeling import CompressiveTransformerForCausalLM
+from lm.hub.subword_tokenizer import SubwordTokenizer
+from lm.hub.tokenization import VocabularyTokenizer
+from lm.hub.word_tokenizer import WordTokenizer
+from lm.loading import LoadedRun, load_run
+
+TOKENIZERS: dict[str, type[VocabularyTokenizer]] = {
+    "bytes": ByteTokenizer,
+    "words": WordTokenizer,
+    "sentencepiece": SubwordTokenizer,
+}
+"""By kind of vocabulary; levels of sound are no text and have none."""
+
+
+def main(
+    run: Path,
+    out: Path,
+    checkpoint: str | None = None,
+    title: str | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a trained model as a folder that AutoModelForCausalLM loads with trust_remote_code.
+
+    The folder has weights, configuration, tokenizer, the code of the model and a model card with
+    the scores that were measured with these weights. Sparse matrices are written as dense ones
+    that are zero outside the forward set.
+
+    Args:
+        run: folder of the run.
+        out: folder to write; it must not exist.
+        checkpoint: name of the checkpoint, by default the newest.
+        title: of the model card, by default the run's name.
+        max_shard_size: weights are split into files of this size at most, such as 500MB.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists; give a folder that does not")
+    loaded = load_run(run, checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        write_folder(loaded, partial, max_shard_size)
+        card = card_of(loaded, run, title or run.resolve().name)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        partial.chmod(0o755)
+        publish_folder(partial, out)
+    finally:
+        remove_folder(partial)
+    print(out)
+
+
+def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
+    """Weights, configuration, tokenizer and code into an existing folder."""
+    vocabulary = loaded.vocabulary
+    config = CompressiveTransformerConfig.of(
+        loaded.model.config, vocabulary.size, run=origin(loaded)
+    )
+    modules = {"AutoConfig": "lm.hub.configuration.CompressiveTransformerConfig"}
+    modules["AutoModelForCausalLM"] = "lm.hub.modeling.CompressiveTransformerForCausalLM"
+    config.auto_map = {name: _reference(path) for name, path in modules.items()}
+    model = CompressiveTransformerForCausalLM(config)
+    model.model.load_state_dict(loaded.model.state_dict())
+    model.generation_config.bos_token_id = vocabulary.start
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    vocabulary.save(folder)
+    needed = [path.rpartition(".")[0] for path in modules.values()]
+    if vocabulary.kind in TOKENIZERS:
+        tokenizer = tokenizer_of(vocabulary, folder)
+        tokenizer.save_pretrained(folder)
+        kind = type(tokenizer)
+        settings = read_json(folder / "tokenizer_config.json")
+        reference = _reference(f"{kind.__module__}.{kind.__name__}")
+        settings["auto_map"] = {"AutoTokenizer": [reference, None]}
+        write_json(folder / "tokenizer_config.json", settings)
+        needed.append(kind.__module__)
+    for name, text in code_files(needed).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _reference(path: str) -> str:
+    """How auto_map names a class."""
+    module, _, name = path.rpartition(".")
+    return f"{flat(module)}.{name}"
+
+
+def tokenizer_of(vocabulary: Vocabulary, folder: Path) -> VocabularyTokenizer:
+    """The tokenizer of a vocabulary that was saved to `folder`."""
+    kind = TOKENIZERS[vocabulary.kind]
+    files = {name: str(folder / file) for name, file in kind.vocab_files_names.items()}
+    make: Any = kind
+    tokenizer: VocabularyTokenizer = make(**files)
+    return tokenizer
+
+
+def origin(loaded: LoadedRun) -> dict[str, Any]:
+    """What the run's config says besides the model, without paths of this machine, as JSON."""
+    config = loaded.config
+    shards = Path(config.data.shards.name)
+    data = replace(config.data, shards=shards, source=None, vocabulary_from=None, checksums=None)
+    parts: dict[str, Any] = {"data": data, "optim": config.optim, "training": config.training}
+    values = {name: asdict(part) for name, part in parts.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
+def card_of(loaded: LoadedRun, run: Path, title: str) -> str:
+    """The model card of a run's checkpoint."""
+    weights = hash_file(loaded.checkpoint / "model.safetensors")
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    facts = {
+        "trained on": f"{loaded.config.data.corpus}",
+        "vocabulary": loaded.vocabulary.name,
+        "parameters": f"{parameters:,}",
+        "checkpoint": f"{loaded.checkpoint.name}, SHA-256 {weights}",
+    }
+    return model_card(title, loaded.model.config, facts, scores_of(run, weights))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,1 @@
+"""The model in the Hugging Face ecosystem: configuration, model and tokenizers."""

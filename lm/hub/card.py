@@ -1,0 +1,78 @@
+"""The model card of an exported folder: what the model is, and its scores with their protocol."""
+
+from pathlib import Path
+from typing import Any
+
+from data.files import read_json
+from lm.model import ModelConfig
+
+HEAD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- compressive-transformer
+- long-context
+---
+"""
+USE = """\
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=200, do_sample=True, top_p=0.95)
+print(tokenizer.decode(outputs[0]))
+```
+
+The code of the model lies in this folder. A text of any length is read at constant memory; in a
+padded batch pass `attention_mask`, or pad with the tokenizer's pad token.
+"""
+
+
+def model_card(
+    title: str, model: ModelConfig, facts: dict[str, str], scores: list[dict[str, Any]]
+) -> str:
+    """Markdown of the card.
+
+    Args:
+        title: name of the model.
+        model: its sizes.
+        facts: what else is to be said of it, by name.
+        scores: results of eval.score for exactly these weights.
+    """
+    sizes = (
+        f"A Compressive Transformer (arXiv 1911.05507): {model.layers} layers of width "
+        f"{model.width}, {model.heads} heads. It reads segments of {model.segment} tokens; every "
+        f"layer keeps {model.memory} slots of memory"
+    )
+    if model.compressed:
+        sizes += (
+            f" and {model.compressed} compressed slots, each made from {model.rate} older ones "
+            f"by {model.compression}"
+        )
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    table = f"| | |\n|---|---|\n{rows}\n"
+    return "\n".join([HEAD, f"# {title}\n", f"{sizes}.\n", table, _scores(scores), USE])
+
+
+def _scores(scores: list[dict[str, Any]]) -> str:
+    if not scores:
+        return "## Scores\n\nNone was measured with these weights before the export.\n"
+    lines = ["## Scores\n", "| corpus, split | value | unit | protocol |", "|---|---|---|---|"]
+    for score in scores:
+        protocol = dict(score["protocol"])
+        where = f"{protocol.pop('corpus')}, {protocol.pop('split')}"
+        unit = str(protocol.pop("unit")).replace("_", " ")
+        said = "; ".join(f"{name} {value}" for name, value in protocol.items())
+        lines.append(f"| {where} | {score['value']:.4f} | {unit} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def scores_of(run: Path, sha256: str) -> list[dict[str, Any]]:
+    """Results in a run's folder that belong to a checkpoint, by the hash of its weights."""
+    found = [read_json(path) for path in sorted(run.glob("score-*.json"))]
+    return [score for score in found if score.get("checkpoint", {}).get("sha256") == sha256]

@@ -1,0 +1,280 @@
+"""The Compressive Transformer as a causal language model of transformers.
+
+Shapes: B lanes, L columns of input, of which attention_mask names those that are tokens, t tokens.
+Padding may stand anywhere: it is left out before the model reads, so it never enters memory. The
+pad token is the id behind the last of the vocabulary; the model knows no vector for it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from lm.hub.configuration import CompressiveTransformerConfig
+from lm.model import CompressiveTransformer, MemoryState
+from lm.model.incremental import Reader
+
+IGNORED = -100
+"""Label of a column that is not to be predicted, as everywhere in transformers."""
+
+
+class CompressiveCache(Cache):
+    """What a model has read: memory, compressed memory and the open segment of every lane.
+
+    Its size does not grow with the text.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.reader: Reader | None = None
+        self.columns = 0
+        """Columns of input seen, padding included."""
+
+    @property
+    def memory(self) -> MemoryState | None:
+        """Memory of the segments that are complete."""
+        return None if self.reader is None else self.reader.memory
+
+    @property
+    def batch_size(self) -> int:
+        """Lanes, or -1 before the first is read."""
+        return -1 if self.reader is None else self.reader.lanes
+
+    @property
+    def is_croppable(self) -> bool:
+        """What has entered memory cannot be taken out again."""
+        return False
+
+    def get_seq_length(self, _: int = 0) -> int:
+        """Columns seen so far, not those that are still held."""
+        return self.columns
+
+    def get_max_length(self, _: int | None = None) -> int:
+        """No text is too long."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, _: int) -> tuple[int, int]:
+        """Length and offset of a mask over all columns."""
+        return self.columns + query_length, 0
+
+    def select(self, lanes: Sequence[int]) -> None:
+        """Go on with these lanes, in this order."""
+        if self.reader is not None and list(lanes) != list(range(self.reader.lanes)):
+            self.reader = self.reader.select(lanes)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Go on with these lanes, for beam search."""
+        self.select(beam_idx.tolist())
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Go on with these lanes."""
+        self.select(indices.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each lane several times, side by side; they share what was read."""
+        if self.reader is not None:
+            self.reader = self.reader.repeat(repeats)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.reader, self.columns = None, 0
+
+    def crop(self, _: int) -> None:
+        """Refuse to forget the newest tokens only."""
+        raise ValueError("memory cannot forget its newest tokens; begin with a new cache")
+
+
+class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
+    """A Compressive Transformer that predicts the next token.
+
+    In training every call begins with empty memory and reads its input segment by segment; the loss
+    is the mean likelihood of the labels plus the mean of each auxiliary loss, such as that which
+    trains compression. In evaluation a cache carries memory from call to call.
+    """
+
+    config_class = CompressiveTransformerConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _is_stateful = True
+    _no_split_modules = {"CompressiveTransformer"}  # noqa: RUF012
+
+    def __init__(self, config: CompressiveTransformerConfig) -> None:
+        super().__init__(config)
+        sizes = config.sizes()
+        self.model = CompressiveTransformer(sizes, config.vocab_size)
+        self.gradient_checkpointing = False
+        self._tied_weights_keys = tied_weights(self.model)
+        self.post_init()
+        self.generation_config.pad_token_id = config.vocab_size
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        if isinstance(module, CompressiveTransformer):
+            module.initialise()
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The token embedding."""
+        return self.model.embedding
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
+    ) -> None:
+        given = model_kwargs.get("past_key_values")
+        if given is not None:
+            given._is_user_defined = True
+        elif generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = CompressiveCache()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers, but always in evaluation mode."""
+        training = self.training
+        self.eval()
+        try:
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.train(training)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: CompressiveCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Read tokens after what `past_key_values` has read.
+
+        Args:
+            input_ids: [B, L].
+            attention_mask: [B, columns seen + L], 0 for padding; none: every pad token is padding.
+            past_key_values: what was read before; it is moved on in place.
+            labels: [B, L], the input_ids again where they are to be predicted, else -100.
+            use_cache: return memory; none: in evaluation without gradients.
+            logits_to_keep: of so many last columns logits are returned; 0: of all.
+            kwargs: num_items_in_batch, by which the loss is divided instead of the labels' number.
+
+        Raises:
+            ValueError: a token outside the vocabulary, or a cache in training.
+        """
+        real = self._real(input_ids, attention_mask)
+        if use_cache is None:
+            use_cache = past_key_values is not None or not torch.is_grad_enabled()
+            use_cache = use_cache and not self.training
+        auxiliary = input_ids.new_zeros((), dtype=self.dtype)
+        if use_cache:
+            cache = CompressiveCache() if past_key_values is None else past_key_values
+            hidden = self._read(input_ids, real, cache)
+        elif past_key_values is not None:
+            raise ValueError("a cache is read in evaluation only; call model.eval()")
+        else:
+            cache = None
+            hidden, auxiliary = self._segments(input_ids, real)
+        logits = self.model.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        loss = None
+        if labels is not None:
+            if logits_to_keep:
+                raise ValueError("labels need the logits of every column; leave out logits_to_keep")
+            loss = likelihood(logits, labels, kwargs.get("num_items_in_batch")) + auxiliary
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _real(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """[B, L] bool: which columns hold tokens."""
+        real = input_ids != self.config.vocab_size
+        if attention_mask is not None:
+            real = real & attention_mask[:, -input_ids.shape[1] :].bool()
+        if input_ids.device.type == "cpu" and len(tokens := input_ids[real]):
+            lowest, highest = int(tokens.min()), int(tokens.max())
+            if lowest < 0 or highest >= self.config.vocab_size:
+                raise ValueError(
+                    f"input_ids must be from 0 to {self.config.vocab_size - 1}, not "
+                    f"{lowest if lowest < 0 else highest}"
+                )
+        return real
+
+    def _read(self, input_ids: Tensor, real: Tensor, cache: CompressiveCache) -> Tensor:
+        """Final hidden states [B, L, D] without gradient; the cache moves on."""
+        if self.training:
+            raise ValueError("a cache is read in evaluation only; call model.eval()")
+        if cache.reader is None:
+            cache.reader = Reader(self.model, self.model.empty_memory(len(input_ids)))
+        cache.columns += input_ids.shape[1]
+        tokens, counts, column = compacted(input_ids, real)
+        hidden = cache.reader.read(tokens, counts)
+        return spread(hidden, column)
+
+    def _segments(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Final hidden states [B, L, D] of whole texts, and the auxiliary losses' means."""
+        model, segment = self.model, self.config.segment
+        tokens, _, column = compacted(input_ids, real)
+        tokens = F.pad(tokens, (0, -tokens.shape[1] % segment))
+        read = partial(model.read_segment, losses=self.training)
+        if self.gradient_checkpointing and self.training:
+            read = partial(self._gradient_checkpointing_func, read)
+        memory, hidden = model.empty_memory(len(tokens)), []
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        for part in tokens.split(segment, dim=1):
+            states, memory, losses, _ = read(part, memory)
+            hidden.append(states)
+            for name, (total, count) in losses.items():
+                before = sums.get(name)
+                sums[name] = (
+                    (total, count) if before is None else (before[0] + total, before[1] + count)
+                )
+        auxiliary = hidden[0].new_zeros(())
+        for total, count in sums.values():
+            auxiliary = auxiliary + total / count.clamp(min=1)
+        return spread(torch.cat(hidden, dim=1), column), auxiliary
+
+
+def tied_weights(model: CompressiveTransformer) -> dict[str, str]:
+    """Names of parameters that are others by a second name, and those others'."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(prefix="model", remove_duplicate=False):
+        if id(parameter) in first:
+            tied[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return tied
+
+
+def compacted(input_ids_BL: Tensor, real_BL: Tensor) -> tuple[Tensor, list[int], Tensor]:
+    """The tokens of each lane without what stands between them.
+
+    Returns:
+        Tokens [B, t], zero behind the end of a lane; their number in each lane; and for each column
+        of the input the place of its token, or of the last before it, [B, L].
+    """
+    counts = real_BL.sum(1).tolist()
+    order = (~real_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts)]
+    tokens = input_ids_BL.gather(1, order)
+    column = torch.arange(tokens.shape[1], device=tokens.device)
+    tokens = tokens.masked_fill(column >= real_BL.sum(1, keepdim=True), 0)
+    return tokens, counts, (real_BL.cumsum(1) - 1).clamp(min=0)
+
+
+def spread(hidden_BtD: Tensor, column_BL: Tensor) -> Tensor:
+    """What belongs to tokens, [B, t, D], by column, [B, L, D]."""
+    if not hidden_BtD.shape[1]:
+        return hidden_BtD.new_zeros(*column_BL.shape, hidden_BtD.shape[2])
+    return hidden_BtD.gather(1, column_BL[:, :, None].expand(-1, -1, hidden_BtD.shape[2]))
+
+
+def likelihood(logits_BLV: Tensor, labels_BL: Tensor, items: Tensor | int | None) -> Tensor:
+    """Mean negative log-likelihood, in nats, of the labels that stand one column further on.
+
+    Args:
+        logits_BLV: predictions.
+        labels_BL: tokens, or -100.
+        items: what the sum is divided by; none: the number of labels.
+    """
+    logits, labels = logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten()
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    nats = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return nats / ((labels != IGNORED).sum().clamp(min=1) if items is None else items)

@@ -1,0 +1,284 @@
+"""The model inside transformers: generate in all its ways equals teacher forcing through many
+compressions, padding never enters memory, and it trains.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from lm.hub.modeling import (
+    CompressiveCache,
+    CompressiveTransformerForCausalLM,
+    compacted,
+    likelihood,
+)
+from lm.model import ModelConfig
+from lm.model.incremental import Reader
+from tests.lm.hub.conftest import hub_model
+from tests.lm.model.cases import SHAPES, TINY, VOCABULARY, run, stream
+
+PAD = VOCABULARY
+NEW = 28
+"""Tokens generated: seven compressions."""
+
+
+def forced(model: CompressiveTransformerForCausalLM, text: Tensor) -> Tensor:
+    """Logits of a text [L] by whole segments of the model's own forward."""
+    segment = model.config.segment
+    whole = torch.nn.functional.pad(text[None], (0, -len(text) % segment))
+    with torch.no_grad():
+        return run(model.model, whole)[0][0, : len(text)]
+
+
+def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Texts filled up on the left, and their mask."""
+    longest = max(map(len, texts))
+    ids = torch.full((len(texts), longest), PAD)
+    for row, text in zip(ids, texts, strict=True):
+        row[longest - len(text) :] = text
+    return ids, (ids != PAD).long()
+
+
+TEXTS = [stream(5, 1, TINY, seed)[0, :length] for seed, length in enumerate((3, 17, 8, 1))]
+
+
+@pytest.mark.parametrize(
+    "name", ["memory equals segment", "rotary", "most_used, memory longer", "attended zeros"]
+)
+def test_greedy_equals_teacher_forcing_and_our_reader_through_compressions(name: str) -> None:
+    model = hub_model(SHAPES[name])
+    prompt = stream(2, 1, SHAPES[name])[:, :7]
+    text = model.generate(prompt, max_new_tokens=NEW, do_sample=False)[0]
+    assert torch.equal(forced(model, text).argmax(-1)[6:-1], text[7:])
+    reader = Reader(model.model, model.model.empty_memory(1))
+    reader.read(prompt)
+    for token in text[7:]:
+        assert reader.logits().argmax(-1) == token
+        reader.read(token[None, None])
+    slow = model.generate(prompt, max_new_tokens=NEW, do_sample=False, use_cache=False)
+    assert torch.equal(slow[0], text)
+
+
+def test_a_padded_batch_gives_what_each_text_gives_alone(
+    model: CompressiveTransformerForCausalLM,
+) -> None:
+    ids, mask = padded(TEXTS)
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    unmasked = model.generate(ids, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(together, unmasked)
+    for text, row in zip(TEXTS, together, strict=True):
+        alone = model.generate(text[None], max_new_tokens=NEW, do_sample=False)[0]
+        assert torch.equal(row[-len(alone) :], alone)
+
+
+@pytest.mark.parametrize("side", ["left", "right", "between"])
+def test_padding_anywhere_changes_no_logits(
+    model: CompressiveTransformerForCausalLM, side: str
+) -> None:
+    """In evaluation with and without a cache, whatever stands in the padding."""
+    ids = torch.randint(VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(TEXTS):
+        place = torch.arange(len(text))
+        if side == "left":
+            place = place + 24 - len(text)
+        elif side == "between":
+            place = torch.randperm(24, generator=torch.Generator().manual_seed(row))
+            place = place[: len(text)].sort().values
+        ids[row, place], mask[row, place] = text, 1
+    for use_cache in (True, False):
+        with torch.no_grad():
+            logits = model(ids, attention_mask=mask, use_cache=use_cache).logits
+        for row, text in enumerate(TEXTS):
+            expected = forced(model, text)
+            torch.testing.assert_close(
+                logits[row, mask[row].bool()], expected, rtol=1e-9, atol=1e-11
+            )
+
+
+def test_a_text_may_come_in_parts_through_a_returned_cache(
+    model: CompressiveTransformerForCausalLM,
+) -> None:
+    text = stream(9, 2, TINY)
+    cache, logits = None, []
+    with torch.no_grad():
+        for part in text.split(5, dim=1):
+            output = model(part, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits)
+    expected, memory = run(model.model, text)
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=1e-9, atol=1e-11)
+    assert cache is not None
+    assert cache.get_seq_length() == text.shape[1]
+    torch.testing.assert_close(cache.memory.memory, memory.memory, rtol=1e-9, atol=1e-11)
+    assert cache.memory.memory[0].shape[1] == TINY.memory
+
+
+def test_generate_goes_on_from_a_cache(model: CompressiveTransformerForCausalLM) -> None:
+    text = stream(4, 1, TINY)
+    whole = model.generate(text, max_new_tokens=NEW, do_sample=False)
+    cache = CompressiveCache()
+    first = model.generate(text, max_new_tokens=9, do_sample=False, past_key_values=cache)
+    rest = model.generate(first, max_new_tokens=NEW - 9, do_sample=False, past_key_values=cache)
+    assert torch.equal(rest, whole)
+
+
+def test_chunks_of_a_prompt_change_nothing(model: CompressiveTransformerForCausalLM) -> None:
+    text = stream(8, 2, TINY)
+    config = GenerationConfig(max_new_tokens=9, do_sample=False, prefill_chunk_size=7)
+    config.pad_token_id = PAD
+    expected = model.generate(text, max_new_tokens=9, do_sample=False)
+    assert torch.equal(model.generate(text, generation_config=config), expected)
+
+
+def test_beams_carry_their_own_memory(model: CompressiveTransformerForCausalLM) -> None:
+    """The cache follows the beams: the same as reading every beam anew, and the score is true."""
+    ids, mask = padded(TEXTS)
+    options: dict[str, Any] = {
+        "attention_mask": mask,
+        "max_new_tokens": 14,
+        "num_beams": 3,
+        "do_sample": False,
+        "num_return_sequences": 2,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+    }
+    fast, slow = model.generate(ids, **options), model.generate(ids, use_cache=False, **options)
+    assert torch.equal(fast.sequences, slow.sequences)
+    torch.testing.assert_close(fast.sequences_scores, slow.sequences_scores)
+    for row, score in zip(fast.sequences, fast.sequences_scores, strict=True):
+        text = row[row != PAD]
+        chosen = forced(model, text).log_softmax(-1)[:-1].gather(1, text[1:, None])[-14:]
+        torch.testing.assert_close(chosen.mean(), score.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_samples_are_reproducible_and_differ(model: CompressiveTransformerForCausalLM) -> None:
+    options: dict[str, Any] = {
+        "do_sample": True,
+        "max_new_tokens": NEW,
+        "num_return_sequences": 3,
+        "top_k": 8,
+        "top_p": 0.95,
+        "min_p": 0.01,
+        "typical_p": 0.95,
+        "temperature": 0.9,
+        "repetition_penalty": 1.1,
+    }
+    torch.manual_seed(1)
+    first = model.generate(TEXTS[1][None], **options)
+    torch.manual_seed(1)
+    assert torch.equal(first, model.generate(TEXTS[1][None], use_cache=False, **options))
+    assert len({tuple(row.tolist()) for row in first}) == 3
+
+
+def test_finished_lanes_are_filled_up_and_disturb_nobody(
+    model: CompressiveTransformerForCausalLM,
+) -> None:
+    ids, mask = padded(TEXTS)
+    options = {"max_new_tokens": NEW, "do_sample": False}
+    whole = model.generate(ids, attention_mask=mask, **options)
+    end = int(whole[0, -20])
+    stopped = model.generate(ids, attention_mask=mask, eos_token_id=end, **options)
+    for row, full in zip(stopped, whole, strict=True):
+        new = full[ids.shape[1] :].tolist()
+        length = new.index(end) + 1 if end in new else len(new)
+        assert row[ids.shape[1] :][:length].tolist() == new[:length]
+        assert set(row[ids.shape[1] + length :].tolist()) <= {PAD}
+    assert (stopped == PAD).sum() > (ids == PAD).sum()
+
+
+def test_the_loss_is_the_likelihood_of_the_labels(
+    model: CompressiveTransformerForCausalLM,
+) -> None:
+    text = stream(5, 2, TINY)[:, :18]
+    labels = text.clone()
+    labels[0, :7] = -100
+    with torch.no_grad():
+        loss = model(text, labels=labels).loss
+    nats = [-forced(model, row).log_softmax(-1)[:-1].gather(1, row[1:, None])[:, 0] for row in text]
+    counted = torch.cat([nats[0][6:], nats[1]])
+    torch.testing.assert_close(loss, counted.mean(), rtol=1e-9, atol=0)
+    with torch.no_grad():
+        shared = model(text, labels=labels, num_items_in_batch=40).loss
+    torch.testing.assert_close(shared, counted.sum() / 40, rtol=1e-9, atol=0)
+    assert likelihood(torch.zeros(1, 3, 5), torch.full((1, 3), -100), None) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["memory equals segment", "auto-encoding", "gelu, untied, one head"]
+)
+def test_checkpointing_changes_no_gradient_and_compression_learns(name: str) -> None:
+    model, text = hub_model(SHAPES[name]).train(), stream(5, 2, SHAPES[name])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.zero_grad()
+        model(text, labels=text).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    for parameter, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter], gradient)
+        assert gradient.abs().max() > 0, parameter
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, tied=False),
+        replace(TINY, cutoffs=(4, 8), cluster_divisor=2),
+        SHAPES["memory in one layer"],
+    ],
+    ids=["tied", "untied", "adaptive", "memory in one layer"],
+)
+def test_saved_and_loaded_it_is_the_same_model(config: ModelConfig, tmp_path: Path) -> None:
+    """Shared matrices once in the file, in several shards, and shared again when loaded."""
+    model = hub_model(config)
+    model.save_pretrained(tmp_path, max_shard_size="3KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = CompressiveTransformerForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.sizes() == config and loaded.dtype == torch.float64
+    for (name, mine), (other, theirs) in zip(
+        model.named_parameters(), loaded.named_parameters(), strict=True
+    ):
+        assert name == other and torch.equal(mine, theirs)
+    text = stream(3, 2, config)
+    with torch.no_grad():
+        assert torch.equal(loaded(text).logits, model(text).logits)
+
+
+def test_a_new_model_is_initialised_as_ours_is(model: CompressiveTransformerForCausalLM) -> None:
+    torch.manual_seed(0)
+    new = CompressiveTransformerForCausalLM(model.config)
+    weight = new.model.blocks[0].feedforward.state_dict()
+    (matrix, *_) = [value for name, value in weight.items() if value.dim() == 2]
+    expected = (2 / 2**0.5 / matrix.shape[1]) ** 0.5
+    assert 0.7 * expected < matrix.std() < 1.2 * expected
+    assert new.model.head.bias.abs().max() == 0
+
+
+def test_what_cannot_be_read_is_refused(model: CompressiveTransformerForCausalLM) -> None:
+    text = stream(2, 1, TINY)
+    with pytest.raises(ValueError, match="from 0 to 10, not 12"):
+        model(torch.tensor([[3, 12]]))
+    with torch.no_grad():
+        cache = model(text).past_key_values
+    with pytest.raises(ValueError, match="newest tokens"):
+        cache.crop(1)
+    with pytest.raises(ValueError, match="every column"):
+        model(text, labels=text, logits_to_keep=1)
+    with pytest.raises(ValueError, match="evaluation only"):
+        model.train()(text, past_key_values=cache, use_cache=True)
+    assert model.generate(text, max_new_tokens=2).shape == (1, 10) and model.training
+
+
+def test_columns_of_tokens_are_found_again() -> None:
+    ids = torch.tensor([[9, 1, 9, 2], [9, 9, 9, 9]])
+    tokens, counts, column = compacted(ids, ids != 9)
+    assert tokens.tolist() == [[1, 2], [0, 0]] and counts == [2, 0]
+    assert column[0, [1, 3]].tolist() == [0, 1]
