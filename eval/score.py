@@ -1,7 +1,7 @@
 """Program: what a split costs a trained model, with the protocol of the number."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,9 @@ from data import command
 from data.files import write_json
 from data.shards import Shards, open_shards
 from eval.keeping import Keeper, read_to_end
-from eval.protocol import compressors, protocol, record, table
+from eval.protocol import Record, compressors, protocol, record, table
+from eval.sweep import Point, SweepConfig, point, sweep
+from eval.sweep import table as sweep_table
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.scoring import Scorer, ScoringConfig
 from lm.training import dist
@@ -21,9 +23,16 @@ class ScoreConfig(ScoringConfig, Lengths):
     """How a split is read when it is scored; lengths default to those of training."""
 
 
+@dataclass(frozen=True)
+class ProgramConfig(ScoreConfig):
+    """How a split is read, at one choice of lengths or the best of several."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
 def main(
     run: Path,
-    scoring: ScoreConfig,
+    scoring: ProgramConfig,
     split: str = "test",
     shards: Path | None = None,
     checkpoint: str | None = None,
@@ -37,7 +46,7 @@ def main(
 
     Args:
         run: folder of the run.
-        scoring: lengths, lanes and warm-up.
+        scoring: lengths, lanes, warm-up, and lengths to choose from on the validation split.
         split: which split.
         shards: the shards, if they are not where they were in training.
         checkpoint: name of the checkpoint, by default the newest.
@@ -46,16 +55,33 @@ def main(
         keep: folder for the state of a long score, with which the same command goes on.
     """
     world = this_rank()
-    loaded = load_run(run, checkpoint, scoring)
-    opened = text_for(loaded, shards)
-    scorer = scored(loaded, opened, split, scoring, world, keep)
-    result = record(loaded, opened, split, scoring, scorer.result(world.sum))
-    if compare:
-        result["compressors"] = compressors(opened.split(split))
+
+    def scored_at(lengths: Lengths, name: str, keep: Path | None = None) -> Record:
+        chosen = replace(scoring, **asdict(lengths))
+        loaded = load_run(run, checkpoint, lengths)
+        opened = text_for(loaded, shards)
+        scorer = scored(loaded, opened, name, chosen, world, keep)
+        result = record(loaded, opened, name, chosen, scorer.result(world.sum))
+        if compare and name == split:
+            result["compressors"] = compressors(opened.split(name))
+        return result
+
+    def validated(lengths: Lengths) -> Point:
+        result = scored_at(lengths, "validation")
+        return point(result["protocol"], result["value"], result["protocol"]["unit"])
+
+    lengths, swept = Lengths(scoring.segment, scoring.memory, scoring.compressed), None
+    if scoring.sweep:
+        if keep is not None:
+            raise ValueError("keep has no effect on a sweep; score the chosen lengths with it")
+        lengths, swept = sweep(scoring.sweep.points(lengths), validated)
+    result = scored_at(lengths, split, keep)
+    if swept is not None:
+        result["sweep"] = swept
     if world.first:
         if json is not None:
             write_json(json, result)
-        print(table(result))
+        print((sweep_table(swept) + "\n" if swept else "") + table(result))
     if world.size > 1:
         dist.leave(world)
 

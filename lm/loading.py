@@ -57,6 +57,10 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     changes = {name: value for name, value in wanted.items() if value is not None}
     if changes.get("compressed") and not config.model.compressed:
         raise ValueError(f"{run} was trained without compressed memory; leave --compressed out")
+    # Read with the compression that the weights know, even if compressed memory is left out.
+    forgotten = (
+        changes.get("compressed") == 0 and changes.pop("compressed") < config.model.compressed
+    )
     vocabulary = load_vocabulary(run / "vocabulary")
     model = CompressiveTransformer(replace(config.model, **changes), vocabulary.size)
     topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
@@ -64,5 +68,14 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     if topkast.matrices:
         put_sets(topkast, checkpoint.Tensors([folder / checkpoint.SETS]))
     densify(model)
+    model = without_compressed(model) if forgotten else model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return LoadedRun(config, model.eval().to(device), vocabulary, folder)
+
+
+def without_compressed(model: CompressiveTransformer) -> CompressiveTransformer:
+    """A model with the same weights that has no compressed memory, nor weights for it."""
+    shorter = CompressiveTransformer(replace(model.config, compressed=0), model.vocabulary)
+    weights = model.state_dict()
+    shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
+    return shorter

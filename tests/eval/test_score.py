@@ -12,7 +12,7 @@ import pytest
 from data.shards import Shards
 from eval import report, score
 from eval.protocol import read_result, require_comparable
-from eval.score import ScoreConfig
+from eval.score import ProgramConfig
 from lm.scoring import Read, Scorer
 from tools import plot
 
@@ -21,7 +21,7 @@ def test_the_record_says_everything(
     trained_run: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "score.json"
-    score.main(trained_run, ScoreConfig(memory=16, lanes=2), json=file)
+    score.main(trained_run, ProgramConfig(memory=16, lanes=2), json=file)
     result = json.loads(file.read_text())
     split = shards.split("test")
     protocol = result["protocol"]
@@ -63,7 +63,7 @@ def test_report_and_curve(
     with pytest.raises(ValueError, match=r"eval\.score"):
         report.main(trained_run)
     score.main(
-        trained_run, ScoreConfig(lanes=2), json=trained_run / "score-test.json", compare=False
+        trained_run, ProgramConfig(lanes=2), json=trained_run / "score-test.json", compare=False
     )
     plot.main(trained_run)
     plot.main(trained_run, beside=[trained_run], out=tmp_path / "both.svg")
@@ -78,11 +78,11 @@ def test_report_and_curve(
 
 def test_mistakes(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use train, validation, test"):
-        score.main(trained_run, ScoreConfig(), split="tests")
+        score.main(trained_run, ProgramConfig(), split="tests")
     with pytest.raises(ValueError, match="holds no run"):
-        score.main(tmp_path, ScoreConfig())
+        score.main(tmp_path, ProgramConfig())
     with pytest.raises(ValueError, match="too few"):
-        score.main(trained_run, ScoreConfig(lanes=10_000))
+        score.main(trained_run, ProgramConfig(lanes=10_000))
     with pytest.raises(ValueError, match="train it first"):
         plot.main(tmp_path)
 
@@ -90,7 +90,7 @@ def test_mistakes(trained_run: Path, tmp_path: Path) -> None:
 def test_a_score_goes_on_where_it_was_interrupted(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ScoreConfig(lanes=2)
+    config = ProgramConfig(lanes=2)
     score.main(trained_run, config, json=tmp_path / "whole.json", compare=False)
     advance, seen = Scorer.advance, []
 
@@ -111,7 +111,7 @@ def test_a_score_goes_on_where_it_was_interrupted(
     assert seen[0] == 20
     assert (tmp_path / "on.json").read_text() == (tmp_path / "whole.json").read_text()
     with pytest.raises(ValueError, match="another score"):
-        score.main(trained_run, ScoreConfig(lanes=4), keep=tmp_path / "kept")
+        score.main(trained_run, ProgramConfig(lanes=4), keep=tmp_path / "kept")
     (tmp_path / "kept/state-0.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="damaged"):
         score.main(trained_run, config, keep=tmp_path / "kept")
@@ -121,7 +121,7 @@ def test_a_result_that_is_not_whole_is_refused_in_a_sentence(
     trained_run: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "score.json"
-    score.main(trained_run, ScoreConfig(lanes=2), json=file, compare=False)
+    score.main(trained_run, ProgramConfig(lanes=2), json=file, compare=False)
     text = file.read_text()
     assert read_result(file)["value"] > 0
     file.write_text(text[: len(text) // 2])
@@ -143,7 +143,7 @@ def test_other_protocols_are_not_compared_unless_asked(trained_run: Path, tmp_pa
     for name, memory in (("a", 8), ("b", 8), ("c", 16)):
         files[name] = tmp_path / f"{name}.json"
         score.main(
-            trained_run, ScoreConfig(memory=memory, lanes=2), json=files[name], compare=False
+            trained_run, ProgramConfig(memory=memory, lanes=2), json=files[name], compare=False
         )
     results = {name: read_result(file) for name, file in files.items()}
     require_comparable({name: results[name] for name in "ab"})
@@ -161,7 +161,7 @@ def test_two_ranks_give_the_same_number(trained_run: Path, tmp_path: Path) -> No
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("bits per character") == 1
-    config, one_file = ScoreConfig(lanes=4), tmp_path / "one.json"
+    config, one_file = ProgramConfig(lanes=4), tmp_path / "one.json"
     score.main(trained_run, config, split="train", json=one_file, compare=False)
     two, one = (read_result(tmp_path / f"{name}.json") for name in ("two", "one"))
     assert two["nats"] == pytest.approx(one["nats"], rel=1e-6)

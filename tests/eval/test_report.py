@@ -1,0 +1,128 @@
+"""Sweeps choose on validation text; reports join runs and need no other file."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from eval import breakdown, report, score
+from eval.breakdown import BreakdownConfig
+from eval.pages import Section, html, markdown
+from eval.protocol import read_result
+from eval.score import ProgramConfig
+from eval.sweep import SweepConfig
+from lm.loading import Lengths
+
+
+def test_a_sweep_chooses_on_validation_and_reports_on_test(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "score.json"
+    lists = SweepConfig(memory=(8, 16), compressed=(0, 4, 12))
+    score.main(trained_run, ProgramConfig(lanes=2, sweep=lists), json=file, compare=False)
+    result = read_result(file)
+    swept = result["sweep"]
+    assert [(p["memory"], p["compressed"]) for p in swept["points"]] == [
+        (m, c) for m in (8, 16) for c in (0, 4, 12)
+    ]
+    assert {p["segment"] for p in swept["points"]} == {8}
+    best = min(swept["points"], key=lambda p: p["value"])
+    assert swept["points"][swept["best"]] == best
+    shown = capsys.readouterr().out
+    assert "<- chosen" in shown
+    protocol = result["protocol"]
+    assert protocol["split"] == "test"
+    assert (protocol["memory"], protocol["compressed"]) == (best["memory"], best["compressed"])
+    alone = ProgramConfig(lanes=2, memory=best["memory"], compressed=best["compressed"])
+    for split, value in (("test", result["value"]), ("validation", best["value"])):
+        score.main(trained_run, alone, split=split, json=file, compare=False)
+        assert read_result(file)["value"] == value
+    with pytest.raises(ValueError, match=r"--memory or --sweep\.memory"):
+        lists.points(Lengths(memory=8))
+    with pytest.raises(ValueError, match="keep has no effect on a sweep"):
+        score.main(trained_run, ProgramConfig(sweep=lists), keep=tmp_path)
+
+
+class Page(HTMLParser):
+    """What a page holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+
+
+@pytest.fixture(scope="module")
+def two_runs(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs with every kind of result; the second differs in its sweep."""
+    place = tmp_path_factory.mktemp("runs")
+    folders = [place / "first", place / "second"]
+    for folder in folders:
+        shutil.copytree(trained_run, folder)
+    for folder, lists in zip(folders, (SweepConfig(), SweepConfig(memory=(8,))), strict=True):
+        score.main(folder, ProgramConfig(lanes=2, sweep=lists), json=folder / "score-test.json")
+        breakdown.main(
+            folder, BreakdownConfig(lanes=2, edges=(100,), ablations=("intact", "exchanged"))
+        )
+    return folders
+
+
+def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_path: Path) -> None:
+    first, second = two_runs
+    out = tmp_path / "report"
+    report.main(first, [second], out=out)
+    text = (out / "report.md").read_text()
+    value = json.loads((first / "score-test.json").read_text())["value"]
+    assert text.count(f"{value:.4f}") >= 2
+    for title in (
+        "Scores",
+        "Training",
+        "Lengths of second",
+        "Words by frequency (validation)",
+        "Place in the document (validation)",
+        "Attention of first (validation)",
+        "Attention of second (validation)",
+        "Reconstruction by layer (validation)",
+        "Compressed memory changed (validation)",
+    ):
+        assert f"## {title}\n" in text
+    shown = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if "![" in line]
+    assert len(shown) == 8
+    for name in shown:
+        assert (out / name).read_text().startswith("<svg")
+    page = Page((out / "report.html").read_text())
+    assert page.tags.count("svg") == 8 and page.tags.count("h2") == 9
+    # Nothing is fetched: links inside figures point into the page.
+    assert all(link.startswith("#") for link in page.links)
+    before = (out / "report.html").read_bytes()
+    report.main(first, [second], out=out)
+    assert (out / "report.html").read_bytes() == before
+
+
+def test_runs_that_cannot_be_compared(two_runs: list[Path], tmp_path: Path, capsys) -> None:
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in two_runs)
+    score.main(second, ProgramConfig(lanes=4), json=second / "score-test.json", compare=False)
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="lanes 2 and 4"):
+        report.main(first, [second])
+    report.main(first, [second], anyway=True)
+    assert capsys.readouterr().out.count("bits per byte") >= 2
+    with pytest.raises(ValueError, match="different names"):
+        report.main(first, [first])
+    (first / "breakdown-validation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"breakdown-validation\.json is cut off"):
+        report.main(first, [second], out=tmp_path / "r", anyway=True)
+
+
+def test_pages_escape_what_would_be_markup() -> None:
+    section = Section("<Title>", "a & b", ("x", "y"), (("a|b", "<c>"),))
+    assert "| a\\|b | <c> |" in markdown("T", [section])
+    page = html("T", [section])
+    assert "<h2>&lt;Title&gt;</h2>" in page and "<td>&lt;c&gt;</td>" in page and "a &amp; b" in page
