@@ -28,17 +28,33 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(action: Callable[[], object], device: torch.device) -> float:
+def seconds(
+    action: Callable[[], object],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds that an action takes, with what it starts on the device."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     action()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def core_clock(device: torch.device) -> Callable[[], float]:
+    """Seconds of one core where one thread of this process does all the work, so that other
+    programs on the machine are not counted; seconds of the wall elsewhere.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def take_turns(
-    actions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 2
+    actions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each action, in rounds of one after the other.
 
@@ -47,6 +63,7 @@ def take_turns(
         device: where they work.
         rounds: how often each is timed.
         warmup: how often each is done before.
+        clock: what seconds are read from.
     """
     for action in actions.values():
         for _ in range(warmup):
@@ -54,7 +71,7 @@ def take_turns(
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
-            taken[name].append(seconds(action, device))
+            taken[name].append(seconds(action, device, clock))
     return {name: median(times) for name, times in taken.items()}
 
 
