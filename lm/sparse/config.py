@@ -43,6 +43,9 @@ class SparseConfig:
     """How A is chosen: the largest weights of each matrix, or once by chance (a static mask)."""
     explored: Literal["largest", "random"] = "largest"
     """How the rest of B is chosen: the largest weights outside A, or by chance at each refresh."""
+    route: Literal["auto", "dense", "csr", "csr_dense", "blocks", "bsr", "semi"] = "auto"
+    """How sparse matrices multiply: auto measures the routes that there are for each, when a run
+    begins, and takes the fastest; checkpoints remember it."""
     stop_exploration: int | None = None
     """Step from which on only A learns."""
     reservoir: Path | None = None

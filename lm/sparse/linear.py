@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from lm.model.linear import LinearMap
 from lm.sparse.config import PowerConfig
 from lm.sparse.layout import Layout
+from lm.sparse.patterns import Pattern, PatternMaker, PatternProduct
 from lm.sparse.powerprop import effective
 from lm.sparse.product import DenseProduct, Scatter
 
@@ -47,6 +48,15 @@ class SparseLinear(LinearMap):
         index = torch.zeros(sum(counts), dtype=torch.int32)
         self.register_buffer("index", index, persistent=False)
         self.bias = bias
+        self.make_pattern: PatternMaker | None = None
+        """Of the sparse kernels to use; none: the dense product. Set by lm.sparse.routes."""
+        self.patterns: dict[tuple[int, bool], Pattern] = {}
+        """Those that were made, by first row and `exploring`."""
+
+    def choose(self, index: Tensor) -> None:
+        """Have other sets of the same sizes."""
+        self.index.copy_(index)
+        self.patterns.clear()
 
     def weights(self) -> Tensor:
         """Effective weights of B, flat like `values`."""
@@ -77,8 +87,17 @@ class SparseLinear(LinearMap):
     def _product(
         self, x: Tensor, learning: tuple[Tensor, Tensor], bias: Tensor | None, first: int
     ) -> Tensor:
-        y: Tensor = DenseProduct.apply(x, *learning, bias, self.active, self.layout, first)
-        return y
+        weights, index = learning
+        if self.make_pattern is None:
+            dense: Tensor = DenseProduct.apply(
+                x, weights, index, bias, self.active, self.layout, first
+            )
+            return dense
+        place = (first, self.exploring)
+        if place not in self.patterns:
+            self.patterns[place] = self.make_pattern(index, self.active, self.layout, first)
+        sparse: Tensor = PatternProduct.apply(x, weights, bias, self.patterns[place])
+        return sparse
 
     def penalty(self) -> Tensor | None:
         """Exploration penalty: half the squared weights times their coefficients."""

@@ -115,7 +115,7 @@ class HostMatrix:
         return self.layout.to_matrix(units)
 
     def _take(self, index: Tensor) -> None:
-        self.module.index.copy_(index)
+        self.module.choose(index)
         self.ever[index[: self.module.active].long()] = True
         self.changed[index.long()] = True
 

@@ -54,4 +54,4 @@ def put_back(topkast: TopKast, base: Mapping[str, Tensor], sets: Mapping[str, Te
 def put_sets(topkast: TopKast, sets: Mapping[str, Tensor]) -> None:
     """Make the sets alone what they were when `sets` were taken: enough to predict."""
     for name, matrix in topkast.matrices.items():
-        matrix.module.index.copy_(sets[f"{name}/index"])
+        matrix.module.choose(sets[f"{name}/index"])

@@ -155,7 +155,7 @@ class RunConfig:
             )
 
 
-MAY_CHANGE = {"data.shards", "data.source", "sparse.reservoir"} | {
+MAY_CHANGE = {"data.shards", "data.source", "sparse.reservoir", "sparse.route"} | {
     f"training.{name}"
     for name in (
         *("log_every", "validate_every", "validation_segments"),

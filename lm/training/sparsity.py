@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from lm.model import CompressiveTransformer
 from lm.sparse import state
+from lm.sparse.routes import Route, candidates, measured, take
 from lm.sparse.topkast import sparsify
 from lm.training import whole
 from lm.training.checkpoint import SETS, Tensors
 from lm.training.config import RunConfig
+from lm.training.dist import World
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+MEASURED_TOKENS = 2048
+"""Most tokens that routes are measured with."""
 
 
 class EngineStore:
@@ -56,6 +61,34 @@ class Sparsity:
         """Statistics of the last refresh."""
         self.base: str | None = None
         """File that checkpoints share."""
+        self.routes: dict[str, Route] = {}
+        """How each sparse matrix multiplies, by the name of its module."""
+
+    def choose_routes(self, config: RunConfig, world: World, stored: Mapping[str, Route]) -> None:
+        """Say how each sparse matrix multiplies, now that the model is where it will train.
+
+        Args:
+            config: the run's.
+            world: all ranks take the first one's choice.
+            stored: the choice of the checkpoint that the run continues from; another kernel would
+                round otherwise.
+
+        Raises:
+            ValueError: a route that a matrix cannot go.
+        """
+        modules = {name.rpartition(".")[0]: m.module for name, m in self.topkast.matrices.items()}
+        training = config.training
+        dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+        if config.sparse.route != "auto":
+            self.routes = dict.fromkeys(modules, config.sparse.route)
+        elif all(stored.get(name) in candidates(module, dtype) for name, module in modules.items()):
+            self.routes = {name: stored[name] for name in modules}
+        else:
+            lanes = training.lanes // (world.size * training.micro_batches)
+            tokens = min(lanes * config.model.segment, MEASURED_TOKENS)
+            self.routes = world.gather(measured(modules, tokens, dtype))[0]
+        for name, module in modules.items():
+            take(module, self.routes[name], dtype)
 
     def refresh(self, step: int, store: EngineStore) -> bool:
         """Choose sets anew if that is due after `step` steps; returns whether it was."""
@@ -87,7 +120,9 @@ class Sparsity:
 
     def state(self) -> dict[str, Any]:
         """What state.json holds."""
-        return {"reservoir": self.base, "changed": self.changed} if self.topkast.matrices else {}
+        if not self.topkast.matrices:
+            return {}
+        return {"reservoir": self.base, "changed": self.changed, "routes": self.routes}
 
     def restore(self, folder: Path, step: int, stored: dict[str, Any]) -> None:
         """Take over what a checkpoint holds.

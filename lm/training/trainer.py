@@ -63,6 +63,8 @@ class Trainer:
             state = self._matching_state(folder)
             checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
             self.sparsity.restore(folder, state["step"], state.get("sparse", {}))
+        stored = {} if folder is None else state.get("sparse", {}).get("routes", {})
+        self.sparsity.choose_routes(config, world, stored)
         if training.activation_checkpointing:
             checkpoint_activations(self.model)
         self.module = Unroll(self.model)

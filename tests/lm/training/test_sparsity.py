@@ -13,8 +13,9 @@ from data.shards import Shards
 from lm.loading import load_run
 from lm.scoring import ScoringConfig, score
 from lm.sparse.config import PowerConfig, SparseConfig
+from lm.sparse.csr import CsrDensePattern
 from lm.sparse.linear import SparseLinear
-from lm.training import checkpoint, dist, engine, whole
+from lm.training import checkpoint, dist, engine, sparsity, whole
 from lm.training.config import RunConfig
 from lm.training.loop import Loop
 from lm.training.trainer import Trainer
@@ -249,6 +250,38 @@ def test_settings_that_do_not_go_together_are_refused(run_config: RunConfig) -> 
             optim=replace(run_config.optim, weight_decay=0.1),
             sparse=replace(SPARSE, stop_exploration=5),
         )
+
+
+def test_the_route_is_remembered(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that continues computes with the kernels it began with, whatever is faster now."""
+    names = [f"blocks.{i}.feedforward.{part}" for i in range(2) for part in ("inner", "outer")]
+    choice = {names[0]: "csr", names[1]: "csr_dense", names[2]: "dense", names[3]: "csr"}
+    monkeypatch.setattr(sparsity, "measured", lambda *_: choice)
+    config = sparse_run(run_config, replace(SPARSE, kinds=("feedforward",)), PowerConfig())
+    trainer = Trainer(config, shards, world)
+    for _ in range(3):
+        trainer.train_step(12)
+    folder = saved(trainer, tmp_path)
+    monkeypatch.setattr(sparsity, "measured", lambda *_: dict.fromkeys(names, "dense"))
+    again = Trainer(config, shards, world, folder)
+    assert again.sparsity.routes == choice
+    assert again.model.get_submodule(names[1]).make_pattern is CsrDensePattern
+    expected = [trainer.train_step(12) for _ in range(3)]
+    assert [again.train_step(12) for _ in range(3)] == expected
+    dense = replace(config, sparse=replace(config.sparse, route="dense"))
+    other = Trainer(dense, shards, world, folder)
+    assert [other.train_step(12)["nats"] for _ in range(3)] == pytest.approx(
+        [result["nats"] for result in expected], rel=1e-5
+    )
+    wrong = replace(config, sparse=replace(config.sparse, route="blocks"))
+    with pytest.raises(ValueError, match=r"sparse\.route blocks does not go with"):
+        Trainer(wrong, shards, world)
 
 
 def test_a_copy_of_the_weights_has_no_sets(
