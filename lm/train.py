@@ -84,7 +84,7 @@ def main(
 def _require_unfinished(run: Path) -> None:
     """A folder without checkpoint may hold what a run wrote before its first, and nothing else."""
     ours = {"config.yaml", "env.json", "metrics.jsonl", "vocabulary", "checkpoints"}
-    ours |= {"samples", "profile", "tensorboard", "wandb"}
+    ours |= {"samples", "profile", "tensorboard", "wandb", "launch.sh", "launch.sbatch"}
     for path in run.iterdir():
         if path.name not in ours:
             raise ValueError(f"{run} holds {path.name} and no run; give a new --run folder")
