@@ -1,72 +1,209 @@
-"""Floating-point operations of training, counted from the matrix products of each part.
+"""Floating-point operations and memory traffic, counted from the matrix products of each part.
 
-A product of [n, k] and [k, m] is 2 n k m operations. Masked scores are counted: they are computed.
+A product of [n, k] and [k, m] is 2 n k m operations and moves n k + k m + n m numbers; so does the
+product that makes the gradient of either operand. Tests compare these counts with the products that
+the model really does, in every variant. Masked scores count: they are computed. What is computed a
+second time to save memory does not, nor does what fused kernels add by widening queries.
 """
 
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from lm.model.config import ModelConfig
+from lm.model.adaptive import cluster_bounds
+from lm.model.config import DILATIONS, GATED, GateName, ModelConfig
+
+GATE_MATRICES: dict[GateName, tuple[int, ...]] = {
+    "none": (),
+    "relu": (),
+    "input": (1,),
+    "output": (1,),
+    "highway": (1,),
+    "sigmoid_tanh": (2,),
+    "gru": (3, 2, 1),
+}
+"""Rows of each matrix of a gate, in widths."""
+
+
+class Product(NamedTuple):
+    """A product of [n, k] and [k, m], done for each of `batch` and, with gradients, `times`."""
+
+    n: float
+    k: int
+    m: int
+    times: int
+    """1 forward, and 1 for each operand that gets a gradient in training."""
+    batch: int = 1
+
+    @property
+    def flops(self) -> float:
+        """Operations."""
+        return 2.0 * self.batch * self.n * self.k * self.m
+
+    @property
+    def numbers(self) -> float:
+        """Numbers read and written."""
+        return self.batch * (self.n * self.k + self.k * self.m + self.n * self.m)
 
 
 @dataclass(frozen=True)
-class Flops:
-    """Operations per trained token, by part."""
+class Work:
+    """Work per token, by part of the model.
 
-    projections: float
-    """Queries, keys, values and output of the segment."""
-    memory_projections: float
-    """Keys and values of memory, projected anew each segment; no gradient goes to memory."""
-    positions: float
-    """Projection of the encoded distances, shared by the lanes."""
-    content_scores: float
-    position_scores: float
-    values: float
-    """Weighted sums of values."""
-    feedforward: float
-    compression: float
-    reconstruction: float
-    head: float
+    projections: queries, keys, values and output of the segment; memory_projections: keys and
+    values of memory, projected anew each segment, to which no gradient goes; positions: projection
+    of the encoded distances, shared by the lanes; content_scores, position_scores; values: their
+    weighted sums; feedforward; gates; compression; reconstruction; embedding: projections of
+    adaptive input; head.
+    """
+
+    flops: dict[str, float] = field(default_factory=dict)
+    """Operations."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Numbers that products read and write; times their size, bytes of memory traffic."""
 
     @property
     def total(self) -> float:
-        """All parts together."""
-        return float(sum(getattr(self, field.name) for field in fields(self)))
+        """Operations of all parts together."""
+        return sum(self.flops.values())
 
 
-def training_flops(config: ModelConfig, vocabulary: int, lanes: int) -> Flops:
-    """Operations to train on one token with both memories full.
-
-    A forward product counts once, and once more for each operand that gets a gradient.
+def training_flops(
+    config: ModelConfig, vocabulary: int, lanes: int, shares: Sequence[float] | None = None
+) -> Work:
+    """Work to train on one token with both memories full, one segment a back-propagation.
 
     Args:
         config: the model.
-        vocabulary: size of the output layer.
+        vocabulary: number of tokens.
         lanes: lanes that share one projection of the encoded distances.
+        shares: share of the tokens in each cluster of an adaptive vocabulary; none: as Zipf's law
+            has it.
     """
-    width, segment = config.width, config.segment
-    far = config.compressed + segment - 1 if config.compressed else 0
-    distances = config.memory + segment + far
-    attended = (config.slots + segment) * width
-    layer = {
-        "projections": 3 * 4 * width**2,
-        "memory_projections": 2 * 2 * width**2 * config.slots / segment,
-        # Encoded distances are constants, so the product has one gradient.
-        "positions": 2 * width**2 * distances / (segment * lanes),
-        "content_scores": 3 * attended,
-        "position_scores": 3 * distances * width,
-        "values": 3 * attended,
-        "feedforward": 3 * 2 * width * config.feedforward,
-        "compression": 0.0,
-        "reconstruction": 0.0,
+    parts: dict[str, list[Product]] = {}
+    for layer in range(config.layers):
+        for name, products in _layer(config.at(layer), lanes).items():
+            parts.setdefault(name, []).extend(products)
+    parts |= _vocabulary(config, vocabulary, lanes * config.segment, shares)
+    tokens = lanes * config.segment
+    return Work(
+        {name: sum(p.times * p.flops for p in parts[name]) / tokens for name in parts},
+        {name: sum(p.times * p.numbers for p in parts[name]) / tokens for name in parts},
+    )
+
+
+def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) -> Work:
+    """Work to score one token with fixed weights and both memories full.
+
+    Args:
+        config: the model.
+        vocabulary: number of tokens.
+        lanes: lanes that share one projection of the encoded distances.
+        kept: keys and values of memory are kept, so that only new compressed slots are projected.
+    """
+    parts: dict[str, list[Product]] = {}
+    tokens = lanes * config.segment
+    for layer in range(config.layers):
+        at = config.at(layer)
+        for name, products in _layer(at, lanes).items():
+            if name != "reconstruction":
+                parts.setdefault(name, []).extend(products)
+        if kept:
+            new = Product(lanes * at.windows, at.width, 2 * at.width, 1)
+            parts["memory_projections"][-1:] = [new] if at.compressed else []
+    parts |= _vocabulary(config, vocabulary, tokens, None)
+    return Work(
+        {name: sum(p.flops for p in parts[name]) / tokens for name in parts},
+        {name: sum(p.numbers for p in parts[name]) / tokens for name in parts},
+    )
+
+
+def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:
+    """Products of one layer that reads a segment of every lane."""
+    width, segment, head = config.width, config.segment, config.head_width
+    rows, heads, keys = lanes * segment, lanes * config.heads, config.slots + segment
+    inner = config.feedforward * (2 if config.activation in GATED else 1)
+    parts = {
+        "projections": [Product(rows, width, 3 * width, 3), Product(rows, width, width, 3)],
+        "memory_projections": [Product(lanes * config.slots, width, 2 * width, 2)],
+        "positions": [],
+        "content_scores": [Product(segment, head, keys, 3, heads)],
+        "position_scores": [],
+        "values": [Product(segment, keys, head, 3, heads)],
+        "feedforward": [
+            Product(rows, width, inner, 3),
+            Product(rows, config.feedforward, width, 3),
+        ],
+        "gates": [Product(rows, width, out * width, 3) for out in 2 * GATE_MATRICES[config.gate]],
+        "compression": _compression(config, lanes) if config.compressed else [],
+        "reconstruction": _reconstruction(config, lanes) if config.compressed else [],
     }
-    if config.compressed:
-        layer["compression"] = 2 * width**2
-        if config.reconstruction == "attention":
-            new = segment // config.rate
-            # The target is read without gradient; of the new block's attention, keys get one
-            # gradient, values and weights one each; its projections have constant weights.
-            layer["reconstruction"] = (
-                2 * segment * width + (2 + 3) * new * width + 2 * 2 * width**2 / config.rate
-            )
-    parts = {name: 2.0 * config.layers * value for name, value in layer.items()}
-    return Flops(**parts, head=2.0 * 3 * width * vocabulary)
+    if config.positions == "relative":
+        near = config.memory + segment
+        far = [config.compressed + segment - 1] if config.compressed else []
+        for distances in [near, *far]:
+            # Encoded distances are constants, so their projection has one gradient.
+            parts["positions"].append(Product(distances, config.encoded, width, 2))
+            parts["position_scores"].append(Product(segment, head, distances, 3, heads))
+    return parts
+
+
+def _compression(config: ModelConfig, lanes: int) -> list[Product]:
+    """Products of the compression function; old memory is a constant to it."""
+    width, trained = config.width, config.reconstruction != "none"
+    products = []
+    if config.compression == "dilated":
+        slots, times = config.windows * config.rate + config.overlap, 2
+        for dilation in DILATIONS:
+            slots -= dilation
+            products.append(Product(lanes * slots, 2 * width, width, times if trained else 1))
+            times = 3
+    if config.compression in ("conv", "dilated"):
+        kernel, times = config.rate + config.extra_kernel, 3 if products else 2
+        rows = lanes * config.windows
+        products.append(Product(rows, kernel * width, width, times if trained else 1))
+    return products
+
+
+def _reconstruction(config: ModelConfig, lanes: int) -> list[Product]:
+    """Products of the loss that trains the compression function."""
+    width, head, heads = config.width, config.head_width, lanes * config.heads
+    new, segment = config.windows, config.segment
+    if config.reconstruction == "auto_encoding":
+        return [Product(lanes * new, width, config.rate * width, 3)]
+    if config.reconstruction == "none":
+        return []
+    return [
+        # The target is read without gradient; queries and projections are constants.
+        Product(segment, head, segment, 1, heads),
+        Product(segment, segment, head, 1, heads),
+        Product(lanes * new, width, 2 * width, 2),
+        Product(segment, head, new, 2, heads),
+        Product(segment, new, head, 3, heads),
+    ]
+
+
+def _vocabulary(
+    config: ModelConfig, vocabulary: int, rows: int, shares: Sequence[float] | None
+) -> dict[str, list[Product]]:
+    """Products of the two ends of the model."""
+    width = config.width
+    if config.cutoffs is None:
+        return {"embedding": [], "head": [Product(rows, width, vocabulary, 3)]}
+    bounds = cluster_bounds(config, vocabulary)
+    if shares is None:
+        shares = [
+            math.log((high + 1) / (low + 1)) / math.log(vocabulary + 1) for low, high in bounds
+        ]
+    (_, words), *rare = bounds
+    embedding, head = [], [Product(rows, width, words, 3)]
+    if rare:
+        head.append(Product(rows, width, len(rare), 3))
+    for index, ((low, high), share) in enumerate(zip(rare, shares[1:], strict=True), start=1):
+        narrow = config.cluster_width(index)
+        # All tokens are looked up in every cluster; the head computes a cluster where it occurs.
+        embedding.append(Product(rows, narrow, width, 3))
+        head.append(Product(rows * share, width, narrow, 3))
+        head.append(Product(rows * share, narrow, high - low, 3))
+    return {"embedding": embedding, "head": head}

@@ -66,7 +66,7 @@ def main(
     actions = {**steps, "matmul": matmul(place)}
     taken = take_turns(actions, place, rounds, clock=core_clock(place))
     tokens = lanes * model.segment
-    flops = training_flops(model, vocabulary, lanes).total
+    work = training_flops(model, vocabulary, lanes)
     rate = 2 * SQUARE**3 / taken["matmul"]
     speed = {name: tokens / taken[name] for name in steps}
     own = speed["this model"]
@@ -74,9 +74,10 @@ def main(
         "tokens_per_second": {name: round(value) for name, value in speed.items()},
         "ratio": {name: round(own / value, 2) for name, value in speed.items()},
         "step_milliseconds": round(taken["this model"] * 1e3, 2),
-        "mflop_per_token": round(flops / 1e6, 1),
+        "mflop_per_token": round(work.total / 1e6, 1),
+        "mflop_by_part": {name: round(flops / 1e6, 2) for name, flops in work.flops.items()},
         "matmul_gflops": round(rate / 1e9, 1),
-        "mfu": round(own * flops / rate, 3),
+        "mfu": round(own * work.total / rate, 3),
     }
     report(result | machine(place), json)
 

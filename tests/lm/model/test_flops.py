@@ -1,0 +1,111 @@
+"""Counted work is the work that is done: each part against the products that torch sees."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.flops import scoring_flops, training_flops
+from tests.lm.model.cases import SHAPES, TINY, VOCABULARY
+
+LANES = 3
+CASES = SHAPES | {
+    "adaptive": replace(TINY, cutoffs=(4, 8), cluster_divisor=2),
+    "adaptive, untied, post-norm": replace(TINY, cutoffs=(3,), tied=False, norm="post"),
+    "dilated, not trained": replace(TINY, compression="dilated", memory=9, reconstruction="none"),
+}
+
+
+class Numbers(TorchDispatchMode):
+    """Sums the sizes of operands and results of all matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function._overloadpacket in flop_registry:
+            accumulates = "addmm" in str(function) or "baddbmm" in str(function)
+            left, right = args[1:3] if accumulates else args[:2]
+            self.total += left.numel() + right.numel() + result.numel()
+        return result
+
+
+def full_model(config: ModelConfig, training: bool):
+    """A model, a segment and memory that is full in every lane."""
+    torch.manual_seed(0)
+    model = CompressiveTransformer(config, VOCABULARY).train(training)
+    memory = model.empty_memory(LANES)
+    tokens = torch.randint(VOCABULARY, (LANES, config.segment + 1))
+    with torch.no_grad():
+        for _ in range(3 + (config.memory + config.rate * config.compressed) // config.segment):
+            memory = model(tokens[:, :-1], memory).memory
+    assert bool((memory.memory_count == config.memory).all())
+    assert bool((memory.compressed_count == config.compressed).all())
+    return model, tokens, memory
+
+
+def shares(config: ModelConfig, targets) -> list[float] | None:
+    if config.cutoffs is None:
+        return None
+    edges = [0, *config.cutoffs, VOCABULARY]
+    inside = [((targets >= low) & (targets < high)) for low, high in zip(edges, edges[1:])]
+    return [each.double().mean().item() for each in inside]
+
+
+@pytest.fixture(autouse=True)
+def _plain_products(monkeypatch):
+    """The route whose products torch's counter sees."""
+    monkeypatch.setattr("lm.model.relative.RelativeAttention.route", lambda _: "shift")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_does_the_products_that_are_counted(name):
+    config = CASES[name]
+    model, tokens, memory = full_model(config, training=True)
+    counter, numbers = FlopCounterMode(display=False), Numbers()
+    with sdpa_kernel(SDPBackend.MATH), counter, numbers:
+        output = model(tokens[:, :-1], memory, tokens[:, 1:])
+        loss = output.predictions.sum()
+        for total, _ in output.auxiliary.values():
+            loss = loss + total
+        loss.backward()
+    counted = training_flops(config, VOCABULARY, LANES, shares(config, tokens[:, 1:]))
+    size = LANES * config.segment
+    assert counter.get_total_flops() == pytest.approx(counted.total * size, rel=1e-12)
+    assert numbers.total == pytest.approx(sum(counted.numbers.values()) * size, rel=1e-12)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("name", ["memory longer", "dilated", "Transformer-XL", "rotary", "swiglu"])
+def test_scoring_does_the_products_that_are_counted(name, kept):
+    config = CASES[name]
+    model, tokens, memory = full_model(config, training=False)
+    memory = model.keep_keys(memory) if kept else memory
+    counter, numbers = FlopCounterMode(display=False), Numbers()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter, numbers:
+        model(tokens[:, :-1], memory, tokens[:, 1:])
+    counted = scoring_flops(config, VOCABULARY, LANES, kept)
+    size = LANES * config.segment
+    assert counter.get_total_flops() == pytest.approx(counted.total * size, rel=1e-12)
+    assert numbers.total == pytest.approx(sum(counted.numbers.values()) * size, rel=1e-12)
+
+
+def test_kept_keys_save_the_projection_of_memory():
+    """Counted for the 24-layer Enwik8 model at its own lengths, and at short segments."""
+    own = ModelConfig(layers=24, width=1024, heads=8, feedforward=3072)
+    saved = {}
+    for lengths in ((768, 768, 1152), (128, 1024, 1024)):
+        segment, memory, compressed = lengths
+        config = replace(own, segment=segment, memory=memory, compressed=compressed, rate=3)
+        fresh, kept = (scoring_flops(config, 256, 8, kept).total for kept in (False, True))
+        saved[lengths] = 1 - kept / fresh
+    assert saved == {
+        (768, 768, 1152): pytest.approx(0.172, abs=5e-4),
+        (128, 1024, 1024): pytest.approx(0.605, abs=5e-4),
+    }
