@@ -1,6 +1,7 @@
 """Counted work is the work that is done: each part against the products that torch sees."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def shares(config: ModelConfig, targets) -> list[float] | None:
     if config.cutoffs is None:
         return None
     edges = [0, *config.cutoffs, VOCABULARY]
-    inside = [((targets >= low) & (targets < high)) for low, high in zip(edges, edges[1:])]
+    inside = [((targets >= low) & (targets < high)) for low, high in pairwise(edges)]
     return [each.double().mean().item() for each in inside]
 
 
