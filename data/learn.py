@@ -56,25 +56,28 @@ def count_words(source: Source, workers: int) -> Counter[bytes]:
 def count_part(_: None, index: int, part: Part) -> Counter[bytes]:  # noqa: ARG001
     """How often each word occurs in a part's training documents."""
     counts: Counter[bytes] = Counter()
-    position = 0
     for block in train_blocks(part):
-        position = 0 if block.begins else position
-        with naming_text(block.document.name, position):
-            counts.update(split_words(block.data))
-        position += len(block.data)
+        counts.update(split_words(block.data))
     return counts
 
 
 def train_blocks(part: Part) -> Iterator[Block]:
-    """A part's training documents in blocks of whole lines."""
-    return (block for block in whole_lines(part.read()) if block.document.split == "train")
+    """A part's training documents in blocks of whole lines; ValueError if they are not UTF-8."""
+    position = 0
+    for block in whole_lines(part.read()):
+        position = 0 if block.begins else position
+        if block.document.split == "train":
+            with naming_text(block.document.name, position):
+                block.data.decode()
+            yield block
+        position += len(block.data)
 
 
 def sample_lines(source: Source, size: int) -> Iterator[str]:
     """About `size` bytes of training text, evenly spread over the corpus, a line at a time.
 
     The corpus is read once, and how long it is need not be known. The sample depends on corpus and
-    size alone. Bytes that are not UTF-8 are left to the encoder to complain of.
+    size alone. ValueError for text that is not UTF-8, before anything is learnt.
     """
     print(
         "learn a vocabulary from a sample of the text (about a minute for each 50 MB)",
@@ -94,7 +97,7 @@ def sample_lines(source: Source, size: int) -> Iterator[str]:
                     sample = thinned(sample, 0.5)
                     held = sum(map(len, sample))
     for text in thinned(sample, min(1.0, size / max(held, 1))):
-        lines = text.decode("utf-8", "replace").split("\n")
+        lines = text.decode().split("\n")
         yield from filter(None, (line.removesuffix("\r") for line in lines))
 
 

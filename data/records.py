@@ -1,6 +1,7 @@
 """Parts whose documents are records: lines of JSON, rows of parquet, rows of a hub data set.
 
-A record is read whole, so its text must fit in memory; plain text files have no such limit.
+A record is read whole, so its text must fit in memory, and reading parquet takes about three times
+its largest row group; plain text files have no such limits.
 """
 
 import json
@@ -83,7 +84,7 @@ class JsonLinesPart(Part):
         return self.end - self.start
 
     def read(self) -> Iterator[Block]:
-        """Yield each line's document; ValueError for a line that is not a JSON object."""
+        """Yield each line's document; ValueError for one that is not blank nor a JSON object."""
         position = self.start
         with self.path.open("rb") as file:
             file.seek(position)
@@ -96,15 +97,19 @@ class JsonLinesPart(Part):
                         ".txt files, which are read piece by piece"
                     )
                 position += len(line)
-                yield from self.rows.blocks(json_object(line, name), name)
+                if not line.isspace():
+                    yield from self.rows.blocks(json_object(line, name), name)
 
 
 def json_object(line: bytes, name: str) -> dict[str, Any]:
     """A line's JSON object, or ValueError."""
     try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError) as error:
+        value = json.loads(line)
+    except ValueError as error:
         raise ValueError(f"{name} is not a JSON object: {error}") from error
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"{name} is not a JSON object but a {type(value).__name__}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from data.files import hash_file, hash_json, read_json, write_json
 from data.options import DataConfig
 from data.pool import Pool
 from data.progress import Progress
-from data.sources import hub_of
+from data.sources import WANTED, hub_of
 
 SOURCE_FILES = "source.json"
 # What the readers may read in a folder; other files beside them do not matter.
@@ -46,7 +46,7 @@ def find(config: DataConfig) -> tuple[Path, list[Path]]:
         return library_files()
     if config.corpus == "text":
         return find_files(config.source)
-    path = existing(config.source, config.corpus, "a file or folder")
+    path = existing(config.source, config.corpus, WANTED[config.corpus])
     if not path.is_dir():
         return path.parent, [path]
     suffixes = SUFFIXES.get(config.corpus, ())
@@ -56,7 +56,9 @@ def find(config: DataConfig) -> tuple[Path, list[Path]]:
 def hash_files(root: Path, files: list[SourceFile], workers: int) -> dict[str, str]:
     """SHA-256 of each file by name."""
     total = sum(file.bytes for file in files)
-    hashes = {}
+    hashes: dict[str, str] = {}
+    if not files:
+        return hashes
     # Starting processes takes longer than hashing a little.
     workers = workers if total > 1 << 28 else 1
     with Progress("hash the source", total, "B", scale=True) as progress:

@@ -2,20 +2,18 @@
 
 from pathlib import Path
 
-from data.corpora.audio import open_audio
-from data.corpora.enwik8 import ON_HUB as ENWIK8_ON_HUB
-from data.corpora.enwik8 import open_enwik8
-from data.corpora.pg19 import ON_HUB as PG19_ON_HUB
-from data.corpora.pg19 import open_pg19
-from data.corpora.pystdlib import open_pystdlib
-from data.corpora.text import open_hub_text, open_text
-from data.corpora.wikitext import ON_HUB as WIKITEXT_ON_HUB
-from data.corpora.wikitext import open_wikitext
+from data.corpora import audio, enwik8, pg19, pystdlib, text, wikitext
 from data.documents import Source
 from data.hub import HubName, parse_hub
 from data.options import DataConfig
 
-ON_HUB = {"enwik8": ENWIK8_ON_HUB, "wikitext": WIKITEXT_ON_HUB, "pg19": PG19_ON_HUB}
+ON_HUB = {"enwik8": enwik8.ON_HUB, "wikitext": wikitext.ON_HUB, "pg19": pg19.ON_HUB}
+WANTED = {
+    "enwik8": enwik8.WANTED,
+    "wikitext": wikitext.WANTED,
+    "pg19": pg19.WANTED,
+    "audio": audio.WANTED,
+}
 
 
 def hub_of(config: DataConfig) -> HubName | None:
@@ -31,18 +29,18 @@ def open_source(config: DataConfig, work: Path) -> Source:
     hub = hub_of(config)
     match config.corpus:
         case "pystdlib":
-            return open_pystdlib()
+            return pystdlib.open_pystdlib()
         case "enwik8":
-            return open_enwik8(config.source, hub, config.prefix, work)
+            return enwik8.open_enwik8(config.source, hub, config.prefix, work)
         case "wikitext":
-            return open_wikitext(config.source, hub, work)
+            return wikitext.open_wikitext(config.source, hub, work)
         case "pg19":
-            return open_pg19(config.source, hub, config.checksums)
+            return pg19.open_pg19(config.source, hub, config.checksums)
         case "audio":
-            return open_audio(config.source)
+            return audio.open_audio(config.source)
         case _:
             column = config.column or "text"
             unit = "word_perplexity" if config.kind == "words" else "bits_per_byte"
             if hub:
-                return open_hub_text(hub, column, unit)
-            return open_text(config.source, column, unit, work)
+                return text.open_hub_text(hub, column, unit)
+            return text.open_text(config.source, column, unit, work)

@@ -319,6 +319,16 @@ MISTAKES: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"corpus": "text", "vocabulary": "words"},
         r"a\.txt is not valid UTF-8 \(byte 3\)",
     ),
+    "not UTF-8, before a vocabulary is learnt": (
+        {"train/a.txt": b"ab\n" * 400_000 + b"\xff"},
+        {"corpus": "text", "vocabulary": "sentencepiece"},
+        r"a\.txt is not valid UTF-8 \(byte 1,200,000\)",
+    ),
+    "no source of a benchmark": (
+        {},
+        {"corpus": "pg19", "source": None},
+        r"needs a source: give --source, a folder with train/ID\.txt",
+    ),
     "stray": ({"train/a.txt": b"x", "b.txt": b"x"}, {"corpus": "text"}, "in none of the splits"),
     "too little text": (
         {"train/a.txt": b"ab"},

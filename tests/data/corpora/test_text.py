@@ -44,7 +44,7 @@ def test_every_format_is_read(tmp_path: Path, write: Write) -> None:
         {
             "train/a.txt": b"plain\n",
             "train/b.txt.gz": gzip.compress(b"packed\n" * 9),
-            "train/c.jsonl": "\n".join(map(json.dumps, rows)).encode(),
+            "train/c.jsonl": "\n".join([*map(json.dumps, rows), "", ""]).encode(),
             "test/notes.md": b"not text",
         }
     )
@@ -190,6 +190,7 @@ def test_mistakes_in_records_are_named(
     mistakes = {
         b'{"txt": "a"}\n': r"train\.jsonl@0 has no text in column 'text'; its columns are txt",
         b'{"text": "a"}\nword\n': r"train\.jsonl@14 is not a JSON object",
+        b"[1]\n": r"train\.jsonl@0 is not a JSON object but a list",
         b'{"text": 3}\n': "has no text in column 'text'",
         b'{"text": "\\ud800"}\n': "not valid Unicode",
         b'{"text": "%s"}\n' % (b"a" * 2000): r"over 1,000 bytes: write long documents as \.txt",
