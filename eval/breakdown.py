@@ -19,6 +19,7 @@ from eval.ablation import CHANGES, AblatedScorer
 from eval.keeping import read_to_end
 from eval.protocol import Record, record
 from eval.score import ScoreConfig, text_for
+from eval.units import convert
 from eval.words import by_frequency, counts_line_ends, training_counts
 from lm.attention_mass import AttentionMass
 from lm.loading import LoadedRun, load_run
@@ -97,7 +98,7 @@ class WatchingScorer(Scorer):
     def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
         """What the model makes of a segment; counts it where every token is scored."""
         output: SegmentOutput = self.model(inputs_BT, memory, targets_BT, losses=True)
-        whole_B = torch.from_numpy(self.batches.batch(self.step).scored_BT[self.rows].all(1))
+        whole_B = torch.from_numpy(self.batch.scored_BT[self.rows].all(1))
         self.mass.add(self.mass.full_lanes(memory) & whole_B.to(inputs_BT.device))
         if whole_B.all() and (loss := output.by_layer.get("reconstruction")) is not None:
             before = self.loss or LossSum(torch.zeros(()), torch.zeros(()))
@@ -121,7 +122,7 @@ def frequency(
         return []
     counts = training_counts(shards.split("train"), counts_line_ends(shards))
     return [
-        asdict(bucket) | {"perplexity": math.exp(bucket.nats / bucket.words)}
+        asdict(bucket) | {"perplexity": convert(bucket.nats, "word_perplexity", bucket.words)}
         for bucket in by_frequency(split, token_nats, counts, edges)
         if bucket.words
     ]
@@ -198,7 +199,7 @@ def document_rows(split: Split, document_nats: np.ndarray) -> Iterator[list[Any]
     for details, facts, nats in zip(split.details, split.documents, document_nats, strict=True):
         tokens, size, words = (int(facts[name]) for name in ("tokens", "bytes", "words"))
         bits = nats / math.log(2) / size if size else ""
-        perplexity = math.exp(nats / words) if words and nats / words < 700 else ""
+        perplexity = convert(nats, "word_perplexity", words) if words else ""
         row = [details["name"], details.get("title", ""), tokens, size, words]
         yield [*row, round(nats, 4), bits, perplexity]
 

@@ -16,6 +16,8 @@ from lm.scoring import Score
 BLOCK_TOKENS = 1 << 22
 RESAMPLES = 1000
 LEVEL = 0.95
+MOST_NATS = 700.0
+"""Whose exponential is still a floating-point number."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,27 @@ def token_characters(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def convert(nats: float, unit: str, denominator: float) -> float:
-    """A sum of nats in a unit."""
+    """A sum of nats in a unit; a perplexity beyond all floating-point numbers is infinite."""
     mean = nats / denominator
-    return math.exp(mean) if unit.endswith("perplexity") else mean / math.log(2)
+    if not unit.endswith("perplexity"):
+        return mean / math.log(2)
+    return math.exp(mean) if mean < MOST_NATS else math.inf
 
 
 def all_units(score: Score, sizes: Sizes, kind: str) -> dict[str, float]:
     """A score in every unit that makes sense for a kind of vocabulary.
 
-    Audio has samples, one a token; text has bytes, characters, tokens and words.
+    Audio has samples, one a token; text has bytes, characters, tokens and words. What the score
+    does not fit into is left out.
     """
     names = ["bits_per_byte", "bits_per_character", "token_perplexity", "word_perplexity"]
     names = ["bits_per_sample"] if kind == "mulaw" else names
-    return {
+    found = {
         name: convert(score.nats, name, sizes.denominator(name))
         for name in names
         if sizes.denominator(name)
     }
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def interval(score: Score, split: Split, unit: str, denominator: int, seed: int = 0) -> list[float]:

@@ -138,14 +138,14 @@ class Scorer:
         self.settle()
 
     def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
-        """What the model makes of a segment; predictions are the targets' nats [B, T]."""
+        """What the model makes of `self.batch`; predictions are the targets' nats [B, T]."""
         output: SegmentOutput = self.model(inputs_BT, memory, targets_BT)
         return output
 
     @torch.no_grad()
     def advance(self) -> Read:
         """Read the next segment of every lane and count what is scored of it."""
-        batch = self.batches.batch(self.step)
+        self.batch = batch = self.batches.batch(self.step)
         inputs, targets, _, reset = tensors(batch, self.rows, self.model.embedding.weight.device)
         memory = self.memory.reset(reset)
         with evaluating(self.model):

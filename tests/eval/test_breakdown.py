@@ -79,7 +79,7 @@ def test_positions_count_from_each_documents_beginning() -> None:
     )
 
 
-SPLIT = split_of(ByteVocabulary(), [TEXT[:500], TEXT[200:700]])
+SPLIT = split_of(ByteVocabulary(), [TEXT[:200], TEXT[100:300]])
 
 
 def bits(model: CompressiveTransformer, name: str, lanes: int = 2, **kwargs: int) -> float:

@@ -40,6 +40,13 @@ def test_units_divide_by_what_they_say() -> None:
     assert all_units(result, size, "mulaw") == {"bits_per_sample": pytest.approx(2.5 / math.log(2))}
 
 
+def test_a_perplexity_beyond_all_numbers_is_left_out() -> None:
+    result = Score(5000.0, 1000, 1000, np.array([5000.0]))
+    units = all_units(result, Sizes(tokens=1000, bytes=1000, characters=1000, words=2), "bytes")
+    assert "word_perplexity" not in units and units["token_perplexity"] == math.exp(5)
+    assert convert(5000.0, "word_perplexity", 2) == math.inf
+
+
 def test_published_words_count_where_there_are_any() -> None:
     """The paper's denominators: 3,007,061 and 6,966,499 words of PG-19 (section 4.2)."""
     split = split_of(ByteVocabulary(), [TEXT], unit="word_perplexity")

@@ -1,0 +1,161 @@
+"""Program: how far back a model remembers: accuracy of answers by the distance to what they need.
+
+Reads a text of eval.recall. A byte counts as known where the model gives it the highest
+probability; guessing a letter is right once in 26 times.
+"""
+
+import json as json_lib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from data import command
+from data.files import write_json
+from data.shards import Split
+from eval.keeping import read_to_end
+from eval.protocol import record
+from eval.score import ScoreConfig, text_for
+from lm.loading import load_run
+from lm.model import MemoryState, ModelConfig, SegmentOutput
+from lm.model.embedding import cross_entropy
+from lm.scoring import Scorer
+
+
+def main(
+    run: Path,
+    scoring: ScoreConfig,
+    answers: Path,
+    split: str = "test",
+    shards: Path | None = None,
+    checkpoint: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Show the accuracy of a model's answers against their distance.
+
+    Args:
+        run: folder of a run that was trained on a text of eval.recall.
+        scoring: how the text is read; each document begins with empty memory.
+        answers: the text's file of this split, such as recall/test.jsonl.
+        split: which split.
+        shards: the shards, if they are not where they were in training.
+        checkpoint: name of the checkpoint, by default the newest.
+        json: file for the results, by default distance-SPLIT.json in the run's folder.
+    """
+    if not scoring.reset_documents:
+        raise ValueError("give --reset-documents: what is asked about stands in the same document")
+    loaded = load_run(run, checkpoint, scoring)
+    opened = text_for(loaded, shards)
+    part = opened.split(split)
+    rows = read_answers(answers, part)
+    scorer = RecallScorer(loaded.model, part, scoring)
+    read_to_end(scorer)
+    result = record(loaded, opened, split, scoring, scorer.result())
+    result["distance"] = {
+        "reach": reach(loaded.model.config),
+        "buckets": buckets(scorer.known_N, rows),
+    }
+    write_json(json or run / f"distance-{split}.json", result)
+    print(table(result["distance"]))
+
+
+class RecallScorer(Scorer):
+    """A scorer that notes which tokens the model holds most probable."""
+
+    known_N: np.ndarray
+
+    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
+        """What the model makes of a segment; notes where it was right."""
+        output: SegmentOutput = self.model(inputs_BT, memory)
+        right_BT = (output.predictions.argmax(dim=-1) == targets_BT).cpu().numpy()
+        scored_BT = self.batch.scored_BT[self.rows]
+        place_BT = self.batch.offset_B[self.rows, None] + np.arange(right_BT.shape[1])
+        if self.step == 0:
+            self.known_N = np.zeros(len(self.split.tokens), dtype=bool)
+        self.known_N[place_BT[scored_BT]] = right_BT[scored_BT]
+        nats = cross_entropy(output.predictions.flatten(0, 1), targets_BT.flatten())
+        return SegmentOutput(nats.view(targets_BT.shape), output.memory)
+
+
+def read_answers(path: Path, split: Split) -> np.ndarray:
+    """First token in the split, tokens, and distance of every answer, [answers, 3].
+
+    Raises:
+        ValueError: the file is not that of the split, or the split's tokens are not bytes.
+    """
+    if split.vocabulary.kind != "bytes":
+        raise ValueError(f"answers are counted in bytes; prepare {path.parent} with them")
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; make it with python -m eval.recall")
+    try:
+        records = [json_lib.loads(line) for line in path.read_text().splitlines()]
+        texts = [record["text"].encode() for record in records]
+        answers = [record["answers"] for record in records]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        texts = []
+    begins, sizes = split.documents["offset"], split.documents["tokens"]
+    if texts != [
+        bytes(split.tokens[begin : begin + size]) for begin, size in zip(begins, sizes, strict=True)
+    ]:
+        raise ValueError(
+            f"{path} is not the text of the split {split.name!r}; give the file that was prepared"
+        )
+    rows = [
+        (begin + first, count, distance)
+        for begin, asked in zip(begins, answers, strict=True)
+        for first, count, distance in asked
+    ]
+    return np.array(rows, dtype=np.int64)
+
+
+def buckets(known_N: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Share of known bytes, and of answers known whole, by distance in powers of two."""
+    power = np.log2(rows[:, 2]).astype(int)
+    found = []
+    for each in np.unique(power):
+        inside = rows[power == each]
+        right = [known_N[first : first + count] for first, count, _ in inside]
+        known = np.concatenate(right)
+        found.append(
+            {
+                "from": int(2**each),
+                "to": int(2 ** (each + 1)),
+                "answers": len(inside),
+                "bytes": len(known),
+                "accuracy": float(known.mean()),
+                "whole": float(np.mean([answer.all() for answer in right])),
+            }
+        )
+    return found
+
+
+def reach(config: ModelConfig) -> dict[str, int]:
+    """How far back a layer sees, in tokens: at most the segment, with memory, with both; and the
+    whole model.
+    """
+    memory = config.segment + config.memory
+    compressed = config.compressed * config.segment // config.windows if config.compressed else 0
+    return {
+        "segment": config.segment,
+        "memory": memory,
+        "compressed": memory + compressed,
+        "model": config.range,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The accuracies in lines, with what each distance needs."""
+    lines = [f"{'distance':>16}{'answers':>9}{'bytes right':>13}{'all right':>11}"]
+    seen = [(name, found["reach"][name]) for name in ("segment", "memory", "compressed", "model")]
+    for row in found["buckets"]:
+        needed = next((name for name, far in seen if row["from"] < far), "out of range")
+        lines.append(
+            f"{row['from']:>7} to {row['to'] - 1:<5}{row['answers']:>9}{row['accuracy']:>13.1%}"
+            f"{row['whole']:>11.1%}  {needed}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.run(main, section="scoring")

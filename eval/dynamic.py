@@ -1,0 +1,175 @@
+"""Program: dynamic evaluation: a model that goes on learning from the text it has been scored on.
+
+Krause et al., arXiv 1709.07432; the Compressive Transformer's section 4.3 reports one pass of it.
+Such a number stands beside that of fixed weights and never in its place. On the training split the
+program shows the paper's finding (section 5.5.1) that weights which keep moving remember the text
+they have just moved through: with the learning rate at zero the training loss jumps up.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from data import command
+from data.files import write_json
+from data.progress import Progress
+from data.shards import Split
+from eval.protocol import record, spoken
+from eval.score import ScoreConfig, text_for
+from eval.units import convert
+from lm.loading import load_run
+from lm.model import CompressiveTransformer, MemoryState, SegmentOutput
+from lm.scoring import Scorer
+
+WINDOWS = 50
+"""Points of the curve of a pass."""
+
+
+@dataclass(frozen=True)
+class DynamicConfig(ScoreConfig):
+    """How the text is read, and how weights move on the way."""
+
+    lanes: int = 1
+    """Parts of the split that are read side by side; weights learn from all of them at once."""
+    lrs: tuple[float, ...] = (1e-5, 1e-4)
+    """Learning rates, each in a pass of its own that begins with the trained weights."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """What turns gradients into steps."""
+    every: int = 1
+    """Segments of each lane whose gradients are gathered for one step."""
+    decay: float = 0.0
+    """Share of the way back to the trained weights that each step goes."""
+    clip: float = 0.1
+    """Largest global norm of a step's gradient."""
+    limit: int | None = None
+    """Read only this many segments of each lane; the plain score is then of these as well."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lrs or any(lr < 0 for lr in self.lrs):
+            raise ValueError(f"lrs must be some rates of at least 0, not {list(self.lrs)}")
+        if self.every < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError("every and limit must be at least 1")
+        if not 0 <= self.decay <= 1 or self.clip <= 0:
+            raise ValueError("decay must be between 0 and 1, and clip positive")
+
+
+def main(
+    run: Path,
+    scoring: DynamicConfig,
+    split: str = "test",
+    shards: Path | None = None,
+    checkpoint: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Score a split with fixed weights, and with weights that learn from what was scored.
+
+    Args:
+        run: folder of the run.
+        scoring: how the text is read, and how weights move.
+        split: which split.
+        shards: the shards, if they are not where they were in training.
+        checkpoint: name of the checkpoint, by default the newest.
+        json: file for the results, by default dynamic-SPLIT.json in the run's folder.
+    """
+    loaded = load_run(run, checkpoint, scoring)
+    opened = text_for(loaded, shards)
+    part = opened.split(split)
+    plain, fixed = one_pass(Scorer(loaded.model, part, scoring), scoring.limit, "fixed weights")
+    result = record(loaded, opened, split, scoring, plain.result())
+    unit, denominator = result["protocol"]["unit"], result["protocol"]["denominator"]
+    if scoring.limit is not None:
+        # Not the whole split: bytes of what was read are all that can be divided by.
+        unit, denominator = "bits_per_byte", plain.bytes
+        result |= {"value": plain.result().bits_per_byte, "units": {}}
+        result["interval"]["bounds"] = []
+        result["protocol"] |= {"unit": unit, "denominator": denominator, "limit": scoring.limit}
+    passes = [fixed | {"lr": None, "value": convert(fixed["nats"], unit, denominator)}]
+    for lr in scoring.lrs:
+        moving = DynamicScorer(loaded.model, part, replace(scoring, lrs=(lr,)))
+        _, found = one_pass(moving, scoring.limit, f"learning rate {lr:g}")
+        passes.append(found | {"lr": lr, "value": convert(found["nats"], unit, denominator)})
+    how = {name: getattr(scoring, name) for name in ("optimizer", "every", "decay", "clip")}
+    result["dynamic"] = how | {"unit": unit, "passes": passes}
+    write_json(json or run / f"dynamic-{split}.json", result)
+    print(table(result))
+
+
+class DynamicScorer(Scorer):
+    """A scorer that scores a segment first and learns from it afterwards.
+
+    It moves a copy of the weights, by the gradient of the scored tokens' mean cost. What is read
+    to warm lanes up is not learnt from: another lane may not have been scored on it yet.
+    """
+
+    def __init__(self, model: CompressiveTransformer, split: Split, config: DynamicConfig) -> None:
+        super().__init__(copy.deepcopy(model), split, config, keep_keys=False)
+        self.config = config
+        self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = [parameter.detach().clone() for parameter in self.parameters]
+        (lr,) = config.lrs
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.SGD
+        self.optimizer: torch.optim.Optimizer = kind(self.parameters, lr=lr)
+
+    @torch.enable_grad()
+    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
+        """What the model makes of a segment before it learns from it."""
+        output: SegmentOutput = self.model(inputs_BT, memory, targets_BT)
+        scored_BT = torch.from_numpy(self.batch.scored_BT[self.rows]).to(inputs_BT.device)
+        if scored_BT.any():
+            ((output.predictions * scored_BT).sum() / scored_BT.sum()).backward()
+        if (self.step + 1) % self.config.every == 0:
+            self._learn()
+        return replace(
+            output, predictions=output.predictions.detach(), memory=output.memory.detach()
+        )
+
+    @torch.no_grad()
+    def _learn(self) -> None:
+        """One step with the gradients that were gathered."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.config.decay:
+            torch._foreach_lerp_(self.parameters, self.trained, self.config.decay)
+
+
+def one_pass(scorer: Scorer, limit: int | None, name: str) -> tuple[Scorer, dict[str, Any]]:
+    """Read to the end or to the limit; the scorer, its nats, and a curve of bits per byte."""
+    count = len(scorer) if limit is None else min(limit, len(scorer))
+    ends = {count * number // WINDOWS for number in range(1, WINDOWS + 1)}
+    marks = [(0.0, 0, 0)]
+    with Progress(name, count, "segment") as bar:
+        for step in range(1, count + 1):
+            scorer.advance()
+            bar.update()
+            if step in ends:
+                scorer.settle()
+                marks.append((float(scorer.document_nats.sum()), scorer.bytes, scorer.tokens))
+    curve = [
+        {"tokens": after[2], "bits_per_byte": (after[0] - before[0]) / math.log(2) / size}
+        for before, after in pairwise(marks)
+        if (size := after[1] - before[1])
+    ]
+    return scorer, {"nats": marks[-1][0], "curve": curve}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The passes in lines."""
+    dynamic = result["dynamic"]
+    how = f"{dynamic['optimizer']}, a step every {dynamic['every']} segments"
+    lines = [f"{spoken(dynamic['unit'])}; {how}, decay {dynamic['decay']:g}"]
+    for found in dynamic["passes"]:
+        name = "fixed weights" if found["lr"] is None else f"learning rate {found['lr']:g}"
+        lines.append(f"  {name:<24}{found['value']:10.4f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.run(main, section="scoring")
