@@ -12,7 +12,7 @@ class CompressiveTransformerConfig(PreTrainedConfig):
     """The fields of ModelConfig by their names, and the size of the vocabulary."""
 
     model_type = "compressive_transformer"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "width",
         "num_hidden_layers": "layers",

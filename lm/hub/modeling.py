@@ -19,6 +19,8 @@ from lm.hub.configuration import CompressiveTransformerConfig
 from lm.model import CompressiveTransformer, MemoryState
 from lm.model.incremental import Reader
 
+CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
+"""What the installed transformers calls memory between calls; 5.24 renamed it."""
 IGNORED = -100
 """Label of a column that is not to be predicted, as everywhere in transformers."""
 
@@ -123,11 +125,11 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         if given is not None:
             given._is_user_defined = True
         elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = CompressiveCache()
+            model_kwargs[CACHE] = CompressiveCache()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As everywhere in transformers, but always in evaluation mode."""
@@ -143,17 +145,19 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         past_key_values: CompressiveCache | None = None,
+        cache: CompressiveCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Read tokens after what `past_key_values` has read.
+        """Read tokens after what a cache has read.
 
         Args:
             input_ids: [B, L].
             attention_mask: [B, columns seen + L], 0 for padding; none: every pad token is padding.
             past_key_values: what was read before; it is moved on in place.
+            cache: the same, by the name it has since transformers 5.24.
             labels: [B, L], the input_ids again where they are to be predicted, else -100.
             use_cache: return memory; none: in evaluation without gradients.
             logits_to_keep: of so many last columns logits are returned; 0: of all.
@@ -163,17 +167,17 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: a token outside the vocabulary, or a cache in training.
         """
         real = self._real(input_ids, attention_mask)
+        cache = past_key_values if cache is None else cache
         if use_cache is None:
-            use_cache = past_key_values is not None or not torch.is_grad_enabled()
+            use_cache = cache is not None or not torch.is_grad_enabled()
             use_cache = use_cache and not self.training
         auxiliary = input_ids.new_zeros((), dtype=self.dtype)
         if use_cache:
-            cache = CompressiveCache() if past_key_values is None else past_key_values
+            cache = CompressiveCache() if cache is None else cache
             hidden = self._read(input_ids, real, cache)
-        elif past_key_values is not None:
+        elif cache is not None:
             raise ValueError("a cache is read in evaluation only; call model.eval()")
         else:
-            cache = None
             hidden, auxiliary = self._segments(input_ids, real)
         logits = self.model.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
@@ -181,7 +185,7 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             if logits_to_keep:
                 raise ValueError("labels need the logits of every column; leave out logits_to_keep")
             loss = likelihood(logits, labels, kwargs.get("num_items_in_batch")) + auxiliary
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})  # type: ignore[arg-type]
 
     def _real(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """[B, L] bool: which columns hold tokens."""

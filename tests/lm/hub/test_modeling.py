@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lm.hub.modeling import (
+    CACHE,
     CompressiveCache,
     CompressiveTransformerForCausalLM,
     compacted,
@@ -108,8 +109,8 @@ def test_a_text_may_come_in_parts_through_a_returned_cache(
     cache, logits = None, []
     with torch.no_grad():
         for part in text.split(5, dim=1):
-            output = model(part, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = model(part, use_cache=True, **{CACHE: cache})
+            cache = output[CACHE]
             logits.append(output.logits)
     expected, memory = run(model.model, text)
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=1e-9, atol=1e-11)
@@ -123,8 +124,8 @@ def test_generate_goes_on_from_a_cache(model: CompressiveTransformerForCausalLM)
     text = stream(4, 1, TINY)
     whole = model.generate(text, max_new_tokens=NEW, do_sample=False)
     cache = CompressiveCache()
-    first = model.generate(text, max_new_tokens=9, do_sample=False, past_key_values=cache)
-    rest = model.generate(first, max_new_tokens=NEW - 9, do_sample=False, past_key_values=cache)
+    first = model.generate(text, max_new_tokens=9, do_sample=False, **{CACHE: cache})
+    rest = model.generate(first, max_new_tokens=NEW - 9, do_sample=False, **{CACHE: cache})
     assert torch.equal(rest, whole)
 
 
@@ -267,13 +268,13 @@ def test_what_cannot_be_read_is_refused(model: CompressiveTransformerForCausalLM
     with pytest.raises(ValueError, match="from 0 to 10, not 12"):
         model(torch.tensor([[3, 12]]))
     with torch.no_grad():
-        cache = model(text).past_key_values
+        cache = model(text)[CACHE]
     with pytest.raises(ValueError, match="newest tokens"):
         cache.crop(1)
     with pytest.raises(ValueError, match="every column"):
         model(text, labels=text, logits_to_keep=1)
     with pytest.raises(ValueError, match="evaluation only"):
-        model.train()(text, past_key_values=cache, use_cache=True)
+        model.train()(text, use_cache=True, **{CACHE: cache})
     assert model.generate(text, max_new_tokens=2).shape == (1, 10) and model.training
 
 
