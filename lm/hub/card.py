@@ -1,5 +1,6 @@
 """The model card of an exported folder: what the model is, and its scores with their protocol."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,15 @@ def _scores(scores: list[dict[str, Any]]) -> str:
         protocol = dict(score["protocol"])
         where = f"{protocol.pop('corpus')}, {protocol.pop('split')}"
         unit = str(protocol.pop("unit")).replace("_", " ")
-        said = "; ".join(f"{name} {value}" for name, value in protocol.items())
+        said = "; ".join(f"{name} {_short(value)}" for name, value in protocol.items())
         lines.append(f"| {where} | {score['value']:.4f} | {unit} | {said} |")
     return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> str:
+    """A setting as it is read; of a hash the beginning."""
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def scores_of(run: Path, sha256: str) -> list[dict[str, Any]]:

@@ -189,6 +189,12 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _real(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """[B, L] bool: which columns hold tokens."""
+        places = {*getattr(self, "hf_device_map", {}).values()}
+        if len(places) > 1 or "disk" in places:
+            raise ValueError(
+                "memory wants the whole model on one device; load it with a device_map of one, "
+                'such as {"": 0}'
+            )
         real = input_ids != self.config.vocab_size
         if attention_mask is not None:
             real = real & attention_mask[:, -input_ids.shape[1] :].bool()

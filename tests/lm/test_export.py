@@ -75,6 +75,10 @@ trainer = Trainer(model=model, args=arguments, train_dataset=data, processing_cl
 trainer.train()
 losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
 assert losses[-1] < losses[0] - 0.5, losses
+on_map = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, device_map="auto")
+placed = on_map.generate(**ids.to(on_map.device), **options)[0].cpu()
+assert torch.equal(placed[-len(whole):], whole)
+
 trainer.save_model(scratch + "/tuned")
 tuned = AutoModelForCausalLM.from_pretrained(scratch + "/tuned", trust_remote_code=True)
 model.eval()
@@ -150,7 +154,13 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
     run = tmp_path / "run"
     run.symlink_to(trained_run)
     weights = hash_file(load_run(run).checkpoint / "model.safetensors")
-    protocol = {"corpus": "text", "split": "test", "unit": "bits_per_byte", "memory": 8, "lanes": 4}
+    protocol = {
+        "corpus": "text",
+        "split": "test",
+        "unit": "bits_per_byte",
+        "memory": 8,
+        "text": "a1" * 32,
+    }
     score = {"value": 2.345678, "protocol": protocol, "checkpoint": {"sha256": weights}}
     path = trained_run / "score-test.json"
     try:
@@ -163,7 +173,7 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
         path.unlink()
         other.unlink()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| text, test | 2.3457 | bits per byte | memory 8; lanes 4 |" in card
+    assert "| text, test | 2.3457 | bits per byte | memory 8; text a1a1a1a1a1a1 |" in card
     assert "1.5000" not in card and "# A small one" in card and weights in card
     assert card.startswith("---\nlibrary_name: transformers\n")
 

@@ -278,6 +278,25 @@ def test_what_cannot_be_read_is_refused(model: CompressiveTransformerForCausalLM
     assert model.generate(text, max_new_tokens=2).shape == (1, 10) and model.training
 
 
+def test_accelerate_places_the_whole_model_or_is_refused(
+    model: CompressiveTransformerForCausalLM, tmp_path: Path
+) -> None:
+    """Sharded weights go through a device map; one that leaves weights on the disk is named."""
+    model.save_pretrained(tmp_path / "model", max_shard_size="3KB")
+    text, kind = stream(3, 1, TINY), CompressiveTransformerForCausalLM
+    for device_map in ("auto", {"": "cpu"}):
+        placed = kind.from_pretrained(tmp_path / "model", device_map=device_map)
+        with torch.no_grad():
+            assert torch.equal(placed(text).logits.cpu(), model(text).logits)
+    split = {"model.embedding": "cpu", "model.head": "cpu", "model.norm": "cpu"}
+    split["model.blocks"] = "disk"
+    placed = kind.from_pretrained(
+        tmp_path / "model", device_map=split, offload_folder=str(tmp_path / "disk")
+    )
+    with pytest.raises(ValueError, match="on one device"):
+        placed(text)
+
+
 def test_columns_of_tokens_are_found_again() -> None:
     ids = torch.tensor([[9, 1, 9, 2], [9, 9, 9, 9]])
     tokens, counts, column = compacted(ids, ids != 9)
