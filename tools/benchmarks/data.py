@@ -1,8 +1,10 @@
 """Data pipeline: shards of a PG-19 folder built at several sizes, text encoded, lanes read.
 
-Memory is that of the whole process tree, shared pages counted once, looked at while it runs.
+Memory and core seconds are those of the whole process tree; of memory, shared pages count once.
+Other work on the machine makes seconds longer, and core seconds hardly.
 """
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from tools.timing import machine, report, take_turns
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 MB = 1_000_000
-LOOK_EVERY_S = 0.02
+LOOK_EVERY_S = 0.05
 # Lanes and tokens a segment: the quick start's, a small model's, a large batch's, long segments.
 SHAPES = ((16, 64), (16, 512), (64, 512), (8, 2048))
 ORDERS: dict[str, dict[str, Any]] = {
@@ -96,10 +98,10 @@ def some_books(source: Path, size: int, scratch: Path) -> Path:
 
 
 def build(source: Path, shards: Path, workers: int, option: str) -> dict[str, float]:
-    """Build shards anew in another process; MB of text, seconds, MB/s and peak memory."""
+    """Build shards anew in another process; MB of text, time, speed and peak memory."""
     shutil.rmtree(shards, ignore_errors=True)
     command = [sys.executable, "-m", "data.prepare", "--corpus=pg19", f"--source={source}"]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), children_seconds()
     process = subprocess.Popen(
         [*command, f"--shards={shards}", f"--workers={workers}", option],
         cwd=ROOT,
@@ -111,7 +113,7 @@ def build(source: Path, shards: Path, workers: int, option: str) -> dict[str, fl
     while process.poll() is None:
         peak = max(peak, sum(map(memory, family(process.pid))))
         time.sleep(LOOK_EVERY_S)
-    seconds = time.perf_counter() - start
+    seconds, core_seconds = time.perf_counter() - start, children_seconds() - before
     assert process.stderr
     if process.returncode:
         raise ValueError(process.stderr.read().strip())
@@ -120,8 +122,15 @@ def build(source: Path, shards: Path, workers: int, option: str) -> dict[str, fl
         "MB": round(size, 1),
         "seconds": round(seconds, 2),
         "MB/s": round(size / seconds, 1),
+        "MB/core second": round(size / core_seconds, 1),
         "peak MiB": round(peak / 2**20),
     }
+
+
+def children_seconds() -> float:
+    """Seconds that cores have worked for the children of this process that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def family(pid: int) -> list[int]:
