@@ -127,7 +127,8 @@ def card_of(loaded: LoadedRun, run: Path, title: str) -> str:
         "parameters": f"{parameters:,}",
         "checkpoint": f"{loaded.checkpoint.name}, SHA-256 {weights}",
     }
-    return model_card(title, loaded.model.config, facts, scores_of(run, weights))
+    scores, tokenizer = scores_of(run, weights), loaded.vocabulary.kind in TOKENIZERS
+    return model_card(title, loaded.model.config, facts, scores, tokenizer)
 
 
 if __name__ == "__main__":

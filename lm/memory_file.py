@@ -82,7 +82,9 @@ def load_memory(path: Path, loaded: LoadedRun) -> Session:
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}); read the text again") from error
+        raise ValueError(
+            f"{path} cannot be read as memory ({error}); write it with --save-memory"
+        ) from error
     model = loaded.model
     device = model.embedding.weight.device
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}

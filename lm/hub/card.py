@@ -28,14 +28,33 @@ inputs = tokenizer("Once upon a time", return_tensors="pt")
 outputs = model.generate(**inputs, max_new_tokens=200, do_sample=True, top_p=0.95)
 print(tokenizer.decode(outputs[0]))
 ```
+"""
+USE_IDS = """\
+## Use
 
+```python
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+ids = torch.tensor([[model.generation_config.bos_token_id]])
+print(model.generate(ids, max_new_tokens=200, do_sample=True))
+```
+
+Tokens are no text, so there is no tokenizer.
+"""
+END = """\
 The code of the model lies in this folder. A text of any length is read at constant memory; in a
-padded batch pass `attention_mask`, or pad with the tokenizer's pad token.
+padded batch pass `attention_mask`, or pad with the id behind the last of the vocabulary.
 """
 
 
 def model_card(
-    title: str, model: ModelConfig, facts: dict[str, str], scores: list[dict[str, Any]]
+    title: str,
+    model: ModelConfig,
+    facts: dict[str, str],
+    scores: list[dict[str, Any]],
+    tokenizer: bool,
 ) -> str:
     """Markdown of the card.
 
@@ -44,6 +63,7 @@ def model_card(
         model: its sizes.
         facts: what else is to be said of it, by name.
         scores: results of eval.score for exactly these weights.
+        tokenizer: whether the folder has one.
     """
     sizes = (
         f"A Compressive Transformer (arXiv 1911.05507): {model.layers} layers of width "
@@ -57,7 +77,8 @@ def model_card(
         )
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     table = f"| | |\n|---|---|\n{rows}\n"
-    return "\n".join([HEAD, f"# {title}\n", f"{sizes}.\n", table, _scores(scores), USE])
+    use = USE if tokenizer else USE_IDS
+    return "\n".join([HEAD, f"# {title}\n", f"{sizes}.\n", table, _scores(scores), use, END])
 
 
 def _scores(scores: list[dict[str, Any]]) -> str:

@@ -21,6 +21,8 @@ from lm.model.incremental import Reader
 
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
 """What the installed transformers calls memory between calls; 5.24 renamed it."""
+PART = 4096
+"""Tokens of each lane whose hidden states are held at once where only the last ones are wanted."""
 IGNORED = -100
 """Label of a column that is not to be predicted, as everywhere in transformers."""
 
@@ -174,7 +176,7 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         auxiliary = input_ids.new_zeros((), dtype=self.dtype)
         if use_cache:
             cache = CompressiveCache() if cache is None else cache
-            hidden = self._read(input_ids, real, cache)
+            hidden = self._read(input_ids, real, cache, last=logits_to_keep == 1)
         elif cache is not None:
             raise ValueError("a cache is read in evaluation only; call model.eval()")
         else:
@@ -207,16 +209,23 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
                 )
         return real
 
-    def _read(self, input_ids: Tensor, real: Tensor, cache: CompressiveCache) -> Tensor:
-        """Final hidden states [B, L, D] without gradient; the cache moves on."""
+    def _read(self, input_ids: Tensor, real: Tensor, cache: CompressiveCache, last: bool) -> Tensor:
+        """Final hidden states [B, L, D], or of the last column, without gradient; memory moves on.
+
+        For the last column alone a whole book takes no more memory than a part of it.
+        """
         if self.training:
             raise ValueError("a cache is read in evaluation only; call model.eval()")
         if cache.reader is None:
             cache.reader = Reader(self.model, self.model.empty_memory(len(input_ids)))
         cache.columns += input_ids.shape[1]
         tokens, counts, column = compacted(input_ids, real)
-        hidden = cache.reader.read(tokens, counts)
-        return spread(hidden, column)
+        if not last:
+            return spread(cache.reader.read(tokens, counts), column)
+        for first in range(0, tokens.shape[1], PART):
+            taken = [min(max(count - first, 0), PART) for count in counts]
+            cache.reader.read(tokens[:, first : first + PART], taken)
+        return cache.reader.last_BD[:, None]
 
     def _segments(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Final hidden states [B, L, D] of whole texts, and the auxiliary losses' means."""

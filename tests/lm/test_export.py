@@ -15,14 +15,22 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from data.command import dump_config
 from data.files import hash_file
-from data.vocab import SubwordVocabulary, Vocabulary, WordVocabulary
+from data.shards import Shards
+from data.vocab import MuLawVocabulary, SubwordVocabulary, Vocabulary, WordVocabulary
 from data.vocabularies.words import split_words
 from lm import export, import_folder
 from lm.export import tokenizer_of
 from lm.hub.code import code_files
+from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.tokenization import VocabularyTokenizer
 from lm.loading import load_run
+from lm.sparse.config import PowerConfig, SparseConfig
+from lm.training import dist
+from lm.training.config import RunConfig
+from lm.training.loop import Loop
+from lm.training.trainer import Trainer
 
 STRANGER = """
 import os, sys
@@ -148,6 +156,32 @@ def test_export_and_import_keep_every_bit(folder: Path, trained_run: Path, tmp_p
     assert all(torch.equal(again[f"model.{name}"], mine[name]) for name in mine)
 
 
+def test_sparse_checkpoints_leave_as_dense_ones_and_come_back(
+    run_config: RunConfig, shards: Shards, tmp_path: Path
+) -> None:
+    run = tmp_path / "sparse"
+    run.mkdir()
+    (run / "vocabulary").mkdir()
+    shards.vocabulary.save(run / "vocabulary")
+    config = replace(
+        run_config,
+        sparse=SparseConfig(0.3, 0.3, refresh=2),
+        power=PowerConfig(1.5),
+        training=replace(run_config.training, steps=4, save_every=4, validate_every=4),
+    )
+    (run / "config.yaml").write_text(dump_config(config))
+    Loop(Trainer(config, shards, dist.join()), run).train()
+    model = load_run(run).model
+    matrix = model.layers[0].attention.query_key_value.matrix()
+    assert 0.6 < (matrix == 0).float().mean() < 0.75
+    export.main(run, tmp_path / "out")
+    hub = CompressiveTransformerForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(hub.model.layers[0].attention.query_key_value.matrix(), matrix)
+    import_folder.main(tmp_path / "out", tmp_path / "back")
+    ids = torch.arange(40)[None]
+    assert torch.equal(logits_of(tmp_path / "back", ids), logits_of(run, ids))
+
+
 def test_the_card_carries_scores_of_these_weights_with_their_protocol(
     trained_run: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +246,15 @@ def test_tokenizers_make_what_the_pipeline_makes(
     assert batch["input_ids"][0][0] == vocabulary.size == tokenizer.pad_token_id
     assert batch["attention_mask"][0][0] == 0 and len(tokenizer) == vocabulary.size + 1
     assert tokenizer.get_vocab()["<pad>"] == vocabulary.size
+
+
+def test_sound_has_no_tokenizer_and_the_card_says_how_to_go_without(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    loaded = replace(load_run(trained_run), vocabulary=MuLawVocabulary())
+    export.write_folder(loaded, tmp_path, "5GB")
+    assert not list(tmp_path.glob("*token*")) and (tmp_path / "vocabulary.json").exists()
+    assert "AutoTokenizer" not in export.card_of(loaded, trained_run, "sound")
 
 
 def test_bytes_that_are_no_text_are_replaced(tmp_path: Path, trained_run: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.vocab import ByteVocabulary
+from data.vocab import ByteVocabulary, WordVocabulary
+from data.vocabularies.words import LINE_END
 from lm.stops import StoppedText, can_occur, check_stops
 
 SMALL = st.text("abé→", max_size=12).map(str.encode)
@@ -56,5 +57,8 @@ def test_words_never_end_two_lines_at_once() -> None:
 
 def test_empty_and_impossible_stops_are_refused() -> None:
     check_stops([b"\n\n", b"\xff"], ByteVocabulary())
+    words = WordVocabulary([(b"the", 3), (LINE_END, 2), (b"<unk>", 1)], 1, 2)
+    with pytest.raises(ValueError, match=r"'\\n\\n' can never occur in a text of .* words-3"):
+        check_stops([b"the", b"\n\n"], words)
     with pytest.raises(ValueError, match="must not be empty"):
         check_stops([b""], ByteVocabulary())

@@ -42,7 +42,7 @@ def main(
     model: ModelConfig = SMALL,
     histories: tuple[int, ...] = (64, 256, 1024, 2048, 4096),
     batches: tuple[int, ...] = (1, 16),
-    tokens: int = 32,
+    tokens: int = 16,
     rounds: int = 5,
     device: str = "auto",
     figure: Path | None = None,

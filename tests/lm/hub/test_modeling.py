@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from lm.hub import modeling
 from lm.hub.modeling import (
     CACHE,
     CompressiveCache,
@@ -118,6 +119,19 @@ def test_a_text_may_come_in_parts_through_a_returned_cache(
     assert cache.get_seq_length() == text.shape[1]
     torch.testing.assert_close(cache.memory.memory, memory.memory, rtol=1e-9, atol=1e-11)
     assert cache.memory.memory[0].shape[1] == TINY.memory
+
+
+def test_a_long_text_is_read_in_parts_for_its_last_logits(
+    model: CompressiveTransformerForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modeling, "PART", 5)
+    ids, mask = padded(TEXTS)
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask).logits
+        last = model(ids, attention_mask=mask, logits_to_keep=1).logits
+        two = model(ids, attention_mask=mask, logits_to_keep=2).logits
+    torch.testing.assert_close(last[:, 0], whole[:, -1], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(two, whole[:, -2:])
 
 
 def test_generate_goes_on_from_a_cache(model: CompressiveTransformerForCausalLM) -> None:

@@ -158,3 +158,20 @@ def test_kept_keys_are_refused_in_training() -> None:
     memory = model.keep_keys(model.empty_memory(1))
     with pytest.raises(ValueError, match="kept keys and values"):
         model.train()(stream(1, 1, TINY), memory)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["few sinusoids", *LANES])
+def test_every_device_reads_alike(name: str, device: str) -> None:
+    """Whole segments by the device's own route of attention, parts by the one that all share."""
+    config, counts = SHAPES[name], (13, 2, 8)
+    model, tokens = build(config).eval(), stream(8, 3, config)
+    expected, _ = run(model, tokens)
+    model.to(device)
+    reader = reader_of(model, 3)
+    logits = model.head(reader.read(tokens[:, :13].to(device), counts)).cpu()
+    for lane, count in enumerate(counts):
+        close(logits[lane, :count], expected[lane, :count])
+        alone, rest = reader.select([lane]), tokens[lane : lane + 1, count:].to(device)
+        hidden = torch.cat([alone.read(part) for part in rest.split(1, dim=1)], dim=1)
+        close(model.head(hidden).cpu()[0], expected[lane, count:])
