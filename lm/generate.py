@@ -53,8 +53,8 @@ class GenerateConfig(SamplingConfig, Lengths):
             raise ValueError("give one of --prompt, --prompt-file and --prompts-file")
         if self.interactive and (self.samples > 1 or self.prompts_file is not None):
             raise ValueError("--interactive holds one conversation; leave out other texts")
-        if self.interactive and not self.tokens:
-            raise ValueError("--interactive needs --tokens of at least 1")
+        if not self.tokens and (self.interactive or self.samples > 1 or self.stop):
+            raise ValueError("--interactive, --samples and --stop need --tokens of at least 1")
 
 
 def main(
@@ -72,20 +72,22 @@ def main(
         sampling: what is continued, how, and how far.
         checkpoint: name of the checkpoint, by default the newest.
         load_memory: memory that --save-memory wrote; texts go on from there.
-        save_memory: file for the memory after the text was read, before it is continued.
+        save_memory: file for the memory of what was read, or of the whole conversation.
         out: file for text and continuation; for several, one JSON object to a line.
     """
     if sampling.tokens == 0 and save_memory is None:
         raise ValueError("tokens 0 writes nothing; give --save-memory, or more tokens")
+    if out is not None and (sampling.interactive or not sampling.tokens):
+        raise ValueError("--out has no effect without a continuation of a given text; leave it out")
     texts = prompts(sampling)
     loaded = load_run(run, checkpoint, sampling)
     check_stops([stop.encode() for stop in sampling.stop], loaded.vocabulary)
     session = opened(loaded, texts, load_memory)
-    if save_memory is not None:
-        store(save_memory, session)
     if sampling.interactive:
         converse(session, sampling)
-    elif sampling.tokens:
+    if save_memory is not None:
+        store(save_memory, session)
+    if sampling.tokens and not sampling.interactive:
         written = continued(session.repeat(sampling.samples), sampling)
         if out is not None:
             write_out(out, texts, written, sampling)

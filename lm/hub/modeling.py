@@ -5,92 +5,24 @@ Padding may stand anywhere: it is left out before the model reads, so it never e
 pad token is the id behind the last of the vocabulary; the model knows no vector for it.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
-from lm.model import CompressiveTransformer, MemoryState
+from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
 
-CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
-"""What the installed transformers calls memory between calls; 5.24 renamed it."""
 PART = 4096
 """Tokens of each lane whose hidden states are held at once where only the last ones are wanted."""
 IGNORED = -100
 """Label of a column that is not to be predicted, as everywhere in transformers."""
-
-
-class CompressiveCache(Cache):
-    """What a model has read: memory, compressed memory and the open segment of every lane.
-
-    Its size does not grow with the text.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.reader: Reader | None = None
-        self.columns = 0
-        """Columns of input seen, padding included."""
-
-    @property
-    def memory(self) -> MemoryState | None:
-        """Memory of the segments that are complete."""
-        return None if self.reader is None else self.reader.memory
-
-    @property
-    def batch_size(self) -> int:
-        """Lanes, or -1 before the first is read."""
-        return -1 if self.reader is None else self.reader.lanes
-
-    @property
-    def is_croppable(self) -> bool:
-        """What has entered memory cannot be taken out again."""
-        return False
-
-    def get_seq_length(self, _: int = 0) -> int:
-        """Columns seen so far, not those that are still held."""
-        return self.columns
-
-    def get_max_length(self, _: int | None = None) -> int:
-        """No text is too long."""
-        return -1
-
-    def get_mask_sizes(self, query_length: int, _: int) -> tuple[int, int]:
-        """Length and offset of a mask over all columns."""
-        return self.columns + query_length, 0
-
-    def select(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes, in this order."""
-        if self.reader is not None and list(lanes) != list(range(self.reader.lanes)):
-            self.reader = self.reader.select(lanes)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Go on with these lanes, for beam search."""
-        self.select(beam_idx.tolist())
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Go on with these lanes."""
-        self.select(indices.tolist())
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each lane several times, side by side; they share what was read."""
-        if self.reader is not None:
-            self.reader = self.reader.repeat(repeats)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.reader, self.columns = None, 0
-
-    def crop(self, _: int) -> None:
-        """Refuse to forget the newest tokens only."""
-        raise ValueError("memory cannot forget its newest tokens; begin with a new cache")
 
 
 class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
@@ -186,7 +118,7 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             if logits_to_keep:
                 raise ValueError("labels need the logits of every column; leave out logits_to_keep")
-            loss = likelihood(logits, labels, kwargs.get("num_items_in_batch")) + auxiliary
+            loss = mean_loss(logits, labels, auxiliary, kwargs.get("num_items_in_batch"))
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})  # type: ignore[arg-type]
 
     def _real(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -284,16 +216,21 @@ def spread(hidden_BtD: Tensor, column_BL: Tensor) -> Tensor:
     return hidden_BtD.gather(1, column_BL[:, :, None].expand(-1, -1, hidden_BtD.shape[2]))
 
 
-def likelihood(logits_BLV: Tensor, labels_BL: Tensor, items: Tensor | int | None) -> Tensor:
-    """Mean negative log-likelihood, in nats, of the labels that stand one column further on.
+def mean_loss(
+    logits_BLV: Tensor, labels_BL: Tensor, auxiliary: Tensor, items: Tensor | int | None
+) -> Tensor:
+    """Mean negative log-likelihood, in nats, of the labels one column further on, and auxiliary.
 
     Args:
         logits_BLV: predictions.
         labels_BL: tokens, or -100.
-        items: what the sum is divided by; none: the number of labels.
+        auxiliary: loss that is added to it.
+        items: labels of the whole batch, of which this is a part that counts by its share; none:
+            this is all of it.
     """
     logits, labels = logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten()
     if logits.dtype != torch.float64:
         logits = logits.float()
     nats = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return nats / ((labels != IGNORED).sum().clamp(min=1) if items is None else items)
+    own = (labels != IGNORED).sum()
+    return (nats + own * auxiliary) / (own.clamp(min=1) if items is None else items)

@@ -138,8 +138,9 @@ class Reader:
         while any(left := [count - d for count, d in zip(counts, done, strict=True)]):
             whole = [i for i in range(lanes) if not self.lengths[i] and left[i] >= segment]
             if whole:
-                taken = [segment if lane in whole else 0 for lane in range(lanes)]
-                self._read_whole(whole, tokens_Bt, done, output)
+                number = min(left[lane] // segment for lane in whole)
+                taken = [number * segment if lane in whole else 0 for lane in range(lanes)]
+                self._read_whole(whole, tokens_Bt, done, number, output)
             else:
                 rooms = [segment - length for length in self.lengths]
                 taken = list(map(min, rooms, left))
@@ -148,31 +149,23 @@ class Reader:
         return output
 
     def _read_whole(
-        self, lanes: list[int], tokens_Bt: Tensor, done: list[int], output_BtD: Tensor
+        self,
+        lanes: list[int],
+        tokens_Bt: Tensor,
+        done: list[int],
+        number: int,
+        output_BtD: Tensor,
     ) -> None:
-        """Some lanes read a whole segment each, as the model's forward does."""
-        segment = self.model.config.segment
-        columns = [slice(done[lane], done[lane] + segment) for lane in lanes]
-        tokens = torch.stack(
-            [tokens_Bt[lane, column] for lane, column in zip(lanes, columns, strict=True)]
-        )
-        memory = self._memory_of(lanes)
-        counts = advance_counts(self.model.config, memory, segment)
-        hidden, live, layers = self.model.embed(tokens), self.model.live(memory), []
-        for index, block in enumerate(self.model.layers):
-            inputs, layer = block.inputs(hidden), memory.layer(index)
-            assert layer.kept is not None
-            attended = block.attention(inputs, *layer.kept, block.live(live))
-            hidden = block.after_attention(hidden, attended.output_BTD)
-            slots = block.config.slots
-            keys, values = attended.key_BHSd[:, :, slots:], attended.value_BHSd[:, :, slots:]
-            entering = Entering(inputs, (keys, values), attended.received_BS)
-            layers.append(block.move(entering, layer, counts)[0])
-        hidden = self.model.norm(hidden)
-        for lane, column, states in zip(lanes, columns, hidden, strict=True):
-            output_BtD[lane, column] = states
+        """Some lanes read whole segments, as the model's forward does."""
+        length, memory = self.model.config.segment, self._memory_of(lanes)
+        for first in range(0, number * length, length):
+            columns = [slice(done[lane] + first, done[lane] + first + length) for lane in lanes]
+            tokens = [tokens_Bt[lane, part] for lane, part in zip(lanes, columns, strict=True)]
+            hidden, memory, *_ = self.model.read_segment(torch.stack(tokens), memory)
+            for lane, part, states in zip(lanes, columns, hidden, strict=True):
+                output_BtD[lane, part] = states
         self.last_BD[lanes] = hidden[:, -1]
-        self._remember(lanes, MemoryState.of_layers(layers, counts))
+        self._remember(lanes, memory)
 
     def _extend(
         self, tokens_Bt: Tensor, done: list[int], taken: list[int], output_BtD: Tensor

@@ -82,17 +82,21 @@ def test_a_book_is_read_once_for_many_continuations(
 
 
 def test_a_conversation_is_one_text(
-    trained_run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = io.TextIOWrapper(io.BytesIO(b"the book\nwas read\n"))
     monkeypatch.setattr("sys.stdin", lines)
-    turns = text_of(trained_run, capsys, interactive=True, temperature=0, tokens=25)
+    greedy = {"temperature": 0, "tokens": 25}
+    saved = tmp_path / "talk"
+    turns = text_of(trained_run, capsys, interactive=True, save_memory=saved, **greedy)
     first, second = turns[:25], turns[26:51]
     assert turns == f"{first}\n{second}\n"
-    alone = text_of(trained_run, capsys, prompt="the book\n", temperature=0, tokens=25)
+    alone = text_of(trained_run, capsys, prompt="the book\n", **greedy)
     assert alone == first + "\n"
     whole = f"the book\n{first}was read\n"
-    assert text_of(trained_run, capsys, prompt=whole, temperature=0, tokens=25) == second + "\n"
+    assert text_of(trained_run, capsys, prompt=whole, **greedy) == second + "\n"
+    on = text_of(trained_run, capsys, load_memory=saved, **greedy)
+    assert on == text_of(trained_run, capsys, prompt=whole + second, **greedy)
 
 
 def test_only_whole_characters_are_written(
@@ -150,7 +154,8 @@ def test_texts_that_a_vocabulary_cannot_hold_are_refused(capsys: Capture) -> Non
         ({"samples": 0}, "samples must be at least 1"),
         ({"prompt": "a", "prompt_file": Path("b")}, "give one of"),
         ({"interactive": True, "samples": 2}, "one conversation"),
-        ({"interactive": True, "tokens": 0}, "needs --tokens"),
+        ({"interactive": True, "tokens": 0}, "need --tokens"),
+        ({"samples": 2, "tokens": 0}, "need --tokens"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], sentence: str) -> None:
@@ -175,6 +180,8 @@ def test_what_cannot_be_done_with_several_or_no_texts_is_refused(
         generate.main(trained_run, GenerateConfig(), load_memory=tmp_path / "empty")
     with pytest.raises(ValueError, match="there are: step-00000010, step-00000012"):
         generate.main(trained_run, GenerateConfig(), checkpoint="step-1")
+    with pytest.raises(ValueError, match="--out has no effect"):
+        generate.main(trained_run, GenerateConfig(interactive=True), out=tmp_path / "x")
     with pytest.raises(ValueError, match="writes nothing"):
         generate.main(trained_run, GenerateConfig(tokens=0))
     with pytest.raises(ValueError, match="must not be empty"):

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.memory_file import load_memory, save_memory
+from lm.model import CompressiveTransformer
 from lm.sampling import SamplingConfig
 from lm.session import Session, Writing, encode
+from tests.lm.model.cases import SHAPES
 
 GREEDY = SamplingConfig(temperature=0)
 TEXTS = [b"the book of memory", b"a", b"and time was read by one who wrote it down " * 3, b"long"]
@@ -95,6 +97,22 @@ def test_memory_on_disk_goes_on_bit_for_bit(loaded: LoadedRun, tmp_path: Path, c
     back = load_memory(tmp_path / "new" / "book", loaded)
     assert torch.equal(back.reader.logits(), session.reader.logits())
     how = Writing(SamplingConfig(repetition_penalty=1.1), 50, [3])
+    assert back.write(how) == session.write(how)
+    assert torch.equal(back.reader.logits(), session.reader.logits())
+
+
+@pytest.mark.parametrize(
+    "name", ["Transformer-XL", "memory in one layer", "most_used, memory longer", "attended zeros"]
+)
+def test_every_kind_of_model_has_its_memory_on_disk(
+    loaded: LoadedRun, tmp_path: Path, name: str
+) -> None:
+    torch.manual_seed(0)
+    model = CompressiveTransformer(SHAPES[name], 256).double().eval()
+    session = begun(replace(loaded, model=model), [TEXTS[2][:38]])
+    save_memory(tmp_path / "book", session)
+    back = load_memory(tmp_path / "book", session.loaded)
+    how = Writing(SamplingConfig(), 20, [3])
     assert back.write(how) == session.write(how)
     assert torch.equal(back.reader.logits(), session.reader.logits())
 

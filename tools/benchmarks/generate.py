@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
-from lm.hub.modeling import CACHE, CompressiveCache, CompressiveTransformerForCausalLM
+from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.model import ModelConfig
 from lm.model.incremental import Reader
 from tools.timing import machine, pick_device, report, take_turns

@@ -12,13 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lm.hub import modeling
-from lm.hub.modeling import (
-    CACHE,
-    CompressiveCache,
-    CompressiveTransformerForCausalLM,
-    compacted,
-    likelihood,
-)
+from lm.hub.cache import CACHE, CompressiveCache
+from lm.hub.modeling import CompressiveTransformerForCausalLM, compacted, mean_loss
 from lm.model import ModelConfig
 from lm.model.incremental import Reader
 from tests.lm.hub.conftest import hub_model
@@ -221,7 +216,22 @@ def test_the_loss_is_the_likelihood_of_the_labels(
     with torch.no_grad():
         shared = model(text, labels=labels, num_items_in_batch=40).loss
     torch.testing.assert_close(shared, counted.sum() / 40, rtol=1e-9, atol=0)
-    assert likelihood(torch.zeros(1, 3, 5), torch.full((1, 3), -100), None) == 0
+    nothing = torch.full((1, 3), -100)
+    assert mean_loss(torch.zeros(1, 3, 5), nothing, torch.tensor(1.0), None) == 0
+
+
+def test_parts_of_a_batch_add_up_to_its_loss_auxiliary_included(
+    model: CompressiveTransformerForCausalLM,
+) -> None:
+    """As Trainer accumulates gradients: each part's loss is told the labels of the whole batch."""
+    text = stream(5, 4, TINY)
+    items = text[:, 1:].numel()
+    model.train()
+    whole = model(text, labels=text).loss
+    parts = [model(part, labels=part, num_items_in_batch=items).loss for part in text.split(2)]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-9, atol=0)
+    bare = model.eval()(text, labels=text, use_cache=False).loss
+    assert whole - bare > 0.01
 
 
 @pytest.mark.parametrize(
