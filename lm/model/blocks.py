@@ -15,7 +15,7 @@ from lm.model.config import ModelConfig
 from lm.model.feedforward import FeedForward
 from lm.model.gates import GATES
 from lm.model.linear import total_penalty
-from lm.model.memory import Counts, LayerMemory, evict, live_mask, push
+from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
 from lm.model.reconstruction import (
     Decoder,
     LossSum,
@@ -170,8 +170,8 @@ class Block(nn.Module):
         moved = []
         for index in range(2):
             far, near = kept[index].split([self.config.compressed, self.config.memory], dim=2)
-            far = far if new is None else push(far, new[index])
-            moved.append(torch.cat([far, push(near, tokens[index])], dim=2))
+            old = [far] if new is None else queue(far, new[index])
+            moved.append(torch.cat([*old, *queue(near, tokens[index])], dim=2))
         return moved[0], moved[1]
 
     def _reconstruction(self, block: Compressed, counts: Counts, attended: Attended) -> LossSum:

@@ -226,7 +226,8 @@ class Reader:
             key, value = layer.keys.key_BHTd[rows], layer.keys.value_BHTd[rows]
             key = block.attention.lift(key, self.tables[index], block.config.slots)
             received = None if layer.received_BS is None else layer.received_BS[rows]
-            entering = Entering(layer.inputs_BTD[rows], (key, value), received)
+            # Memory may take over what enters, and the next segment is written where this one is.
+            entering = Entering(layer.inputs_BTD[rows].clone(), (key, value), received)
             layers.append(block.move(entering, memory.layer(index), counts)[0])
             if layer.received_BS is not None:
                 layer.received_BS[rows] = 0.0

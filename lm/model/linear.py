@@ -45,6 +45,9 @@ class Linear(nn.Linear, LinearMap):
 
 def total_penalty(module: nn.Module) -> Tensor | None:
     """The penalties of all linear maps inside a module together; None if there are none."""
-    maps = [part for part in module.modules() if isinstance(part, LinearMap)]
-    penalties = [penalty for part in maps if (penalty := part.penalty()) is not None]
+    penalties = []
+    for part in module.modules():
+        penalty = part.penalty() if isinstance(part, LinearMap) else None
+        if penalty is not None:
+            penalties.append(penalty)
     return torch.stack(penalties).sum() if penalties else None

@@ -218,21 +218,41 @@ def evict(
     leaves at once, as in the authors' code.
     """
     tokens = inputs_BTD.shape[1]
-    joined = torch.cat([memory_BMD.detach(), inputs_BTD.detach()], dim=1)
     slots = config.windows * config.rate
-    leaving = F.pad(joined[:, : tokens + config.overlap], (0, 0, slots - tokens, 0))
+    leaving, recent = _split(memory_BMD.detach(), inputs_BTD.detach(), tokens + config.overlap)
+    leaving = F.pad(leaving, (0, 0, slots - tokens, 0))
     live = live_mask(evicted_B, slots)
     if config.overlap:
         # Memory is full wherever something leaves it.
         live = torch.cat([live, (evicted_B > 0)[:, None].expand(-1, config.overlap)], dim=1)
     leaving = torch.where(live[:, :, None], leaving, 0.0)
-    return leaving, live, joined[:, tokens:].contiguous()
+    return leaving, live, recent
+
+
+def _split(memory_BMD: Tensor, inputs_BTD: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
+    """The `leaving` oldest slots of [memory ; segment], and the M newest.
+
+    The two are joined only where it cannot be avoided: memory as long as the segment, as in the
+    paper, is exchanged for it without a copy.
+    """
+    slots, tokens = memory_BMD.shape[1], inputs_BTD.shape[1]
+    if slots < leaving:
+        joined = torch.cat([memory_BMD, inputs_BTD], dim=1)
+        return joined[:, :leaving], joined[:, tokens:].contiguous()
+    recent = push(memory_BMD, inputs_BTD) if slots > tokens else inputs_BTD
+    return memory_BMD[:, :leaving], recent
 
 
 def push(slots: Tensor, new: Tensor) -> Tensor:
     """First in, first out along the last dimension but one: append new slots and drop as many of
-    the oldest.
+    the oldest. What remains has memory of its own, of just its size.
     """
-    count = slots.shape[-2]
-    joined = torch.cat([slots, new], dim=-2)
-    return joined.narrow(-2, joined.shape[-2] - count, count)
+    return torch.cat(queue(slots, new), dim=-2)
+
+
+def queue(slots: Tensor, new: Tensor) -> list[Tensor]:
+    """The parts, oldest first, of what remains when new slots push out as many of the oldest."""
+    count, entering = slots.shape[-2], new.shape[-2]
+    if entering >= count:
+        return [new.narrow(-2, entering - count, count)]
+    return [slots.narrow(-2, entering, count - entering), new]

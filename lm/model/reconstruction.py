@@ -39,7 +39,7 @@ def content_attention(
 
     A lane with nothing live reads zero. Returns [B, H, T, d].
     """
-    if bool(live_Bn.all()) if live_Bn.device.type == "cpu" else False:
+    if _known_full(live_Bn):
         return F.scaled_dot_product_attention(query_BHTd, key_BHnd, value_BHnd, scale=1.0)
     any_live = live_Bn.any(dim=1)[:, None, None, None]
     mask = live_Bn[:, None, None, :] | ~any_live
@@ -47,6 +47,13 @@ def content_attention(
         query_BHTd, key_BHnd, value_BHnd, attn_mask=mask, scale=1.0
     )
     return torch.where(any_live, read, 0.0)
+
+
+def _known_full(live_Bn: Tensor) -> bool:
+    """Whether all slots are live, where asking does not make a GPU wait or end a compiled graph."""
+    if live_Bn.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool(live_Bn.all())
 
 
 def attention_reconstruction(

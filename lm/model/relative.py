@@ -53,7 +53,7 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
         single encoded distances.
         """
         config = self.config
-        if self.content_bias.device.type == "cpu":
+        if self.content_bias.device.type == "cpu" and not torch.compiler.is_compiling():
             return "blocked"
         systems = 2 if config.compressed else 1
         dropout = self.training and config.dropout > 0

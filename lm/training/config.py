@@ -50,6 +50,9 @@ class TrainingConfig:
     """Parts that a rank's lanes are read in, one after the other, to save memory."""
     activation_checkpointing: bool = False
     """Keep only each layer's inputs for back-propagation and compute the rest again."""
+    compile: bool = False
+    """Compile the layers with torch.compile, which takes minutes at the start; where no compiler is
+    at hand the run says so and goes on without."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 multiplies matrices in bfloat16 and keeps float32 master weights."""
     zero: Literal[0, 1, 2, 3] = 0
@@ -134,6 +137,11 @@ class RunConfig:
                 "training.unroll above 1 needs training.zero 0 to 2: at stage 3 DeepSpeed takes "
                 "the gradient of a layer once in a back-propagation"
             )
+        if self.training.compile and self.training.zero == 3:
+            raise ValueError(
+                "training.compile needs training.zero 0 to 2: at stage 3 DeepSpeed gathers weights "
+                "in hooks that cannot be compiled"
+            )
         if self.training.unroll > 1 and not self.model.compressed:
             raise ValueError(
                 "training.unroll has no effect with model.compressed 0, because no gradient "
@@ -161,6 +169,7 @@ MAY_CHANGE = {"data.shards", "data.source", "sparse.reservoir", "sparse.route"} 
         *("log_every", "validate_every", "validation_segments"),
         *("save_every", "keep", "keep_every", "keep_best", "timeout"),
         *("zero", "offload", "micro_batches", "activation_checkpointing", "non_finite"),
+        "compile",
     )
 }
 """Settings that a resumed run may have otherwise: they do not touch what is learnt, beyond rounding

@@ -20,6 +20,7 @@ from lm.feeding import ReadAhead
 from lm.model import CompressiveTransformer, MemoryState
 from lm.training import checkpoint, whole
 from lm.training.checkpoint import Snapshot
+from lm.training.compiling import compile_layers
 from lm.training.compression import compression_norms
 from lm.training.config import RunConfig
 from lm.training.dist import World
@@ -67,6 +68,8 @@ class Trainer:
         self.sparsity.choose_routes(config, world, stored)
         if training.activation_checkpointing:
             checkpoint_activations(self.model)
+        if training.compile:
+            compile_layers(self.model, world.device)
         self.module = Unroll(self.model)
         own = training.precision == "bf16" and training.zero == 0
         self.masters = Masters(self.model) if own else None
