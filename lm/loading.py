@@ -47,12 +47,7 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     Raises:
         ValueError: no run or no such checkpoint there, damaged weights, or impossible lengths.
     """
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} holds no run; train one with python -m lm.train --run {run}")
-    config = load_config(RunConfig, run / "config.yaml")
-    folder = checkpoint.newest(run) if name is None else checkpoint.find(run, name)
-    if folder is None:
-        raise ValueError(f"{run} has no checkpoint yet; let python -m lm.train go on")
+    config, folder = _found(run, name)
     wanted = {field.name: getattr(lengths, field.name, None) for field in fields(Lengths)}
     changes = {name: value for name, value in wanted.items() if value is not None}
     if changes.get("compressed") and not config.model.compressed:
@@ -62,15 +57,42 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
         changes.get("compressed") == 0 and changes.pop("compressed") < config.model.compressed
     )
     vocabulary = load_vocabulary(run / "vocabulary")
-    model = CompressiveTransformer(replace(config.model, **changes), vocabulary.size)
-    topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
-    checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
-    if topkast.matrices:
-        put_sets(topkast, checkpoint.Tensors([folder / checkpoint.SETS]))
+    shorter = replace(config, model=replace(config.model, **changes))
+    model = _filled(shorter, vocabulary.size, folder)
     densify(model)
     model = without_compressed(model) if forgotten else model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return LoadedRun(config, model.eval().to(device), vocabulary, folder)
+
+
+def load_trained(run: Path, name: str | None = None) -> CompressiveTransformer:
+    """A run's model on the host in the form it was trained in, sparse matrices as such.
+
+    Raises:
+        ValueError: no run or no such checkpoint there, or damaged weights.
+    """
+    config, folder = _found(run, name)
+    return _filled(config, load_vocabulary(run / "vocabulary").size, folder)
+
+
+def _found(run: Path, name: str | None) -> tuple[RunConfig, Path]:
+    """A run's config and the folder of its checkpoint."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} holds no run; train one with python -m lm.train --run {run}")
+    folder = checkpoint.newest(run) if name is None else checkpoint.find(run, name)
+    if folder is None:
+        raise ValueError(f"{run} has no checkpoint yet; let python -m lm.train go on")
+    return load_config(RunConfig, run / "config.yaml"), folder
+
+
+def _filled(config: RunConfig, vocabulary: int, folder: Path) -> CompressiveTransformer:
+    """A model in the form it was trained in, with the weights of a checkpoint."""
+    model = CompressiveTransformer(config.model, vocabulary)
+    topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
+    checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
+    if topkast.matrices:
+        put_sets(topkast, checkpoint.Tensors([folder / checkpoint.SETS]))
+    return model
 
 
 def without_compressed(model: CompressiveTransformer) -> CompressiveTransformer:

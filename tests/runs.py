@@ -1,6 +1,7 @@
 """Fixtures for tests that train: small shards, the config of a tiny run, and the run itself."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig
+from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training import dist
 from lm.training.config import RunConfig, TrainingConfig
 from lm.training.loop import Loop
@@ -60,9 +62,26 @@ def trained_run(
     run_config: RunConfig, shards: Shards, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A finished run's folder as lm.train leaves it; tests must not change it."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "config.yaml").write_text(dump_config(run_config))
+    return finished(run_config, shards, tmp_path_factory.mktemp("run"))
+
+
+def finished(config: RunConfig, shards: Shards, folder: Path) -> Path:
+    """Train a run to its end."""
+    (folder / "config.yaml").write_text(dump_config(config))
     (folder / "vocabulary").mkdir()
     shards.vocabulary.save(folder / "vocabulary")
-    Loop(Trainer(run_config, shards, dist.join()), folder).train()
+    Loop(Trainer(config, shards, dist.join()), folder).train()
     return folder
+
+
+@pytest.fixture(scope="session")
+def sparse_run(
+    run_config: RunConfig, shards: Shards, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with sparse feed-forward matrices in blocks, and powers in all; tests must not
+    change it."""
+    sparse = SparseConfig(
+        0.25, 0.25, kinds=("feedforward",), granularity="block", block=4, refresh=3
+    )
+    config = replace(run_config, sparse=sparse, power=PowerConfig(1.5))
+    return finished(config, shards, tmp_path_factory.mktemp("sparse_run"))

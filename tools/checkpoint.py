@@ -1,0 +1,40 @@
+"""Program: write the weights of a trained model as one safetensors file, sparse or dense."""
+
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import save_file
+
+from data import command
+from data.files import atomic_path
+from lm.loading import load_run, load_trained
+from lm.sparse.compact import write_compact
+
+
+def main(
+    run: Path,
+    out: Path,
+    form: Literal["dense", "sparse"] = "dense",
+    checkpoint: str | None = None,
+) -> None:
+    """Write the weights that a trained model predicts with.
+
+    Args:
+        run: folder of the run.
+        out: the file; it is replaced.
+        form: dense has every matrix whole, zeros included; sparse has of sparse matrices the
+            weights of the forward set and their places (lm/sparse/compact.py).
+        checkpoint: name of the checkpoint, by default the newest.
+    """
+    with atomic_path(out) as temporary:
+        if form == "sparse":
+            model = load_trained(run, checkpoint)
+            write_compact(model, temporary)
+        else:
+            parameters = load_run(run, checkpoint).model.named_parameters()
+            save_file({name: p.detach().cpu() for name, p in parameters}, temporary)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    command.run(main)
