@@ -59,6 +59,8 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
+        if generation_config.cache_implementation is not None:
+            raise ValueError("memory is of one kind; leave out cache_implementation")
         given = model_kwargs.get(CACHE)
         if given is not None:
             given._is_user_defined = True
@@ -76,7 +78,7 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: CompressiveCache | None = None,
         cache: CompressiveCache | None = None,
@@ -98,8 +100,12 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: num_items_in_batch, by which the loss is divided instead of the labels' number.
 
         Raises:
-            ValueError: a token outside the vocabulary, or a cache in training.
+            ValueError: a token outside the vocabulary, a cache in training, or what it cannot do.
         """
+        if input_ids is None:
+            raise ValueError("text comes in as input_ids; inputs_embeds are not read")
+        if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+            raise ValueError("only logits come out; leave out output_hidden_states and _attentions")
         real = self._real(input_ids, attention_mask)
         cache = past_key_values if cache is None else cache
         if use_cache is None:

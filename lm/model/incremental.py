@@ -133,6 +133,8 @@ class Reader:
         """
         lanes, most = tokens_Bt.shape
         counts = [most] * lanes if counts is None else list(counts)
+        assert len(counts) == self.lanes == lanes
+        assert max(counts) <= most
         done, segment = [0] * lanes, self.model.config.segment
         output = self.last_BD.new_zeros(lanes, most, self.model.config.width)
         while any(left := [count - d for count, d in zip(counts, done, strict=True)]):

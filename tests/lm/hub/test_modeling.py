@@ -297,6 +297,14 @@ def test_what_cannot_be_read_is_refused(model: CompressiveTransformerForCausalLM
         cache.crop(1)
     with pytest.raises(ValueError, match="every column"):
         model(text, labels=text, logits_to_keep=1)
+    with pytest.raises(ValueError, match="input_ids"):
+        model.generate(inputs_embeds=torch.zeros(1, 3, 8), max_new_tokens=2)
+    with pytest.raises(ValueError, match="only logits"):
+        model(text, output_hidden_states=True)
+    with pytest.raises(ValueError, match="one kind"):
+        model.generate(text, cache_implementation="static", max_new_tokens=2)
+    with pytest.raises(ValueError, match="stateful"):
+        model.generate(text, assistant_model=model, max_new_tokens=2)
     with pytest.raises(ValueError, match="evaluation only"):
         model.train()(text, use_cache=True, **{CACHE: cache})
     assert model.generate(text, max_new_tokens=2).shape == (1, 10) and model.training
