@@ -236,11 +236,9 @@ def _split(memory_BMD: Tensor, inputs_BTD: Tensor, leaving: int) -> tuple[Tensor
     paper, is exchanged for it without a copy.
     """
     slots, tokens = memory_BMD.shape[1], inputs_BTD.shape[1]
-    if slots < leaving:
-        joined = torch.cat([memory_BMD, inputs_BTD], dim=1)
-        return joined[:, :leaving], joined[:, tokens:].contiguous()
-    recent = push(memory_BMD, inputs_BTD) if slots > tokens else inputs_BTD
-    return memory_BMD[:, :leaving], recent
+    recent = inputs_BTD if slots == tokens else push(memory_BMD, inputs_BTD)
+    old = memory_BMD if slots >= leaving else torch.cat([memory_BMD, inputs_BTD], dim=1)
+    return old[:, :leaving], recent
 
 
 def push(slots: Tensor, new: Tensor) -> Tensor:

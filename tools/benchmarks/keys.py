@@ -1,0 +1,70 @@
+"""Kept keys: scoring with keys and values of memory kept, against projecting memory anew."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.flops import scoring_flops
+from tools.benchmarks.step import BYTES, SMALL
+from tools.timing import core_clock, machine, pick_device, report, take_turns
+
+LENGTHS = ((128, 128, 192), (128, 128, 32), (32, 256, 256), (16, 128, 128))
+"""Segment, memory and compressed memory; the first is in the proportions of 768, 768, 1152."""
+
+
+def main(
+    model: ModelConfig = SMALL,
+    lanes: int = 8,
+    rounds: int = 15,
+    device: str = "auto",
+    json: Path | None = None,
+) -> None:
+    """Time scoring of one segment with full memory, at several lengths.
+
+    Args:
+        model: shape of the model; its lengths are replaced.
+        lanes: segments read side by side.
+        rounds: segments that are timed.
+        device: cpu, cuda, or auto for the GPU where there is one.
+        json: file for the result.
+    """
+    place = pick_device(device)
+    rows = []
+    for segment, memory, compressed in LENGTHS:
+        config = replace(model, segment=segment, memory=memory, compressed=compressed)
+        readers = {kept: reader(config, lanes, place, kept) for kept in (False, True)}
+        actions = {str(kept): action for kept, action in readers.items()}
+        taken = take_turns(actions, place, rounds, warmup=30, clock=core_clock(place))
+        counted = {
+            str(kept): scoring_flops(config, BYTES, lanes, kept).total for kept in (False, True)
+        }
+        rows.append(
+            {
+                "segment": segment,
+                "memory": memory,
+                "compressed": compressed,
+                "tokens_per_second": round(lanes * segment / taken["True"]),
+                "time_saved": round(1 - taken["True"] / taken["False"], 3),
+                "flops_saved": round(1 - counted["True"] / counted["False"], 3),
+            }
+        )
+    report({"lengths": rows} | machine(place), json)
+
+
+def reader(config: ModelConfig, lanes: int, device: torch.device, kept: bool) -> Callable[[], None]:
+    """A function that scores the next segment."""
+    torch.manual_seed(0)
+    model = CompressiveTransformer(config, BYTES).to(device).eval()
+    memory = model.empty_memory(lanes)
+    tokens = torch.randint(BYTES, (lanes, config.segment + 1), device=device)
+
+    @torch.no_grad()
+    def read() -> None:
+        nonlocal memory
+        memory = model.keep_keys(memory) if kept else memory
+        memory = model(tokens[:, :-1], memory, tokens[:, 1:]).memory
+
+    return read
