@@ -15,7 +15,16 @@ PERSISTENT = 10_000
 """At stage 3, parameters with fewer elements stay whole on every rank."""
 
 
-def deepspeed_config(config: RunConfig, lanes_per_rank: int) -> dict[str, Any]:
+def bucket_elements(parameters: int) -> int:
+    """Elements of the buffers in which gradients and weights travel from ZeRO stage 1 on.
+
+    DeepSpeed's own are of 500 million, which for models of the field's size would be most of the
+    memory that the stages save.
+    """
+    return min(50_000_000, max(1_000_000, parameters // 16))
+
+
+def deepspeed_config(config: RunConfig, lanes_per_rank: int, parameters: int) -> dict[str, Any]:
     """DeepSpeed's JSON for a run.
 
     At stage 0 DeepSpeed only sums gradients: clipping is left to the trainer, which knows the norm
@@ -23,11 +32,24 @@ def deepspeed_config(config: RunConfig, lanes_per_rank: int) -> dict[str, Any]:
     DeepSpeed's, which leaves the weights alone when the norm is not finite.
 
     The trainer sets the accumulation boundary itself.
+
+    Args:
+        config: the run.
+        lanes_per_rank: lanes that one rank reads.
+        parameters: of the whole model.
     """
     training = config.training
     zero: dict[str, Any] = {"stage": training.zero}
+    if training.zero:
+        bucket = bucket_elements(parameters)
+        zero |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if training.zero == 3:
-        zero["stage3_param_persistence_threshold"] = PERSISTENT
+        zero |= {
+            "stage3_param_persistence_threshold": PERSISTENT,
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_max_live_parameters": 2 * bucket,
+            "stage3_max_reuse_distance": bucket,
+        }
     if training.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     settings = {
@@ -59,10 +81,11 @@ def build_engine(
     if config.training.zero == 3:
         # A layer uses its parameters across its parts, so they are gathered together.
         deepspeed.utils.set_z3_leaf_modules(module, [Block])
+    parameters = sum(parameter.numel() for parameter in module.parameters())
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        config=deepspeed_config(config, lanes_per_rank),
+        config=deepspeed_config(config, lanes_per_rank, parameters),
         dist_init_required=False,
     )
     return engine

@@ -32,6 +32,7 @@ class Masters:
 
     @torch.no_grad()
     def give_weights(self) -> None:
-        """Round the masters to the model's weights."""
+        """Round the masters to the model's weights; their gradients are done with."""
         for master, parameter in self.pairs:
             parameter.copy_(master)
+            master.grad = None
