@@ -1,6 +1,6 @@
 """Program: does a run fit on a cluster, how fast does it go, and how often is it best saved."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from data import command
 from data.files import write_json
+from data.options import DataConfig
 from data.orders import DocumentOrder
 from data.shards import Split, open_shards
 from lm.model import ModelConfig
@@ -21,17 +22,33 @@ GIB = 2**30
 STAGES = (0, 1, 2, 3)
 
 
+@dataclass(frozen=True)
+class PlanConfig:
+    """What is asked of a plan."""
+
+    vocabulary: int = 256
+    """Number of different tokens."""
+    budget: float = 1e9
+    """Tokens that are to be read."""
+    nodes: tuple[int, ...] = ()
+    """Numbers of machines to plan for instead of cluster.nodes, as '[1, 8, 32]'."""
+    shards: Path | None = None
+    """Shards whose documents are dealt out to the lanes, to see how even that is."""
+    json: Path | None = None
+    """File for the plans."""
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 1 or self.budget <= 0 or any(count < 1 for count in self.nodes):
+            raise ValueError("vocabulary, budget and every number of nodes must be positive")
+
+
 def main(
     model: ModelConfig,
     optim: OptimConfig,
     training: TrainingConfig,
     sparse: SparseConfig,
     cluster: Cluster,
-    vocabulary: int = 256,
-    budget: float = 1e9,
-    nodes: list[int] | None = None,
-    shards: Path | None = None,
-    json: Path | None = None,
+    asked: PlanConfig,
 ) -> None:
     """Plan a run: memory at each ZeRO stage, step time, days to a budget, checkpoints.
 
@@ -41,33 +58,19 @@ def main(
         training: lanes, precision and what else a step consists of.
         sparse: which matrices are sparse.
         cluster: machines.
-        vocabulary: number of different tokens.
-        budget: tokens that are to be read.
-        nodes: numbers of machines to plan for, instead of the cluster's, as '[1, 8, 32]'.
-        shards: shards whose documents are dealt out to the lanes, to see how even that is.
-        json: file for the plans.
+        asked: what is to be planned.
     """
-    config = _run_config(model, optim, training, sparse)
-    plans = [
-        plan(config, vocabulary, replace(cluster, nodes=count), budget)
-        for count in (nodes or [cluster.nodes])
-    ]
-    if json is not None:
-        write_json(json, plans)
+    config = RunConfig(DataConfig("text", Path()), model, optim, training, sparse=sparse)
+    clusters = [replace(cluster, nodes=count) for count in asked.nodes or (cluster.nodes,)]
+    plans = [plan(config, asked.vocabulary, one, asked.budget) for one in clusters]
+    if asked.json is not None:
+        write_json(asked.json, plans)
     count = plans[0]["parameters"]
     print(f"{count:,} parameters, {training.lanes} lanes, {training.precision}")
     print("\n".join(table(plans)))
-    if shards is not None:
-        dealt = balance(open_shards(shards).split("train"), training.lanes, model.segment)
-        print(sentence(dealt))
-
-
-def _run_config(
-    model: ModelConfig, optim: OptimConfig, training: TrainingConfig, sparse: SparseConfig
-) -> RunConfig:
-    from data.options import DataConfig
-
-    return RunConfig(DataConfig("text", Path()), model, optim, training, sparse=sparse)
+    if asked.shards is not None:
+        split = open_shards(asked.shards).split("train")
+        print(sentence(balance(split, training.lanes, model.segment)))
 
 
 def plan(config: RunConfig, vocabulary: int, cluster: Cluster, budget: float) -> dict[str, Any]:
@@ -199,4 +202,4 @@ def sentence(dealt: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, section="asked")
