@@ -69,11 +69,7 @@ def main(
     models: dict[str, Any] = {"ours": ours, "gpt2": theirs}
     for each in models.values():
         each.to(place).eval()
-    rows = [
-        measure(models, history, batch, tokens, rounds)
-        for batch in batches
-        for history in histories
-    ]
+    rows = [row for batch in batches for row in measure(models, batch, histories, tokens, rounds)]
     sizes = {name: count(each) for name, each in models.items()}
     crossing = {str(batch): crossing_point(rows, batch) for batch in batches}
     result = {"parameters": sizes, "crossing": crossing, "rows": rows}
@@ -109,32 +105,39 @@ def count(model: PreTrainedModel) -> int:
 
 
 def measure(
-    models: dict[str, Any], history: int, batch: int, tokens: int, rounds: int
-) -> dict[str, Any]:
-    """Tokens per second and MiB of cache of both after one history."""
+    models: dict[str, Any], batch: int, histories: tuple[int, ...], tokens: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Tokens per second and MiB of cache of both after each history, which take turns."""
     place = models["ours"].device
-    ids = torch.randint(VOCABULARY, (batch, history + 1), device=place)
-    kept: dict[str, Any] = {
-        "ours": ours_after(models["ours"], ids),
-        "gpt2": grown(models["gpt2"], batch, history),
-    }
-    writers: dict[str, Callable[[], object]] = {
-        name: writer(models[name], ids, kept[name], tokens) for name in models
-    }
-    reader = kept["ours"].reader
-    writers["ours, own loop"] = own_loop(reader, ids[:, -1:], tokens)
+    writers: dict[str, Callable[[], object]] = {}
+    held = {}
+    for history in histories:
+        ids = torch.randint(VOCABULARY, (batch, history + 1), device=place)
+        kept: dict[str, Any] = {
+            "ours": ours_after(models["ours"], ids),
+            "gpt2": grown(models["gpt2"], batch, history),
+        }
+        for name, model in models.items():
+            writers[f"{name} {history}"] = writer(model, ids, kept[name], tokens)
+        reader = kept["ours"].reader
+        writers[f"ours, own loop {history}"] = own_loop(reader, ids[:, -1:], tokens)
+        held[history] = {
+            "ours": sum(map(size, reader_tensors(reader))),
+            "gpt2": sum(size(tensor) for pair in growing(kept["gpt2"]) for tensor in pair),
+        }
     taken = take_turns(writers, place, rounds, warmup=1)
-    speed = {name: round(batch * tokens / time, 1) for name, time in taken.items()}
-    memory = {
-        "ours": sum(map(size, reader_tensors(reader))) / MEBIBYTE,
-        "gpt2": sum(size(t) for pair in growing(kept["gpt2"]) for t in pair) / MEBIBYTE,
-    }
-    return {
-        "batch": batch,
-        "history": history,
-        "tokens_per_second": speed,
-        "cache_mib": {name: round(value, 2) for name, value in memory.items()},
-    }
+    return [
+        {
+            "batch": batch,
+            "history": history,
+            "tokens_per_second": {
+                name: round(batch * tokens / taken[f"{name} {history}"], 1)
+                for name in (*models, "ours, own loop")
+            },
+            "cache_mib": {name: round(of / MEBIBYTE, 2) for name, of in held[history].items()},
+        }
+        for history in histories
+    ]
 
 
 def ours_after(model: CompressiveTransformerForCausalLM, ids: Tensor) -> CompressiveCache:
@@ -252,7 +255,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     right.set_ylabel("cache, MiB")
     for axes in (left, right):
         axes.set_xlabel("tokens of history")
-        axes.set_xscale("log", base=2)
+        axes.set_xscale("log")
+        axes.set_xticks(histories, [f"{history:,}" for history in histories])
+        axes.minorticks_off()
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
