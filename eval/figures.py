@@ -159,3 +159,36 @@ def ablation(results: Results) -> Figure:
     }
     grouped_bars(axes, kinds, bars)
     return figure
+
+
+def dynamic(result: dict[str, Any], name: str) -> Figure:
+    """Cost along the text with fixed weights and with weights that learn from it."""
+    figure, axes = axes_of(
+        f"Dynamic evaluation of {name}", "tokens scored", "bits per byte less than fixed weights"
+    )
+    fixed, *moving = result["dynamic"]["passes"]
+    for found in moving:
+        gains = [
+            (here["tokens"], there["bits_per_byte"] - here["bits_per_byte"])
+            for here, there in zip(found["curve"], fixed["curve"], strict=True)
+        ]
+        axes.plot(*zip(*gains, strict=True), label=f"learning rate {found['lr']:g}")
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.legend()
+    return figure
+
+
+def distance(results: Results) -> Figure:
+    """Share of answers' bytes that are known, by the distance to what they need."""
+    figure, axes = axes_of("Recall", "distance in bytes, from", "bytes right")
+    for name, result in results.items():
+        rows = result["distance"]["buckets"]
+        axes.plot([r["from"] for r in rows], [r["accuracy"] for r in rows], "o-", label=name)
+    reach = next(iter(results.values()))["distance"]["reach"]
+    for number, (store, far) in enumerate(reach.items()):
+        axes.axvline(far, color="black", linewidth=0.8, linestyle=(0, (number + 1, 2)))
+        axes.annotate(store, (far, 1.02), rotation=45, fontsize=8, annotation_clip=False)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 1)
+    axes.legend()
+    return figure

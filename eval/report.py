@@ -1,5 +1,6 @@
 """Program: what came out of a run in a short table, or of several in a page with figures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def main(
     """Show size, training and score of a run, or join several runs into a report with figures.
 
     A run's folder holds what the report shows: score-SPLIT.json of eval.score, and as far as they
-    are there breakdown-*.json of eval.breakdown and metrics.jsonl of the training.
+    are there breakdown-*.json, dynamic-*.json and distance-*.json of the programs of these names.
 
     Args:
         run: folder of the run.
@@ -43,11 +44,12 @@ def main(
     metrics = {name: read_metrics(at / "metrics.jsonl") for name, at in folders.items()}
     sections = [scores(results), training(metrics), *sweeps(results)]
     for part in ("validation", "test", "train"):
-        found = {name: at / f"breakdown-{part}.json" for name, at in folders.items()}
-        cut = {name: read_result(path) for name, path in found.items() if path.is_file()}
-        if cut:
-            require_comparable(cut, anyway)
-            sections += breakdowns(cut, part)
+        for kind, make in KINDS.items():
+            found = {name: at / f"{kind}-{part}.json" for name, at in folders.items()}
+            there = {name: read_result(path) for name, path in found.items() if path.is_file()}
+            if there:
+                require_comparable(there, anyway)
+                sections += make(there, part)
     write(out, f"{', '.join(folders)}: {split} text", sections)
     print(out / "report.html")
 
@@ -184,6 +186,50 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         header = ("run", *(kind.replace("_", " ") for kind in kinds))
         sections.append(Section(title, text, header, tuple(rows), figure))
     return sections
+
+
+def dynamics(results: Results, split: str) -> list[Section]:
+    """Dynamic evaluation beside fixed weights, a section a run."""
+    sections = []
+    for name, result in results.items():
+        found = result["dynamic"]
+        rows = [
+            (
+                "fixed weights" if p["lr"] is None else f"learning rate {p['lr']:g}",
+                f"{p['value']:.4f}",
+            )
+            for p in found["passes"]
+        ]
+        text = f"{found['optimizer']}, a step every {found['every']} segments, each pass from the "
+        text += f"trained weights, decay {found['decay']:g} towards them."
+        title, header = (
+            f"Dynamic evaluation of {name} ({split})",
+            ("weights", spoken(found["unit"])),
+        )
+        figure = figures.svg(figures.dynamic(result, name))
+        sections.append(Section(title, text, header, tuple(rows), figure))
+    return sections
+
+
+def distances(results: Results, split: str) -> list[Section]:
+    """Recall by distance."""
+    some = next(iter(results.values()))["distance"]
+    header = ("run", *(f"{b['from']} to {b['to'] - 1}" for b in some["buckets"]))
+    rows = [
+        (name, *(f"{b['accuracy']:.1%}" for b in result["distance"]["buckets"]))
+        for name, result in results.items()
+    ]
+    figure = figures.svg(figures.distance(results))
+    text = "Share of the answers' bytes that are right, by distance in bytes."
+    return [Section(f"Recall ({split})", text, header, tuple(rows), figure)]
+
+
+KINDS: dict[str, Callable[[Results, str], list[Section]]] = {
+    "breakdown": breakdowns,
+    "dynamic": dynamics,
+    "distance": distances,
+}
+"""What makes the sections of each kind of result file."""
 
 
 def write(out: Path, title: str, sections: list[Section]) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from eval import breakdown, report, score
+from data.files import write_json
+from eval import breakdown, dynamic, report, score
 from eval.breakdown import BreakdownConfig
+from eval.dynamic import DynamicConfig
 from eval.pages import Section, html, markdown
 from eval.protocol import read_result
 from eval.score import ProgramConfig
@@ -71,7 +73,17 @@ def two_runs(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
         breakdown.main(
             folder, BreakdownConfig(lanes=2, edges=(100,), ablations=("intact", "exchanged"))
         )
+        dynamic.main(folder, DynamicConfig(lanes=2, limit=6, lrs=(0.0, 1e-3)), split="validation")
+        add_distance(folder)
     return folders
+
+
+def add_distance(folder: Path) -> None:
+    """As eval.distance writes it."""
+    result = read_result(folder / "breakdown-validation.json")
+    rows = [{"from": 16, "to": 32, "accuracy": 1.0}, {"from": 32, "to": 64, "accuracy": 0.04}]
+    result["distance"] = {"reach": {"segment": 8, "memory": 16}, "buckets": rows}
+    write_json(folder / "distance-test.json", result)
 
 
 def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_path: Path) -> None:
@@ -91,14 +103,16 @@ def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_
         "Attention of second (validation)",
         "Reconstruction by layer (validation)",
         "Compressed memory changed (validation)",
+        "Dynamic evaluation of first (validation)",
+        "Recall (test)",
     ):
         assert f"## {title}\n" in text
     shown = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if "![" in line]
-    assert len(shown) == 8
+    assert len(shown) == 11
     for name in shown:
         assert (out / name).read_text().startswith("<svg")
     page = Page((out / "report.html").read_text())
-    assert page.tags.count("svg") == 8 and page.tags.count("h2") == 9
+    assert page.tags.count("svg") == 11 and page.tags.count("h2") == 12
     # Nothing is fetched: links inside figures point into the page.
     assert all(link.startswith("#") for link in page.links)
     before = (out / "report.html").read_bytes()
