@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data import command
-from data.files import atomic_path
+from data.files import atomic_path, read_json
 from eval import figures
 from eval.figures import Results
 from eval.pages import Section, html, markdown
@@ -50,6 +50,9 @@ def main(
             if there:
                 require_comparable(there, anyway)
                 sections += make(there, part)
+    paths = {name: at / f"compress-{split}.json" for name, at in folders.items()}
+    if packed := {name: read_json(path) for name, path in paths.items() if path.is_file()}:
+        sections.append(compression(packed, split))
     write(out, f"{', '.join(folders)}: {split} text", sections)
     print(out / "report.html")
 
@@ -222,6 +225,18 @@ def distances(results: Results, split: str) -> list[Section]:
     figure = figures.svg(figures.distance(results))
     text = "Share of the answers' bytes that are right, by distance in bytes."
     return [Section(f"Recall ({split})", text, header, tuple(rows), figure)]
+
+
+def compression(results: Results, split: str) -> Section:
+    """Sizes of a text with models and an arithmetic coder, and with general compressors."""
+    rows = []
+    for name, result in results.items():
+        for kind, bits in result["bits_per_byte"].items():
+            made = name if kind == "this model" else f"beside {name}: {kind}"
+            rows.append((made, f"{result['bytes']:,}", f"{bits:.4f}"))
+    text = f"A part of the {split} split, written by eval.compress and got back to the bit."
+    header = ("compressor", "bytes", "bits per byte")
+    return Section("Compressed files", text, header, tuple(rows))
 
 
 KINDS: dict[str, Callable[[Results, str], list[Section]]] = {

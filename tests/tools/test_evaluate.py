@@ -1,0 +1,40 @@
+"""One command makes every result and figure of a run, once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("constriction", reason="the extra `eval` is not installed")
+
+from eval.sweep import SweepConfig
+from tools import evaluate
+from tools.evaluate import EvaluateConfig
+
+CONFIG = EvaluateConfig(
+    sweep=SweepConfig(compressed=(0, 4)),
+    lanes=2,
+    lrs=(1e-3,),
+    segments=6,
+    compressed_bytes=100,
+)
+
+
+def test_everything_is_made_once(trained_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    evaluate.main([run], tmp_path / "report", CONFIG)
+    names = ("score-test", "breakdown-validation", "dynamic-test", "dynamic-train", "compress-test")
+    files = [run / f"{name}.json" for name in names]
+    bits = json.loads(files[-1].read_text())["bits_per_byte"]
+    assert bits.keys() == {"this model", "xz -9e", "bzip2 -9", "zstd -22", "brotli -11"}
+    text = (tmp_path / "report/report.md").read_text()
+    for title in ("Lengths of run", "Dynamic evaluation of run (train)", "Compressed files"):
+        assert f"## {title}\n" in text
+    made = [file.stat().st_mtime_ns for file in files]
+    files[0].unlink()
+    evaluate.main([run], tmp_path / "report", CONFIG)
+    assert files[0].exists()
+    assert [file.stat().st_mtime_ns for file in files[1:]] == made[1:]
+    with pytest.raises(ValueError, match="at least one folder"):
+        evaluate.main([], tmp_path, CONFIG)
