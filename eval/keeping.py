@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,15 +21,6 @@ class Keeper:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.file = folder, folder / f"state-{rank}.safetensors"
         self.what = hash_json(what)
-
-    def token_nats(self, tokens: int) -> np.ndarray:
-        """[N] float32 on disk, NaN where nothing was scored yet; what is there already is kept."""
-        path = self.folder / "token-nats.npy"
-        if path.is_file() and self.file.is_file():
-            return np.lib.format.open_memmap(path, mode="r+")
-        made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(tokens,))
-        made[:] = np.nan
-        return made
 
     def restore(self, scorer: Scorer) -> None:
         """Take the scorer to where it was, if anything is kept.
@@ -52,9 +42,7 @@ class Keeper:
         scorer.load_state(state)
 
     def save(self, scorer: Scorer) -> None:
-        """Write the scorer's state; the tokens' own costs are on their way to the disk already."""
-        if isinstance(scorer.token_nats, np.memmap):
-            scorer.token_nats.flush()
+        """Write the scorer's state."""
         with atomic_path(self.file) as temporary:
             save_file(scorer.state(), temporary, {"what": json.dumps(self.what)})
 

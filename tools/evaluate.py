@@ -10,7 +10,7 @@ from typing import Any
 
 from data import command
 from data.files import write_json
-from data.shards import open_shards
+from data.shards import Split, open_shards
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
@@ -35,7 +35,9 @@ class EvaluateConfig:
     """Of the test split, for the table of compressors."""
 
 
-def main(runs: list[Path], out: Path, evaluate: EvaluateConfig) -> None:
+def main(
+    runs: list[Path], out: Path, evaluate: EvaluateConfig, shards: list[Path] | None = None
+) -> None:
     """Evaluate runs and write a report of them.
 
     Args:
@@ -43,48 +45,51 @@ def main(runs: list[Path], out: Path, evaluate: EvaluateConfig) -> None:
             split where there is none.
         out: folder for the report.
         evaluate: how much is done.
+        shards: for each run the shards to be read instead of those of its training, such as some
+            with shorter splits.
     """
     if not runs:
         raise ValueError("runs must name at least one folder")
-    for run in runs:
-        one_run(run, evaluate)
-    report.main(runs[0], runs[1:], reported(runs[0]), out, anyway=True)
+    if shards is not None and len(shards) != len(runs):
+        raise ValueError(f"shards must name a folder for each of the {len(runs)} runs")
+    texts = [load_run(run).config.data.shards for run in runs] if shards is None else shards
+    for run, text in zip(runs, texts, strict=True):
+        one_run(run, text, evaluate)
+    report.main(runs[0], runs[1:], reported(texts[0]), out, anyway=True)
 
 
-def reported(run: Path) -> str:
+def reported(shards: Path) -> str:
     """The split whose score is reported."""
-    splits = open_shards(load_run(run).config.data.shards).splits
-    return "test" if "test" in splits else "validation"
+    return "test" if "test" in open_shards(shards).splits else "validation"
 
 
-def one_run(run: Path, config: EvaluateConfig) -> None:
+def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
     """Make every result file of a run that is not there."""
-    split = reported(run)
+    split = reported(shards)
     lanes = config.lanes
     if not (file := run / f"score-{split}.json").exists():
-        score.main(run, ProgramConfig(lanes=lanes, sweep=config.sweep), split, json=file)
+        score.main(run, ProgramConfig(lanes=lanes, sweep=config.sweep), split, shards, json=file)
     if not (run / "breakdown-validation.json").exists():
-        breakdown.main(run, BreakdownConfig(lanes=lanes))
+        breakdown.main(run, BreakdownConfig(lanes=lanes), shards=shards)
     # Test text shows what moving weights gain; training text, what they have been used to.
     for part in (split, "train"):
         if not (file := run / f"dynamic-{part}.json").exists():
             how = DynamicConfig(lanes=lanes, lrs=(0.0, *config.lrs), limit=config.segments)
-            dynamic.main(run, how, part, json=file)
+            dynamic.main(run, how, part, shards, json=file)
     if not (file := run / f"compress-{split}.json").exists():
-        write_json(file, compressed(run, split, config))
+        write_json(file, compressed(run, open_shards(shards).split(split), config))
 
 
-def compressed(run: Path, split: str, config: EvaluateConfig) -> dict[str, Any]:
+def compressed(run: Path, part: Split, config: EvaluateConfig) -> dict[str, Any]:
     """A part of a split, compressed with the model, given back, and compressed with others."""
-    loaded = load_run(run)
-    part = open_shards(loaded.config.data.shards).split(split)
+    loaded, name = load_run(run), Path(part.name)
     content = part.vocabulary.decode(part.tokens[: config.compressed_bytes])
     # A whole number of lines, which every vocabulary of text can write.
     content = content[: content.rfind(b"\n", 0, config.compressed_bytes) + 1] or content
-    made = {"this model": compress.compress(loaded, content, config.lanes, Path(split))}
-    assert compress.restore(loaded, made["this model"], Path(split)) == content
-    made |= {name: do(content) for name, do in compress.compressors().items()}
-    bits = {name: 8 * len(result) / len(content) for name, result in made.items()}
+    made = {"this model": compress.compress(loaded, content, config.lanes, name)}
+    assert compress.restore(loaded, made["this model"], name) == content
+    made |= {kind: do(content) for kind, do in compress.compressors().items()}
+    bits = {kind: 8 * len(result) / len(content) for kind, result in made.items()}
     return {"bytes": len(content), "bits_per_byte": bits}
 
 

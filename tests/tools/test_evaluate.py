@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 
+from data.shards import Shards
 from eval.sweep import SweepConfig
 from tools import evaluate
 from tools.evaluate import EvaluateConfig
@@ -21,7 +22,7 @@ CONFIG = EvaluateConfig(
 )
 
 
-def test_everything_is_made_once(trained_run: Path, tmp_path: Path) -> None:
+def test_everything_is_made_once(trained_run: Path, shards: Shards, tmp_path: Path) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     evaluate.main([run], tmp_path / "report", CONFIG)
     names = ("score-test", "breakdown-validation", "dynamic-test", "dynamic-train", "compress-test")
@@ -33,8 +34,10 @@ def test_everything_is_made_once(trained_run: Path, tmp_path: Path) -> None:
         assert f"## {title}\n" in text
     made = [file.stat().st_mtime_ns for file in files]
     files[0].unlink()
-    evaluate.main([run], tmp_path / "report", CONFIG)
+    evaluate.main([run], tmp_path / "report", CONFIG, shards=[Path(shards.path)])
     assert files[0].exists()
     assert [file.stat().st_mtime_ns for file in files[1:]] == made[1:]
+    with pytest.raises(ValueError, match="each of the 1 runs"):
+        evaluate.main([run], tmp_path, CONFIG, shards=[])
     with pytest.raises(ValueError, match="at least one folder"):
         evaluate.main([], tmp_path, CONFIG)
