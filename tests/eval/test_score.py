@@ -3,6 +3,7 @@
 import bz2
 import json
 import lzma
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,19 +61,18 @@ def test_the_record_says_everything(
 def test_report_and_curve(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
     with pytest.raises(ValueError, match=r"eval\.score"):
-        report.main(trained_run)
-    score.main(
-        trained_run, ProgramConfig(lanes=2), json=trained_run / "score-test.json", compare=False
-    )
-    plot.main(trained_run)
-    plot.main(trained_run, beside=[trained_run], out=tmp_path / "both.svg")
-    assert (trained_run / "curve.png").read_bytes().startswith(b"\x89PNG")
+        report.main(run)
+    score.main(run, ProgramConfig(lanes=2), json=run / "score-test.json", compare=False)
+    plot.main(run)
+    plot.main(run, beside=[run], out=tmp_path / "both.svg")
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "both.svg").read_bytes()
     capsys.readouterr()
-    report.main(trained_run)
+    report.main(run)
     shown = capsys.readouterr().out
-    value = json.loads((trained_run / "score-test.json").read_text())["value"]
+    value = json.loads((run / "score-test.json").read_text())["value"]
     assert f"{value:.4f} bits per byte" in shown and "curve.png" in shown and "12 steps" in shown
 
 
