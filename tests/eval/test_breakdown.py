@@ -148,3 +148,12 @@ def test_how_much_of_the_exchange_is_with_another_document() -> None:
     for lanes, share in ((1, 0.0), (3, 2 / 3)):
         config = ScoringConfig(lanes=lanes, warmup=0)
         assert AblatedScorer(build(), split, config, CHANGES["exchanged"]).foreign() == share
+
+
+@pytest.mark.gpu
+def test_a_gpu_breaks_down_alike(trained_run: Path, tmp_path: Path) -> None:
+    """The programs load runs onto the GPU; weights of attention and ablations are read there."""
+    breakdown.main(trained_run, BreakdownConfig(lanes=2, edges=(100,)), out=tmp_path)
+    result = read_result(tmp_path / "breakdown-validation.json")
+    assert sum(s[0] for s in result["attention"]["stores"].values()) == pytest.approx(1.0, rel=1e-4)
+    assert result["ablation"]["intact"] == pytest.approx(result["value"], rel=1e-4)

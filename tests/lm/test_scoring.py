@@ -175,3 +175,19 @@ def test_another_vocabulary_is_refused(shards: Shards) -> None:
     model = CompressiveTransformer(MODEL, 300)
     with pytest.raises(ValueError, match="256 tokens and the model one of 300"):
         Scorer(model, shards.split("test"), ScoringConfig())
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_what_the_cpu_counts(shards: Shards) -> None:
+    """Costs are counted while the next segment is computed, and none is lost or counted twice."""
+    model, split, config = build(MODEL), shards.split("test"), ScoringConfig(lanes=3)
+    nats = [np.full(len(split.tokens), np.nan, dtype=np.float32) for _ in range(2)]
+    results = []
+    for device, costs in zip(("cpu", "cuda"), nats, strict=True):
+        scorer = Scorer(model.to(device), split, config, token_nats=costs)
+        for _ in scorer:
+            pass
+        results.append(scorer.result())
+    assert results[0].tokens == results[1].tokens
+    np.testing.assert_allclose(nats[1], nats[0], rtol=1e-3, atol=1e-3)
+    assert results[1].nats == pytest.approx(results[0].nats, rel=1e-4)

@@ -22,6 +22,7 @@ CONFIG = EvaluateConfig(
 )
 
 
+@pytest.mark.slow
 def test_everything_is_made_once(trained_run: Path, shards: Shards, tmp_path: Path) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     evaluate.main([run], tmp_path / "report", CONFIG)
