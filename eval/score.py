@@ -3,11 +3,12 @@
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data import command
-from data.files import write_json
+from data.files import atomic_path, write_json
 from data.shards import Shards, open_shards
 from eval.keeping import Keeper, read_to_end
 from eval.protocol import Record, compressors, protocol, record, table
@@ -50,7 +51,7 @@ def main(
         split: which split.
         shards: the shards, if they are not where they were in training.
         checkpoint: name of the checkpoint, by default the newest.
-        json: file for the whole record.
+        json: file for the whole record; a sweep is drawn in an .svg file beside it.
         compare: also compress the split's bytes with xz and bzip2.
         keep: folder for the state of a long score, with which the same command goes on.
     """
@@ -81,9 +82,20 @@ def main(
     if world.first:
         if json is not None:
             write_json(json, result)
+            if swept:
+                draw(swept, json.with_suffix(".svg"))
         print((sweep_table(swept) + "\n" if swept else "") + table(result))
     if world.size > 1:
         dist.leave(world)
+
+
+def draw(swept: dict[str, Any], path: Path) -> None:
+    """Write the figure of a sweep."""
+    # Imported here because matplotlib takes a second, and most scores draw nothing.
+    from eval import figures
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(figures.svg(figures.sweep(swept)), encoding="utf-8")
 
 
 def this_rank() -> dist.World:

@@ -25,6 +25,7 @@ def test_a_sweep_chooses_on_validation_and_reports_on_test(
     lists = SweepConfig(memory=(8, 16), compressed=(0, 4, 12))
     score.main(trained_run, ProgramConfig(lanes=2, sweep=lists), json=file, compare=False)
     result = read_result(file)
+    assert (tmp_path / "score.svg").read_text().startswith("<svg")
     swept = result["sweep"]
     assert [(p["memory"], p["compressed"]) for p in swept["points"]] == [
         (m, c) for m in (8, 16) for c in (0, 4, 12)
