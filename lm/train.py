@@ -58,6 +58,8 @@ def main(
     if world.size == 1 and training.zero and not training.offload:
         _say(world, f"training.zero {training.zero} divides among ranks; one alone is faster at 0")
     trainer = Trainer(config, shards, world, folder)
+    if routes := trainer.sparsity.spoken():
+        _say(world, routes)
     if folder is not None:
         _say(world, f"continue {run} from step {trainer.step}")
     if world.first:

@@ -1,5 +1,6 @@
 """Sparse matrices in training: when their sets are chosen, and what checkpoints hold of them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,14 @@ class Sparsity:
             self.routes = world.gather(measured(modules, tokens, dtype))[0]
         for name, module in modules.items():
             take(module, self.routes[name], dtype)
+
+    def spoken(self) -> str:
+        """How many matrices are sparse and how they multiply; empty if there are none."""
+        if not self.routes:
+            return ""
+        counts = Counter(self.routes.values())
+        ways = ", ".join(f"{count} {route}" for route, count in sorted(counts.items()))
+        return f"{len(self.routes)} sparse matrices multiply by {ways}"
 
     def refresh(self, step: int, store: EngineStore) -> bool:
         """Choose sets anew if that is due after `step` steps; returns whether it was."""

@@ -89,12 +89,19 @@ def plain_updates(trainer: Trainer, steps: int) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize(("zero", "offload"), [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1)])
 def test_updates_equal_plain_torch(
-    run_config: RunConfig, shards: Shards, world: dist.World, zero: int
+    run_config: RunConfig, shards: Shards, world: dist.World, zero: int, offload: int
 ) -> None:
     """Two accumulated back-propagations, of two micro-batches each, and three refreshes."""
-    config = sparse_run(run_config, zero=zero, accumulate=((0, 2),), micro_batches=2)
+    config = sparse_run(
+        run_config,
+        zero=zero,
+        offload=bool(offload),
+        accumulate=((0, 2),),
+        micro_batches=2,
+        activation_checkpointing=zero == 2,
+    )
     trainer = Trainer(config, shards, world)
     results = [trainer.train_step(12, watch=True) for _ in range(7)]
     plain = Trainer(sparse_run(run_config), shards, world)
