@@ -44,15 +44,17 @@ def ensure(checkout, tmp_path):
     script.write_text(
         "set -euo pipefail\n"
         'source "$(dirname "${BASH_SOURCE[0]}")/environment"\n'
-        "ensure_environment\n"
+        'ensure_environment "$@"\n'
         'echo "in $PWD with $python"\n'
     )
 
-    def call(**environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def call(
+        *extras: str, **environment: str
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         calls.write_text("")
         path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
         result = subprocess.run(
-            ["bash", str(script)],
+            ["bash", str(script), *extras],
             capture_output=True,
             text=True,
             cwd="/",
@@ -81,6 +83,20 @@ def test_changed_dependencies_are_installed(ensure, checkout, name):
         file.write("# changed\n")
     assert ensure()[1] == ["pip"]
     assert ensure()[1] == []
+
+
+def test_an_extra_is_installed_for_those_who_need_it(ensure, checkout):
+    ensure()
+    assert ensure("harness")[1] == ["pip"]
+    assert ensure("harness")[1] == ensure()[1] == []
+    with (checkout / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    assert ensure()[1] == ["pip"]
+    result, calls = ensure("harness")
+    assert calls == ["pip"] and "[test,harness]" in result.stdout
+    # A fresh environment, at once with the extra.
+    shutil.rmtree(checkout / ".venv")
+    assert ensure("harness")[1] == ["venv", "pip", "pip"]
 
 
 def test_an_interrupted_install_is_made_anew(ensure, checkout):
