@@ -1,10 +1,13 @@
 """Program: write a trained model as a folder for the Hugging Face ecosystem."""
 
 import json
+import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data import command
 from data.files import hash_file, publish_folder, read_json, remove_folder, write_json
@@ -49,6 +52,7 @@ def main(
     """
     if out.exists():
         raise ValueError(f"{out} exists; give a folder that does not")
+    quiet_deepspeed()
     loaded = load_run(run, checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -61,6 +65,11 @@ def main(
     finally:
         remove_folder(partial)
     print(out)
+
+
+def quiet_deepspeed() -> None:
+    """Let DeepSpeed, which transformers asks when it saves and loads, not warn of a missing GPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
@@ -121,8 +130,9 @@ def card_of(loaded: LoadedRun, run: Path, title: str) -> str:
     """The model card of a run's checkpoint."""
     weights = hash_file(loaded.checkpoint / "model.safetensors")
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    data = loaded.config.data
     facts = {
-        "trained on": f"{loaded.config.data.corpus}",
+        "trained on": f"{data.corpus}-prefix" if data.prefix else data.corpus,
         "vocabulary": loaded.vocabulary.name,
         "parameters": f"{parameters:,}",
         "checkpoint": f"{loaded.checkpoint.name}, SHA-256 {weights}",

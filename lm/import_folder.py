@@ -10,6 +10,7 @@ from data import command
 from data.command import dump_config, load_config
 from data.files import remove_folder, write_json
 from data.vocab import load_vocabulary
+from lm.export import quiet_deepspeed
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.training.checkpoint import LATEST, STATE, WEIGHTS
@@ -32,6 +33,7 @@ def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
         raise ValueError(f"{run} exists; give a folder that does not")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model; write one with python -m lm.export")
+    quiet_deepspeed()
     config = CompressiveTransformerConfig.from_pretrained(folder)
     if not hasattr(config, "run"):
         raise ValueError(f"{folder} does not come from lm.export: config.json has no key run")
