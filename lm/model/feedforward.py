@@ -9,7 +9,8 @@ from lm.model.config import GATED, Activation, ModelConfig
 from lm.model.linear import Linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    # In place: nothing else reads the largest tensor of a layer.
+    "relu": F.relu_,
     "gelu": F.gelu,
     "swiglu": F.silu,
     "geglu": F.gelu,
