@@ -57,7 +57,11 @@ def grown(preset: Path) -> list[int]:
         )
         for rank in range(2)
     ]
-    return [int(rank.communicate(timeout=300)[0].split()[-1]) for rank in ranks]
+    try:
+        return [int(rank.communicate(timeout=600)[0].split()[-1]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 CASES: list[dict[str, Any]] = [
@@ -76,6 +80,7 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.slow
 @pytest.mark.dist
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("changes", CASES, ids=str)
 def test_memory_is_that_of_live_processes(
     run_config: RunConfig, tmp_path: Path, changes: dict[str, Any]
