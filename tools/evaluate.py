@@ -28,7 +28,7 @@ class EvaluateConfig:
     lanes: int = 16
     """Parts of a split that are read side by side."""
     lrs: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
-    """Learning rates of dynamic evaluation; the rate 0 is always there."""
+    """Learning rates of dynamic evaluation, beside fixed weights."""
     segments: int = 400
     """Segments of each lane that dynamic evaluation reads."""
     compressed_bytes: int = 200_000
@@ -74,7 +74,7 @@ def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
     # Test text shows what moving weights gain; training text, what they have been used to.
     for part in (split, "train"):
         if not (file := run / f"dynamic-{part}.json").exists():
-            how = DynamicConfig(lanes=lanes, lrs=(0.0, *config.lrs), limit=config.segments)
+            how = DynamicConfig(lanes=lanes, lrs=config.lrs, limit=config.segments)
             dynamic.main(run, how, part, shards, json=file)
     if not (file := run / f"compress-{split}.json").exists():
         write_json(file, compressed(run, open_shards(shards).split(split), config))
