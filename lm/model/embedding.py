@@ -10,6 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lm.model.config import ModelConfig
 
+OPTIONS = getattr(nn, "LinearCrossEntropyOptions", None)
+"""Of torch's chunked cross-entropy, from torch 2.13 on."""
+
 
 class Embedding(nn.Module):
     """Tokens to vectors, scaled by sqrt(D) so that a tied matrix suits both its uses."""
@@ -43,18 +46,19 @@ class VocabularyHead(nn.Module):
         """Logits [B, T, V], or, with targets, their negative log-likelihoods in nats [B, T].
 
         With config.head_chunk the logits of that many tokens are held at once, and made a second
-        time in the backward pass. torch's linear_cross_entropy saves that second time, but knows
-        sums and means only, and documents and lanes are weighed by token here.
+        time in the backward pass.
         """
         if targets_BT is None:
             return self.logits(hidden_BTD)
         hidden, targets = hidden_BTD.flatten(0, -2), targets_BT.flatten()
-        if self.chunk is None:
-            nats = self.nats(hidden, targets)
-        else:
-            parts = zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True)
-            nats = torch.cat([checkpoint(self.nats, *part, use_reentrant=False) for part in parts])
-        return nats.view(targets_BT.shape)
+        make = self.nats if self.chunk is None else self.nats_by_chunks
+        return make(hidden, targets).view(targets_BT.shape)
+
+    def nats_by_chunks(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+        """The same as `nats`, with the logits of self.chunk tokens held at once."""
+        assert self.chunk is not None
+        parts = zip(hidden_nD.split(self.chunk), targets_n.split(self.chunk), strict=True)
+        return torch.cat([checkpoint(self.nats, *part, use_reentrant=False) for part in parts])
 
 
 class Head(VocabularyHead):
@@ -72,6 +76,21 @@ class Head(VocabularyHead):
     def nats(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
         """Negative log-likelihoods of targets [n]."""
         return cross_entropy(self.logits(hidden_nD), targets_n)
+
+    def nats_by_chunks(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+        """By torch's own function where there is one, which needs less memory for the gradient of
+        the matrix. It gives half-precision numbers for half-precision inputs, too coarse for nats.
+        """
+        if OPTIONS is None or hidden_nD.dtype not in (torch.float32, torch.float64):
+            return super().nats_by_chunks(hidden_nD, targets_n)
+        return F.linear_cross_entropy(
+            hidden_nD,
+            self.weight,
+            targets_n,
+            linear_bias=self.bias,
+            reduction="none",
+            options=OPTIONS(batch_chunk_size=min(self.chunk or 1, len(hidden_nD))),
+        )
 
 
 def cross_entropy(logits_nV: Tensor, targets_n: Tensor) -> Tensor:

@@ -87,7 +87,12 @@ def test_one_cluster_equals_the_plain_vocabulary() -> None:
 
 @pytest.mark.parametrize("config", [TINY, ADAPTIVE], ids=["plain", "adaptive"])
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])
-def test_chunks_equal_the_whole(config: ModelConfig, chunk: int) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_chunks_equal_the_whole(
+    config: ModelConfig, chunk: int, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if own:
+        monkeypatch.setattr("lm.model.embedding.OPTIONS", None)
     whole, parts = build(config), build(replace(config, head_chunk=chunk))
     tokens, targets = stream(1, 2, config), stream(1, 2, config, seed=5)
     results = []
@@ -100,6 +105,9 @@ def test_chunks_equal_the_whole(config: ModelConfig, chunk: int) -> None:
         results.append([nats, *(g for g in gradients if g is not None)])
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs)
+    with torch.no_grad():
+        nats = parts(tokens, parts.empty_memory(2), targets).predictions
+    torch.testing.assert_close(nats, results[0][0])
 
 
 def test_chunks_never_hold_all_logits() -> None:
