@@ -23,6 +23,10 @@ from lm.loading import LoadedRun, load_run
 from lm.model.incremental import Reader
 
 SUFFIX = ".lm"
+LANE_TOKENS, MOST_LANES = 4096, 256
+"""By default each lane is at least so long, and there are at most so many: the beginning of a lane
+costs about two bytes more than the same text after what stands before it.
+"""
 
 
 def main(
@@ -30,7 +34,7 @@ def main(
     file: Path,
     out: Path | None = None,
     decompress: bool = False,
-    lanes: int = 32,
+    lanes: int | None = None,
     checkpoint: str | None = None,
     compare: bool = False,
 ) -> None:
@@ -41,11 +45,12 @@ def main(
         file: what is to be compressed or decompressed.
         out: where the result goes; by default beside the file, with .lm added or taken away.
         decompress: give a compressed file back.
-        lanes: parts of the file that are coded side by side; each begins without memory.
+        lanes: parts of the file that are coded side by side, each beginning without memory; by
+            default one for every 4,096 tokens, 256 at most.
         checkpoint: name of the checkpoint, by default the newest.
         compare: also compress with xz, bzip2, zstd and brotli.
     """
-    if lanes < 1:
+    if lanes is not None and lanes < 1:
         raise ValueError(f"lanes must be at least 1, not {lanes}")
     if not file.is_file():
         raise ValueError(f"{file} is not there; give a file")
@@ -77,8 +82,8 @@ def target_of(file: Path, decompress: bool) -> Path:
     return file.with_suffix("")
 
 
-def compress(loaded: LoadedRun, content: bytes, lanes: int, file: Path) -> bytes:
-    """The compressed file.
+def compress(loaded: LoadedRun, content: bytes, lanes: int | None, file: Path) -> bytes:
+    """The compressed file; see `main` for the number of lanes.
 
     Raises:
         ValueError: the model's vocabulary does not give the content back exactly.
@@ -94,6 +99,8 @@ def compress(loaded: LoadedRun, content: bytes, lanes: int, file: Path) -> bytes
             f"{file} cannot be written exactly with the vocabulary {vocabulary.name}; compress it "
             "with a model of bytes"
         )
+    if lanes is None:
+        lanes = min(MOST_LANES, len(tokens) // LANE_TOKENS)
     segments = -(-len(tokens) // config.segment)
     header = Header(
         model=model_digest(loaded),

@@ -86,7 +86,7 @@ def compressed(run: Path, part: Split, config: EvaluateConfig) -> dict[str, Any]
     content = part.vocabulary.decode(part.tokens[: config.compressed_bytes])
     # A whole number of lines, which every vocabulary of text can write.
     content = content[: content.rfind(b"\n", 0, config.compressed_bytes) + 1] or content
-    made = {"this model": compress.compress(loaded, content, config.lanes, name)}
+    made = {"this model": compress.compress(loaded, content, None, name)}
     assert compress.restore(loaded, made["this model"], name) == content
     made |= {kind: do(content) for kind, do in compress.compressors().items()}
     bits = {kind: 8 * len(result) / len(content) for kind, result in made.items()}

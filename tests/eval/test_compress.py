@@ -12,7 +12,7 @@ pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 from data.shards import Shards
 from data.vocab import ByteVocabulary
 from eval import compress
-from eval.packing import SIZE
+from eval.packing import SIZE, unpack
 from lm.loading import LoadedRun, load_run
 from lm.scoring import ScoringConfig, score
 from tests.texts import split_of, vocabularies
@@ -42,6 +42,14 @@ def test_the_size_is_what_the_score_says(loaded: LoadedRun, shards: Shards) -> N
     text = split_of(ByteVocabulary(), [content])
     result = score(loaded.model, text, ScoringConfig(lanes=40, warmup=0))
     assert 8 * (len(packed) - SIZE) / len(content) == pytest.approx(result.bits_per_byte, rel=5e-3)
+
+
+def test_lanes_are_long_by_default(loaded: LoadedRun, monkeypatch) -> None:
+    monkeypatch.setattr(compress, "LANE_TOKENS", 100)
+    monkeypatch.setattr(compress, "MOST_LANES", 3)
+    for size, lanes in ((50, 1), (250, 2), (1000, 3)):
+        packed = compress.compress(loaded, b"a" * size, None, FILE)
+        assert unpack(packed, FILE)[0].lanes == lanes
 
 
 def test_the_program_and_back(trained_run: Path, tmp_path: Path, capsys) -> None:
