@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lm.sparse.bits import Bits
 from lm.sparse.linear import SparseLinear
 from lm.sparse.powerprop import power
 
@@ -50,8 +51,9 @@ class HostMatrix:
         units = self.layout.to_units(matrix.detach().cpu())
         self.reservoir = reservoir_like(units, folder)
         self.reservoir.copy_(units)
-        self.ever = torch.zeros(len(units), dtype=torch.bool)
-        self.changed = torch.zeros(len(units), dtype=torch.bool)
+        self.ever = Bits(len(units))
+        """Units that have been in A."""
+        self.changed = Bits(len(units))
         """Units that have been in B since somebody cleared this."""
 
     def begin(self, scores: Tensor | None, noise: Tensor | None) -> None:
@@ -88,7 +90,7 @@ class HostMatrix:
         after = self.layout.choose(self.magnitudes(), module.active, module.explored, noise)
         # Where exploration has stopped only A learns.
         learning = len(before) if module.exploring else module.active
-        place = torch.full((len(self.ever),), -1, dtype=torch.int32)
+        place = torch.full((self.layout.units,), -1, dtype=torch.int32)
         place[before[:learning].long()] = torch.arange(learning, dtype=torch.int32)
         source = place[after.long()]
         source[learning:] = -1
@@ -116,16 +118,16 @@ class HostMatrix:
 
     def _take(self, index: Tensor) -> None:
         self.module.choose(index)
-        self.ever[index[: self.module.active].long()] = True
-        self.changed[index.long()] = True
+        self.ever.add(index[: self.module.active])
+        self.changed.add(index)
 
     def _turnover(self, before: Tensor, after: Tensor) -> Turnover:
         active = self.module.active
-        was = torch.zeros(len(self.ever), dtype=torch.int8)
+        was = torch.zeros(self.layout.units, dtype=torch.int8)
         was[before.long()] = 1
         was[before[:active].long()] = 2
         entered = was[after[:active].long()]
-        ever = self.ever.clone()
+        ever = self.ever.flags()
         ever[after[:active].long()] = True
         return Turnover(
             active,
@@ -134,7 +136,7 @@ class HostMatrix:
             len(after),
             int((was[after.long()] == 0).sum()),
             int(ever.sum()),
-            len(ever),
+            self.layout.units,
         )
 
 

@@ -6,8 +6,6 @@ as a base, and after that only the units that have been in B since and have left
 
 from collections.abc import Mapping
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from lm.sparse.topkast import TopKast
@@ -16,8 +14,8 @@ from lm.sparse.topkast import TopKast
 def base(topkast: TopKast) -> dict[str, Tensor]:
     """A copy of all reservoirs by the name of their parameter; `sets` count from here on."""
     for matrix in topkast.matrices.values():
-        matrix.changed.zero_()
-        matrix.changed[matrix.module.index.cpu().long()] = True
+        matrix.changed.clear()
+        matrix.changed.add(matrix.module.index.cpu())
     return {name: m.reservoir.clone() for name, m in topkast.matrices.items()}
 
 
@@ -27,11 +25,11 @@ def sets(topkast: TopKast) -> dict[str, Tensor]:
     """
     tensors = {}
     for name, matrix in topkast.matrices.items():
-        left = matrix.changed.clone()
+        left = matrix.changed.flags()
         left[matrix.module.index.cpu().long()] = False
         numbers = left.nonzero()[:, 0]
         tensors[f"{name}/index"] = matrix.module.index.to("cpu", copy=True)
-        tensors[f"{name}/ever"] = torch.from_numpy(np.packbits(matrix.ever.numpy()))
+        tensors[f"{name}/ever"] = matrix.ever.packed.clone()
         tensors[f"{name}/left"] = numbers.int()
         tensors[f"{name}/left_values"] = matrix.reservoir[numbers]
     return tensors
@@ -44,11 +42,10 @@ def put_back(topkast: TopKast, base: Mapping[str, Tensor], sets: Mapping[str, Te
         matrix.reservoir.copy_(base[name])
         left = sets[f"{name}/left"].long()
         matrix.reservoir[left] = sets[f"{name}/left_values"]
-        bits = np.unpackbits(sets[f"{name}/ever"].numpy(), count=matrix.layout.units)
-        matrix.ever.copy_(torch.from_numpy(bits))
-        matrix.changed.zero_()
-        matrix.changed[left] = True
-        matrix.changed[matrix.module.index.cpu().long()] = True
+        matrix.ever.packed.copy_(sets[f"{name}/ever"])
+        matrix.changed.clear()
+        matrix.changed.add(left)
+        matrix.changed.add(matrix.module.index.cpu())
 
 
 def put_sets(topkast: TopKast, sets: Mapping[str, Tensor]) -> None:

@@ -207,7 +207,7 @@ def memory_line(form: str) -> dict[str, Any]:
     matrices = list(topkast.matrices.values()) if topkast else []
     host: dict[str, list[Tensor]] = {
         "reservoir": [m.reservoir for m in matrices],
-        "bits": [flags for m in matrices for flags in (m.ever, m.changed)],
+        "bits": [bits.packed for m in matrices for bits in (m.ever, m.changed)],
     }
     line = {name: size(tensors) / weights for name, tensors in (device | host).items()}
     line["device"] = sum(line[name] for name in device)
