@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lm.sparse.layout import Layout
+from lm.sparse.product import no_view
 
 
 class Pattern:
@@ -85,7 +86,7 @@ class PatternProduct(torch.autograd.Function):
             y_rN += bias[:, None]
         ctx.save_for_backward(x_iN, weights)
         ctx.pattern, ctx.shape = pattern, x.shape
-        return y_rN.T.view(*x.shape[:-1], -1)
+        return no_view(y_rN.T.view(*x.shape[:-1], -1))
 
     @staticmethod
     @once_differentiable

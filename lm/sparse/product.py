@@ -27,6 +27,14 @@ def gathered(matrix: Tensor, index: Tensor, layout: Layout) -> Tensor:
     return layout.to_units(matrix).index_select(0, index).flatten()
 
 
+def no_view(x: Tensor) -> Tensor:
+    """The same tensor, of which autograd does not know that it is a view: only so may what a custom
+    function returns be changed in place, as activations do.
+    """
+    own = x.new_empty(0)
+    return own.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+
+
 class Scatter(torch.autograd.Function):
     """The matrix of A as a function of the weights of B, whose gradient is taken at all of B.
 
@@ -66,7 +74,7 @@ class DenseProduct(torch.autograd.Function):
         ctx.save_for_backward(x, weights, index)
         ctx.active, ctx.layout, ctx.first = active, layout, first
         matrix = scattered(weights[: active * layout.size], index[:active], layout)
-        return F.linear(x, matrix[first:], bias)
+        return no_view(F.linear(x, matrix[first:], bias))
 
     @staticmethod
     @once_differentiable

@@ -79,6 +79,21 @@ def test_constant_rows_give_the_weights_no_gradient() -> None:
         assert model.linear.values.grad is None and x.grad is not None
 
 
+@pytest.mark.parametrize("route", ["dense", "csr"])
+def test_products_may_be_changed_in_place(route: Route) -> None:
+    """As activations do: the gradients are those of a copy that was changed."""
+    model, _ = holder(torch.randn(8, 8), SparseConfig(0.5, 0.25, kinds=KINDS))
+    take(model.linear, route, torch.float32)
+    gradients = []
+    for activation in (nn.functional.relu, nn.functional.relu_):
+        x = torch.linspace(-1, 1, 48).view(2, 3, 8).requires_grad_()
+        activation(model.linear(x)).square().sum().backward()
+        gradients.append((x.grad, model.linear.values.grad.clone()))
+        model.zero_grad()
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_activations_stay_feature_major_between_sparse_layers() -> None:
     """What a sparse product returns, and elementwise functions make of it, the next one reads
     without a copy."""
