@@ -81,7 +81,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give either training.steps or training.minutes; set the other to null")
+            raise ValueError(
+                "give either training.steps or training.minutes; set the other to null"
+            )
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"training.minutes must be positive, not {self.minutes}")
         for name in AT_LEAST_ONE:
