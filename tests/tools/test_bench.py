@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lm.model import ModelConfig
 from tools import bench
+from tools.benchmarks import growth, keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +36,23 @@ def test_the_script_runs_a_benchmark_and_writes_its_result(tmp_path):
     result = json.loads(done.stdout)
     assert result["tokens_per_second"]["this model"] > 0 and 0 < result["mfu"] < 2
     assert json.loads((tmp_path / "step.json").read_text()) == result
+
+
+TINY = ModelConfig(layers=1, width=8, heads=2, feedforward=8, segment=4, memory=4, compressed=2)
+
+
+def test_growth_is_measured_and_drawn(tmp_path, capsys):
+    figure, file = tmp_path / "growth.png", tmp_path / "growth.json"
+    growth.main(TINY, 1, [0, 2, 4], rounds=1, device="cpu", json=file, out=figure)
+    points = json.loads(file.read_text())["points"]
+    assert figure.stat().st_size > 0 and json.loads(capsys.readouterr().out)["points"] == points
+    state = {(p["kind"], p["history"]): p["state_mib_per_lane"] for p in points}
+    assert state["memory", 20] > state["compressed", 20] > state["compressed", 4]
+    assert all(point["saved_mib_per_lane"] > 0 < point["step_milliseconds"] for point in points)
+
+
+def test_kept_keys_are_timed_beside_what_is_counted(monkeypatch, capsys):
+    monkeypatch.setattr(keys, "LENGTHS", ((4, 4, 2),))
+    keys.main(TINY, 2, rounds=1, device="cpu")
+    (row,) = json.loads(capsys.readouterr().out)["lengths"]
+    assert row["tokens_per_second"] > 0 and 0 < row["flops_saved"] < 1
