@@ -1,6 +1,10 @@
 """Checkpoints beside the training: complete or absent, cleared out, surviving a full disk."""
 
+import contextlib
 import errno
+import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +86,51 @@ def test_a_full_disk_leaves_the_run_alive_and_the_checkpoint_before_good(
     assert Loop(Trainer(config, shards, world), tmp_path).train()
     assert names(tmp_path) == folders(3, 9, 12)
     assert "step 6 was not written" in capfd.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    # Lazily: files that were read stay mapped into memory for a while.
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_costs_one_checkpoint(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    small_disk: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """From step 4 to step 7 no byte is free, for the log neither."""
+    config = with_training(run_config, save_every=3, keep=9, validate_every=12)
+    loop = Loop(Trainer(config, shards, world), small_disk)
+    step, ballast = loop.trainer.train_step, small_disk / "ballast"
+
+    def step_on_a_full_disk(*arguments: Any) -> dict[str, float]:
+        if loop.trainer.step == 4:
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while file.write(b"x" * 512):
+                    pass
+        if loop.trainer.step == 7:
+            ballast.unlink()
+        return step(*arguments)
+
+    loop.trainer.train_step = step_on_a_full_disk  # type: ignore[method-assign]
+    assert loop.train()
+    assert names(small_disk) == folders(3, 9, 12)
+    said = capfd.readouterr().err
+    assert "step 6 was not written" in said and "No space left on device" in said
+    logged = [r["step"] for r in read_metrics(small_disk / "metrics.jsonl") if "loss" in r]
+    assert logged == list(range(1, 13))
+    for name in ("step-00000003", "step-00000012"):
+        Trainer(config, shards, world, small_disk / "checkpoints" / name)
 
 
 def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
