@@ -12,6 +12,7 @@ import pytest
 
 from lm.training.checkpoint import read_state
 from lm.training.config import RunConfig
+from lm.training.optim import OptimConfig
 from lm.training.stopping import STOPPED
 from tests.processes import (
     assert_close_records,
@@ -25,18 +26,38 @@ from tests.processes import (
     write_config,
 )
 
+MUON = OptimConfig(name="muon", muon_lr=3e-3, lr=3e-3, warmup=3)
+
 
 @pytest.mark.dist
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("zero", "optim"),
+    [
+        (2, None),
+        pytest.param(1, None, marks=pytest.mark.slow),
+        pytest.param(3, None, marks=pytest.mark.slow),
+        pytest.param(0, MUON, marks=pytest.mark.slow),
+    ],
+    ids=["ZeRO 2", "ZeRO 1", "ZeRO 3", "Muon"],
+)
 def test_signals_deaths_and_other_numbers_of_ranks_lose_nothing(
-    run_config: RunConfig, tmp_path: Path
+    run_config: RunConfig, tmp_path: Path, zero: int, optim: OptimConfig | None
 ) -> None:
-    """Two ranks under ZeRO 2, stopped; one rank, killed; two ranks, of which one dies; two ranks.
+    """Two ranks, stopped; one rank, killed; two ranks, of which one dies; two ranks.
 
     Losses are those of one rank to rounding, and every lane stands at the same token.
     """
     model = replace(run_config.model, dropout=0.0)
-    training = replace(run_config.training, steps=60, save_every=2, validate_every=50, zero=2)
-    path = write_config(replace(run_config, model=model, training=training), tmp_path)
+    training = replace(
+        run_config.training,
+        steps=60,
+        save_every=2,
+        validate_every=50,
+        zero=zero,  # type: ignore[arg-type]
+    )
+    config = replace(run_config, model=model, training=training, optim=optim or run_config.optim)
+    path = write_config(config, tmp_path)
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert ends(start(train(path, whole), 1))[0][0] == 0
     command = train(path, run)
