@@ -8,7 +8,7 @@ from data import command
 from data.command import dump_config, load_config
 from data.files import atomic_path
 from data.options import DataConfig
-from data.shards import open_shards
+from data.shards import Shards, open_shards
 from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training import checkpoint, dist
@@ -51,36 +51,44 @@ def main(
     elif (run / "config.yaml").exists() or (run.exists() and any(run.iterdir())):
         _require_unfinished(run)
     world = dist.join(training.timeout)
-    if config.training.steps is None:
+    with dist.ending_together(world):
+        trainer = _trainer(config, shards, world, folder)
+        if folder is not None:
+            _say(world, f"continue {run} from step {trainer.step}")
+        if world.first:
+            _describe(run, trainer)
+        loop = Loop(trainer, run)
+        loop.stop.listen()
+        finished = loop.train()
+    dist.leave(world)
+    if not finished:
+        _say(world, f"stopped by a signal at step {trainer.step}, saved; the same command goes on")
+        raise SystemExit(STOPPED)
+
+
+def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path | None) -> Trainer:
+    """A new trainer, or one that continues from a checkpoint, with what there is to say of it."""
+    training = config.training
+    if training.steps is None:
         steps = measured_steps(config, shards, world)
-        config = replace(config, training=replace(config.training, steps=steps, minutes=None))
+        config = replace(config, training=replace(training, steps=steps, minutes=None))
         _say(world, f"{steps} steps fit in {training.minutes} minutes")
     if world.size == 1 and training.zero and not training.offload:
         _say(world, f"training.zero {training.zero} divides among ranks; one alone is faster at 0")
     trainer = Trainer(config, shards, world, folder)
     if routes := trainer.sparsity.spoken():
         _say(world, routes)
-    if folder is not None:
-        _say(world, f"continue {run} from step {trainer.step}")
-    if world.first:
-        (run / "vocabulary").mkdir(parents=True, exist_ok=True)
-        with atomic_path(run / "config.yaml") as temporary:
-            temporary.write_text(dump_config(config))
-        write_environment(run)
-        shards.vocabulary.save(run / "vocabulary")
-        MetricsLog(run / "metrics.jsonl").cut(trainer.step)
-    loop = Loop(trainer, run)
-    loop.stop.listen()
-    try:
-        finished = loop.train()
-    except RuntimeError as error:
-        if world.size == 1:
-            raise
-        dist.give_up(world, error)
-    dist.leave(world)
-    if not finished:
-        _say(world, f"stopped by a signal at step {trainer.step}, saved; the same command goes on")
-        raise SystemExit(STOPPED)
+    return trainer
+
+
+def _describe(run: Path, trainer: Trainer) -> None:
+    """Make the run's folder say what it holds, and its log end where training goes on."""
+    (run / "vocabulary").mkdir(parents=True, exist_ok=True)
+    with atomic_path(run / "config.yaml") as temporary:
+        temporary.write_text(dump_config(trainer.config))
+    write_environment(run)
+    trainer.shards.vocabulary.save(run / "vocabulary")
+    MetricsLog(run / "metrics.jsonl").cut(trainer.step)
 
 
 def _require_unfinished(run: Path) -> None:

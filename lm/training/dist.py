@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -79,6 +81,17 @@ def give_up(world: World, error: RuntimeError) -> NoReturn:
     sys.stderr.flush()
     # Without the usual clearing up, which may wait for the ranks that are gone.
     os._exit(1)
+
+
+@contextmanager
+def ending_together(world: World) -> Iterator[None]:
+    """Context in which a rank that fails, or loses another, ends at once, as `give_up` does."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size == 1:
+            raise
+        give_up(world, error)
 
 
 def free_port() -> int:
