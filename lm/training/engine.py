@@ -88,6 +88,9 @@ def build_engine(
         config=deepspeed_config(config, lanes_per_rank, parameters),
         dist_init_required=False,
     )
+    if config.training.zero == 0 and torch.distributed.get_world_size() == 1:
+        # It would copy all gradients into one piece and back, to sum what one rank has alone.
+        engine.enable_backward_allreduce = False
     return engine
 
 
