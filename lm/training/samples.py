@@ -42,7 +42,10 @@ def continuation(
         reader = Reader(model, model.empty_memory(1))
         written = []
         for _ in range(tokens):
-            reader.read(pieces.to(device))
+            # Never a whole segment at once: at stage 3 a layer that is called as in training gives
+            # its weights back.
+            for part in pieces.split(max(1, model.config.segment - 1), dim=1):
+                reader.read(part.to(device))
             token = sampler(reader.logits().cpu())
             written.append(token.item())
             pieces = token[:, None]
