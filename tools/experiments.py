@@ -98,33 +98,35 @@ def main(
     plan = Experiment.read(experiment)
     runs = list(plan.configs(shards))
     if not table:
-        torch.set_num_threads(threads)
         for name, seed, config in runs:
             folder = out / name / f"seed-{seed}"
             if not finished(folder, config):
                 print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
-                train_apart(folder, config)
+                train_apart(folder, config, threads)
                 write_json(folder / RESULT, result(folder, config))
                 write_table(plan, out)
     print(write_table(plan, out))
 
 
-def train_apart(run: Path, config: RunConfig) -> None:
-    """lm.train in a process of its own, because a process can join one run only; forked, because
-    the imports take longer than some runs.
+def train_apart(run: Path, config: RunConfig, threads: int) -> None:
+    """lm.train in a new process, because a process can join one run only, and a fork of one that
+    has joined some run before hangs.
 
     Raises:
         SystemExit: with the status of training, if it did not finish.
     """
-    sections = {section.name: getattr(config, section.name) for section in fields(config)}
-    arguments = {"run": run, **sections}
-    process = get_context("fork").Process(target=train.main, kwargs=arguments)
+    process = get_context("spawn").Process(target=_train, args=(run, config, threads))
     process.start()
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     process.join()
     signal.signal(signal.SIGTERM, before)
     if process.exitcode:
         raise SystemExit(abs(process.exitcode))
+
+
+def _train(run: Path, config: RunConfig, threads: int) -> None:
+    torch.set_num_threads(threads)
+    train.main(run, **{section.name: getattr(config, section.name) for section in fields(config)})
 
 
 def overridden(preset: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
