@@ -14,9 +14,9 @@ SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 class Progress:
     """Context manager that shows work done, rate and time left on stderr.
 
-    description: what is being done; total: number of units, None when unknown; unit: one step of
-    work; scale: write large numbers as k, M, G (for bytes and tokens); enabled: False shows nothing
-    (ranks other than 0).
+    description: what is being done; total: number of units, None when unknown (may change); unit:
+    one step of work; scale: write large numbers as k, M, G (for bytes and tokens); enabled: False
+    shows nothing (ranks other than 0).
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Progress:
         self.done += n
         self._postfix.update(postfix)
         if self._bar is not None:
+            self._bar.total = self.total
             if postfix:
                 self._bar.set_postfix(self._postfix, refresh=False)
             self._bar.update(n)

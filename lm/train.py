@@ -1,7 +1,6 @@
 """Program: train a Compressive Transformer, or continue a run that was stopped."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from data import command
@@ -13,7 +12,7 @@ from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training import checkpoint, dist
 from lm.training.config import RunConfig, TrainingConfig, resumed
-from lm.training.loop import Loop, measured_steps
+from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
 from lm.training.report import ReportConfig
 from lm.training.runlog import MetricsLog, write_environment
@@ -47,6 +46,11 @@ def main(
     shards = open_shards(data.shards)
     folder = checkpoint.newest(run)
     if folder is not None:
+        if not (run / "config.yaml").is_file():
+            raise ValueError(
+                f"{run} holds checkpoints but not their config.yaml; put it back or give another "
+                "--run folder"
+            )
         config = resumed(config, load_config(RunConfig, run / "config.yaml"), str(run))
     elif (run / "config.yaml").exists() or (run.exists() and any(run.iterdir())):
         _require_unfinished(run)
@@ -69,10 +73,6 @@ def main(
 def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path | None) -> Trainer:
     """A new trainer, or one that continues from a checkpoint, with what there is to say of it."""
     training = config.training
-    if training.steps is None:
-        steps = measured_steps(config, shards, world)
-        config = replace(config, training=replace(training, steps=steps, minutes=None))
-        _say(world, f"{steps} steps fit in {training.minutes} minutes")
     if world.size == 1 and training.zero and not training.offload:
         _say(world, f"training.zero {training.zero} divides among ranks; one alone is faster at 0")
     trainer = Trainer(config, shards, world, folder)

@@ -1,6 +1,6 @@
 """Everything a run is made of, and how a resumed run is matched with its folder."""
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from data.lanes import Order
@@ -31,7 +31,8 @@ class TrainingConfig:
     steps: int | None = None
     """Optimiser steps; each reads unroll x accumulate segments of every lane."""
     minutes: float | None = None
-    """Instead of steps: as many as fit in this time, measured at the start of the run."""
+    """Instead of steps: as many as fit in this time, validation and checkpoints included. The
+    learning rate follows the time that has passed, so only a run with steps repeats to the bit."""
     lanes: int = 16
     """Lanes over all ranks, each carrying its own memory; a multiple of the number of ranks."""
     order: Order = "stream"
@@ -179,15 +180,11 @@ MAY_CHANGE = {"data.shards", "data.source", "sparse.reservoir", "sparse.route"} 
 
 
 def resumed(wanted: RunConfig, stored: RunConfig, run: str) -> RunConfig:
-    """The config with which a run continues: as wanted, with the stored number of steps if the
-    wanted one was to be measured.
+    """The config with which a run continues: as wanted.
 
     Raises:
         ValueError: a setting differs that would make it another run; names the first.
     """
-    if wanted.training.minutes is not None:
-        training = replace(wanted.training, minutes=None, steps=stored.training.steps)
-        wanted = replace(wanted, training=training)
     for name, new, old in _differences(wanted, stored):
         if name not in MAY_CHANGE and not name.startswith("report."):
             raise ValueError(

@@ -1,14 +1,11 @@
 """The loop around the training step: records, validation, checkpoints and signals."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.progress import Progress
-from data.shards import Shards
-from lm.training.checkpoint import newest
-from lm.training.config import RunConfig
-from lm.training.dist import World
+from lm.training.checkpoint import newest, read_state
+from lm.training.length import Length
 from lm.training.meter import Meter, in_unit
 from lm.training.observer import Observer
 from lm.training.profiling import ProfileWindow
@@ -29,6 +26,8 @@ class Status:
     """Some rank is still writing a checkpoint."""
     failed: bool
     """Some rank could not write its part."""
+    seconds: float
+    """How long the run has trained."""
 
 
 class Loop:
@@ -36,8 +35,9 @@ class Loop:
 
     def __init__(self, trainer: Trainer, run: Path) -> None:
         training, report = trainer.config.training, trainer.config.report
-        assert training.steps is not None
-        self.trainer, self.run, self.steps = trainer, run, training.steps
+        self.trainer, self.run = trainer, run
+        before = newest(run) if trainer.step else None
+        self.length = Length(training, read_state(before) if before else {})
         self.observer = Observer(trainer)
         self.sinks = open_sinks(run, trainer.config, trainer.step) if trainer.world.first else []
         self.writer = Writer(run, trainer.world, training)
@@ -60,14 +60,17 @@ class Loop:
             ValueError: the checkpoint at the end could not be written.
         """
         trainer, training = self.trainer, self.trainer.config.training
-        with Progress("train", self.steps, "step", enabled=trainer.world.first) as bar:
+        self.length.start()
+        with Progress("train", self.length.known, "step", enabled=trainer.world.first) as bar:
             bar.update(trainer.step)
             stopped = False
-            while trainer.step < self.steps and not stopped:
+            while trainer.step < self.length.steps and not stopped:
                 shown = self.step()
-                stopped = self.tend_checkpoints().stop
+                status = self.tend_checkpoints()
+                self.length.fit(trainer.step, status.seconds)
                 if self.due(training.save_every, trainer.step):
                     self.save()
+                bar.total, stopped = self.length.known, status.stop
                 bar.update(1, **shown)
         if stopped:
             self.save()
@@ -79,7 +82,7 @@ class Loop:
                 f"the checkpoint of step {trainer.step} could not be written; make room and "
                 "start the same command again"
             )
-        return trainer.step == self.steps
+        return trainer.step == self.length.steps
 
     def step(self) -> dict[str, str]:
         """One training step, and what is due to be looked at and written after it.
@@ -92,14 +95,14 @@ class Loop:
         validated = self.due(training.validate_every, trainer.step + 1)
         if self.profile is not None:
             self.profile.before(trainer.step)
-        record = self.meter.step(self.steps, watch=logged or validated)
+        record = self.meter.step(self.length.steps, watch=logged or validated)
         shown = {}
         if logged:
             record |= self.meter.summary()
             shown = self.meter.shown(record)
             self.write(record)
         if self.profile is not None:
-            self.profile.after(trainer.step, last=trainer.step == self.steps)
+            self.profile.after(trainer.step, last=trainer.step == self.length.steps)
         if validated:
             shown |= self.validate()
         every = trainer.config.report.sample_every
@@ -129,7 +132,7 @@ class Loop:
 
     def due(self, every: int, step: int) -> bool:
         """Whether something is done after `step` steps; everything is after the last."""
-        return step % every == 0 or step == self.steps
+        return step % every == 0 or step == self.length.steps
 
     def write(self, record: dict[str, float]) -> None:
         """Append to metrics.jsonl and what else the report asks for."""
@@ -139,7 +142,9 @@ class Loop:
     def status(self) -> Status:
         """What the ranks agree on now."""
         here = (self.stop.signal is not None, self.writer.busy, self.writer.error is not None)
-        return Status(*map(bool, self.trainer.world.totals(list(here))))
+        world = self.trainer.world
+        stop, writing, failed, seconds = world.totals([*here, self.length.seconds()])
+        return Status(bool(stop), bool(writing), bool(failed), seconds / world.size)
 
     def tend_checkpoints(self) -> Status:
         """Publish the checkpoint that is being written if all ranks are through with it."""
@@ -160,6 +165,7 @@ class Loop:
         snapshot = self.trainer.snapshot(newest(self.run))
         if self.score is not None and self.score[0] == snapshot.step:
             snapshot.state[SCORE] = self.score[1]
+        snapshot.state.update(self.length.state())
         self.saved = snapshot.step
         self.writer.start(snapshot)
 
@@ -168,17 +174,3 @@ class Loop:
         if self.writer.snapshot is not None:
             self.writer.wait()
             self.tend_checkpoints()
-
-
-def measured_steps(config: RunConfig, shards: Shards, world: World, trial: int = 12) -> int:
-    """How many steps fit in training.minutes, by trying some with a trainer that is thrown away."""
-    assert config.training.minutes is not None
-    trainer = Trainer(config, shards, world)
-    seconds = []
-    for _ in range(trial):
-        start = time.perf_counter()
-        trainer.train_step(trial)
-        seconds.append(time.perf_counter() - start)
-    # The first steps warm caches up. The slowest rank decides, so that all agree.
-    typical = sorted(seconds[2:])[len(seconds[2:]) // 2]
-    return max(1, int(config.training.minutes * 60 / max(world.gather(typical))))

@@ -165,3 +165,19 @@ def test_a_folder_with_other_things_in_it_is_refused(run_config: RunConfig, tmp_
     )
     assert result.returncode == 2 and "thesis.txt" in result.stderr
     assert [p.name for p in run.iterdir()] == ["thesis.txt"]
+
+
+def test_checkpoints_without_their_config_are_not_touched(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    newest = run / "checkpoints" / "step-00000003"
+    newest.mkdir(parents=True)
+    (newest / "state.json").write_text("{}")
+    (run / "checkpoints" / "latest").write_text(newest.name)
+    result = subprocess.run(
+        train(write_config(run_config, tmp_path), run), capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2 and "put it back" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(newest.iterdir()) == [newest / "state.json"]

@@ -54,7 +54,7 @@ def main(
         engine = Trainer(config, shards, world)
         actions = {
             "bare": _times(bare_step(config, shards, place)),
-            "engine": _times(partial(engine.train_step, loop.steps)),
+            "engine": _times(partial(engine.train_step, loop.length.steps)),
             "loop": _times(partial(_loop_step, loop)),
         }
         taken = take_turns(actions, place, rounds, clock=core_clock(place))

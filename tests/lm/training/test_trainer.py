@@ -12,7 +12,6 @@ from data.shards import Shards
 from lm.model import CompressiveTransformer, MemoryState
 from lm.training import dist
 from lm.training.config import RunConfig, resumed
-from lm.training.loop import measured_steps
 from lm.training.nonfinite import NonFiniteError
 from lm.training.trainer import Trainer
 
@@ -96,22 +95,12 @@ def test_non_finite_steps_are_left_out_and_counted(
     assert math.isfinite(trainer.train_step(12)["nats"])
 
 
-def test_minutes_become_steps(run_config: RunConfig, shards: Shards, world: dist.World) -> None:
-    training = replace(run_config.training, steps=None, minutes=1.0)
-    config = replace(run_config, training=training)
-    long = measured_steps(config, shards, world)
-    short = measured_steps(replace(config, training=replace(training, minutes=1e-6)), shards, world)
-    assert short == 1 and long > 100
-
-
 def test_a_run_of_another_kind_is_not_continued(run_config: RunConfig) -> None:
     other = replace(run_config, model=replace(run_config.model, width=32))
     with pytest.raises(ValueError, match=r"model\.width 16, not 32"):
         resumed(other, run_config, "runs/x")
     logs = replace(run_config, training=replace(run_config.training, log_every=7))
     assert resumed(logs, run_config, "runs/x").training.log_every == 7
-    measured = replace(run_config.training, steps=None, minutes=3.0)
-    assert resumed(replace(run_config, training=measured), run_config, "x").training.steps == 12
 
 
 def test_lanes_must_fit_the_ranks(run_config: RunConfig, shards: Shards) -> None:

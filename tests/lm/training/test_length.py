@@ -1,0 +1,102 @@
+"""Runs with minutes instead of steps: on time at any pace, and continued where they were."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.shards import Shards
+from lm.training import checkpoint, dist, length
+from lm.training.config import RunConfig, TrainingConfig
+from lm.training.length import Length
+from lm.training.loop import Loop
+from lm.training.runlog import read_metrics
+from lm.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def world() -> dist.World:
+    return dist.join()
+
+
+MINUTE = TrainingConfig(minutes=1.0)
+
+
+def steps_at(seconds: list[float]) -> list[int]:
+    """The number of steps as it is estimated while each step takes so many seconds."""
+    run, spent, estimates = Length(MINUTE, {}), 0.0, []
+    for step, second in enumerate(seconds, start=1):
+        spent += second
+        run.fit(step, spent)
+        estimates.append(run.steps)
+        if step == run.steps:
+            return estimates
+    raise AssertionError("never ends")
+
+
+def test_at_a_steady_pace_the_number_of_steps_is_known_from_the_first() -> None:
+    assert set(steps_at([0.5] * 130)) == {120}
+
+
+@pytest.mark.parametrize("later", [0.1, 2.0, 7.0], ids=["faster", "slower", "far slower"])
+def test_a_run_ends_in_time_when_the_pace_changes(later: float) -> None:
+    pace = [0.5] * 60 + [later] * 400
+    last = steps_at(pace)[-1]
+    assert abs(sum(pace[:last]) - 60) <= max(0.5, 2 * later)
+
+
+def test_what_was_announced_as_the_last_step_is_the_last() -> None:
+    run = Length(MINUTE, {})
+    run.fit(9, 55.0)
+    assert run.steps == 10
+    run.fit(9, 70.0)
+    assert run.steps == 10
+    run.fit(10, 56.0)
+    assert run.steps == 10
+
+
+def test_a_number_of_steps_stays() -> None:
+    run = Length(TrainingConfig(steps=7), {})
+    run.fit(3, 1e9)
+    assert (run.steps, run.known, run.state()) == (7, 7, {})
+
+
+def test_a_run_with_minutes_goes_on_for_the_time_that_was_left(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a clock that ticks two seconds a step, stopped after a third of a minute."""
+    training = replace(run_config.training, steps=None, minutes=1.0, validate_every=1000)
+    config = replace(run_config, training=replace(training, log_every=1, save_every=1000))
+    trainer = Trainer(config, shards, world)
+    clock = [1000.0]
+    monkeypatch.setattr(length.time, "monotonic", lambda: clock[0])
+
+    def run(trainer: Trainer) -> Loop:
+        loop, step = Loop(trainer, tmp_path), trainer.train_step
+
+        def ticking(*arguments: int, **options: bool) -> dict[str, float]:
+            clock[0] += 2.0
+            if trainer.step == 9:
+                loop.stop.signal = 15
+            return step(*arguments, **options)
+
+        monkeypatch.setattr(trainer, "train_step", ticking)
+        return loop
+
+    assert not run(trainer).train()
+    assert trainer.step == 10
+    clock[0] += 5000.0
+    trainer = Trainer(config, shards, world, checkpoint.newest(tmp_path))
+    assert run(trainer).train()
+    assert trainer.step == 30
+    clock[0] += 5000.0
+    trainer = Trainer(config, shards, world, checkpoint.newest(tmp_path))
+    assert run(trainer).train()
+    assert trainer.step == 30
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    rates = [record["lr"] for record in records if "lr" in record]
+    assert len(rates) == 30 and rates[-1] < rates[15] / 20
