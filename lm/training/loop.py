@@ -10,7 +10,7 @@ from lm.training.meter import Meter, in_unit
 from lm.training.observer import Observer
 from lm.training.profiling import ProfileWindow
 from lm.training.report import open_sinks
-from lm.training.runlog import warn
+from lm.training.runlog import trained_seconds, warn
 from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 from lm.training.writer import SCORE, Writer
@@ -42,7 +42,7 @@ class Loop:
         self.sinks = open_sinks(run, trainer.config, trainer.step) if trainer.world.first else []
         self.writer = Writer(run, trainer.world, training)
         self.stop = StopRequest()
-        self.meter = Meter(trainer)
+        self.meter = Meter(trainer, trained_seconds(run / "metrics.jsonl"))
         self.profile: ProfileWindow | None = None
         if report.profile is not None and trainer.world.first:
             self.profile = ProfileWindow(run / "profile", *report.profile)

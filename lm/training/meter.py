@@ -22,7 +22,8 @@ UNITS = {
 class Meter:
     """Times training steps, without validation and saving, and sums their losses up."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, seconds: float) -> None:
+        """`seconds`: of the steps before a run was continued."""
         world, model, training = trainer.world, trainer.model, trainer.config.training
         self.trainer, self.split = trainer, trainer.shards.split("train")
         self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
@@ -31,7 +32,7 @@ class Meter:
         rate = matmul_rate(world.device, torch.bfloat16 if half else torch.float32)
         # Each rank was measured with its own threads.
         self.peak = rate * world.size
-        self.total_seconds = 0.0
+        self.total_seconds = seconds
         self._restart()
 
     def _restart(self) -> None:

@@ -103,6 +103,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def trained_seconds(path: Path) -> float:
+    """Seconds of training steps that a metrics.jsonl tells of; 0 if there is none."""
+    records = read_metrics(path) if path.exists() else []
+    return max((record.get("seconds", 0.0) for record in records), default=0.0)
+
+
 def write_environment(run: Path) -> None:
     """Write env.json."""
     write_json(run / "env.json", environment())

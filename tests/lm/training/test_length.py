@@ -100,3 +100,5 @@ def test_a_run_with_minutes_goes_on_for_the_time_that_was_left(
     records = read_metrics(tmp_path / "metrics.jsonl")
     rates = [record["lr"] for record in records if "lr" in record]
     assert len(rates) == 30 and rates[-1] < rates[15] / 20
+    seconds = [record["seconds"] for record in records if "seconds" in record]
+    assert seconds == sorted(seconds)
