@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from data.prepare import prepare
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
-from lm.training import dist
+from lm.training import checkpoint, dist
 from lm.training.config import RunConfig, TrainingConfig
 from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
@@ -71,6 +72,22 @@ def finished(config: RunConfig, shards: Shards, folder: Path) -> Path:
     (folder / "vocabulary").mkdir()
     shards.vocabulary.save(folder / "vocabulary")
     Loop(Trainer(config, shards, dist.join()), folder).train()
+    return folder
+
+
+def with_training(config: RunConfig, **changes: Any) -> RunConfig:
+    """The same with other settings of training."""
+    return replace(config, training=replace(config.training, **changes))
+
+
+def saved(trainer: Trainer, run: Path) -> Path:
+    """Write a checkpoint at once."""
+    loop = Loop(trainer, run)
+    loop.saved = -1
+    loop.save()
+    loop.close_checkpoint()
+    folder = checkpoint.newest(run)
+    assert folder is not None
     return folder
 
 

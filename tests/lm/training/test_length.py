@@ -13,12 +13,6 @@ from lm.training.loop import Loop
 from lm.training.runlog import read_metrics
 from lm.training.trainer import Trainer
 
-
-@pytest.fixture(scope="module")
-def world() -> dist.World:
-    return dist.join()
-
-
 MINUTE = TrainingConfig(minutes=1.0)
 
 

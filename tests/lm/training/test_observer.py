@@ -27,11 +27,6 @@ from lm.training.runlog import read_metrics
 from lm.training.trainer import Trainer
 
 
-@pytest.fixture(scope="module")
-def world() -> dist.World:
-    return dist.join()
-
-
 def with_report(config: RunConfig, **changes: Any) -> RunConfig:
     return replace(config, report=ReportConfig(**changes))
 

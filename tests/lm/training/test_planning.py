@@ -32,14 +32,11 @@ from lm.training.planning import (
     traffic,
 )
 from tests.processes import write_config
+from tests.runs import with_training
 from tools.plan import balance, plan, sentence, table
 
 BOOKS = 28_602
 TINY = ModelConfig(layers=2, width=32, heads=2, feedforward=64, segment=8, memory=8, compressed=4)
-
-
-def with_training(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, training=replace(config.training, **changes))
 
 
 def grown(preset: Path) -> list[int]:

@@ -12,35 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from data.shards import Shards
 from lm.model import MemoryState
-from lm.training import checkpoint, dist, engine
+from lm.training import checkpoint, dist
 from lm.training.config import RunConfig
-from lm.training.loop import Loop
 from lm.training.trainer import Trainer
+from tests.runs import saved, with_training
 
-
-@pytest.fixture(scope="module")
-def world() -> dist.World:
-    return dist.join()
-
-
-@pytest.fixture(autouse=True)
-def _partition_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PERSISTENT", 0)
-
-
-def with_training(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, training=replace(config.training, **changes))
-
-
-def saved(trainer: Trainer, run: Path) -> Path:
-    """Write a checkpoint at once."""
-    loop = Loop(trainer, run)
-    loop.saved = -1
-    loop.save()
-    loop.close_checkpoint()
-    folder = checkpoint.newest(run)
-    assert folder is not None
-    return folder
+pytestmark = pytest.mark.usefixtures("partition_everything")
 
 
 def same(a: MemoryState, b: MemoryState) -> bool:

@@ -15,26 +15,18 @@ from lm.scoring import ScoringConfig, score
 from lm.sparse.config import PowerConfig, SparseConfig
 from lm.sparse.csr import CsrDensePattern
 from lm.sparse.linear import SparseLinear
-from lm.training import checkpoint, dist, engine, sparsity, whole
+from lm.training import dist, sparsity, whole
 from lm.training.config import RunConfig
-from lm.training.loop import Loop
 from lm.training.trainer import Trainer
 from lm.training.unroll import on_device, scored_tokens
 from tests.lm.sparse.cases import PlainStore
+from tests.runs import saved
 
 SPARSE = SparseConfig(0.3, 0.3, refresh=2, penalty=0.02)
 POWER = PowerConfig(1.5)
 
 
-@pytest.fixture(scope="module")
-def world() -> dist.World:
-    return dist.join()
-
-
-@pytest.fixture(autouse=True)
-def _partition_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model's parameters would all stay whole at stage 3."""
-    monkeypatch.setattr(engine, "PERSISTENT", 0)
+pytestmark = pytest.mark.usefixtures("partition_everything")
 
 
 def sparse_run(
@@ -117,17 +109,6 @@ def test_updates_equal_plain_torch(
         ours = trainer.sparsity.topkast.matrices[name]
         assert torch.equal(ours.module.index, matrix.module.index)
         assert torch.equal(ours.ever.packed, matrix.ever.packed)
-
-
-def saved(trainer: Trainer, run: Path) -> Path:
-    """Write a checkpoint at once."""
-    loop = Loop(trainer, run)
-    loop.saved = -1
-    loop.save()
-    loop.close_checkpoint()
-    folder = checkpoint.newest(run)
-    assert folder is not None
-    return folder
 
 
 @pytest.mark.parametrize(

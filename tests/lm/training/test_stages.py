@@ -9,33 +9,25 @@ import torch
 from torch import nn
 
 from data.shards import Shards
-from lm.training import dist, engine, whole
+from lm.training import dist, whole
 from lm.training.config import RunConfig
 from lm.training.optim import build_optimizer
 from lm.training.trainer import Trainer
 from lm.training.unroll import Unroll, on_device, scored_tokens
+from tests.runs import with_training
 
 FLOAT32_STAGES = [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)]
 
 
-@pytest.fixture(scope="module")
-def world() -> dist.World:
-    return dist.join()
+pytestmark = pytest.mark.usefixtures("partition_everything")
 
 
-@pytest.fixture(autouse=True)
-def _partition_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model's parameters would all stay whole at stage 3."""
-    monkeypatch.setattr(engine, "PERSISTENT", 0)
-
-
-def with_training(config: RunConfig, **changes: Any) -> RunConfig:
-    """Without dropout, whose random numbers bf16 draws otherwise, and with an eps far above the
-    rounding of gradients, which Adam would blow up to whole updates.
+def smooth(config: RunConfig, **changes: Any) -> RunConfig:
+    """Other settings of training, without dropout, whose random numbers bf16 draws otherwise, and
+    with an eps far above the rounding of gradients, which Adam would blow up to whole updates.
     """
     model, optim = replace(config.model, dropout=0.0), replace(config.optim, eps=1e-4)
-    training = replace(config.training, **changes)
-    return replace(config, model=model, optim=optim, training=training)
+    return with_training(replace(config, model=model, optim=optim), **changes)
 
 
 class PlainTorch:
@@ -77,7 +69,7 @@ class PlainTorch:
 
 def assert_updates_agree(config: RunConfig, shards: Shards, world: dist.World, tight: bool) -> None:
     """Losses, norms and weights of four updates; bf16 rounds gradients in its own order."""
-    reader_config = with_training(config, zero=0, offload=False, precision="float32")
+    reader_config = smooth(config, zero=0, offload=False, precision="float32")
     reader = Trainer(reader_config, shards, world)
     working = torch.float32 if config.training.precision == "float32" else torch.bfloat16
     plain = PlainTorch(config, reader, working)
@@ -101,7 +93,7 @@ def test_float32_updates_equal_plain_torch(
     run_config: RunConfig, shards: Shards, world: dist.World, zero: int, offload: bool
 ) -> None:
     """Segments accumulate, back-propagation spans two (below 3), lanes are read in two parts."""
-    config = with_training(
+    config = smooth(
         run_config,
         zero=zero,
         offload=offload,
@@ -117,5 +109,5 @@ def test_float32_updates_equal_plain_torch(
 def test_bf16_updates_equal_plain_torch(
     run_config: RunConfig, shards: Shards, world: dist.World, zero: int
 ) -> None:
-    config = with_training(run_config, zero=zero, precision="bf16")
+    config = smooth(run_config, zero=zero, precision="bf16")
     assert_updates_agree(config, shards, world, tight=False)

@@ -16,11 +16,6 @@ from lm.training.nonfinite import NonFiniteError
 from lm.training.trainer import Trainer
 
 
-@pytest.fixture(scope="module")
-def world() -> dist.World:
-    return dist.join()
-
-
 def memory_tensors(memory: MemoryState) -> list[torch.Tensor]:
     return [*memory.memory, *memory.compressed, memory.memory_count, memory.compressed_count]
 

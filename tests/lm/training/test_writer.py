@@ -5,7 +5,6 @@ import errno
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,7 @@ from lm.training.config import RunConfig
 from lm.training.loop import Loop
 from lm.training.runlog import read_metrics
 from lm.training.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def world() -> dist.World:
-    return dist.join()
-
-
-def with_training(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, training=replace(config.training, **changes))
+from tests.runs import with_training
 
 
 def names(run: Path) -> list[str]:
