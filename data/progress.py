@@ -16,7 +16,7 @@ class Progress:
 
     description: what is being done; total: number of units, None when unknown (may change); unit:
     one step of work; scale: write large numbers as k, M, G (for bytes and tokens); enabled: False
-    shows nothing (ranks other than 0).
+    shows nothing (ranks other than 0); begun: units done before, which say nothing of the rate.
     """
 
     def __init__(
@@ -26,16 +26,22 @@ class Progress:
         unit: str = "step",
         scale: bool = False,
         enabled: bool = True,
+        begun: int = 0,
     ) -> None:
         self.description, self.total, self.unit, self.scale = description, total, unit, scale
         self.enabled = enabled
-        self.done = 0
+        self.done = self.begun = begun
         self._postfix: dict[str, str | float] = {}
         self._started = self._last_line = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if enabled and sys.stderr.isatty():
             self._bar = tqdm(
-                total=total, desc=description, unit=unit, unit_scale=scale, dynamic_ncols=True
+                total=total,
+                desc=description,
+                unit=unit,
+                unit_scale=scale,
+                initial=begun,
+                dynamic_ncols=True,
             )
 
     def __enter__(self) -> Self:
@@ -74,7 +80,7 @@ class Progress:
     def line(self) -> str:
         """The state in words: done/total, rate, time left and the postfix."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / elapsed
+        rate = (self.done - self.begun) / elapsed
         parts = [f"{self.description}: {self._number(self.done)}"]
         if self.total is not None:
             parts[0] += f"/{self._number(self.total)}"

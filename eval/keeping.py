@@ -61,8 +61,8 @@ def read_to_end(
     if keeper is not None:
         keeper.restore(scorer)
     written = time.monotonic()
-    with Progress(f"score {scorer.split.name}", len(scorer), "segment", enabled=progress) as bar:
-        bar.update(scorer.step)
+    name, segments = f"score {scorer.split.name}", len(scorer)
+    with Progress(name, segments, "segment", enabled=progress, begun=scorer.step) as bar:
         try:
             for _ in scorer:
                 bar.update()

@@ -6,11 +6,13 @@ from typing import Any
 
 from data import command
 from data.files import write_json
-from eval.protocol import record
+from eval.protocol import record, spoken
 from eval.score import ScoreConfig, scored, text_for, this_rank
 from lm.loading import load_run
 from lm.sparse.config import Kind
 from lm.sparse.prune import Scope, prune
+
+LOGARITHMIC = "bits_per_byte"
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ def main(
         opened = text_for(loaded, shards)
         result = scored(loaded, opened, split, pruning, this_rank()).result()
         whole = record(loaded, opened, split, pruning, result)
-        unit = whole["protocol"]["unit"]
-        points.append({"sparsity": sparsity, "zero": zero, "value": whole["value"]})
-        print(f"{sparsity:7.1%} zero  {whole['value']:.4f} {unit}", flush=True)
-    chosen = {"kinds": list(pruning.kinds), "scope": pruning.scope}
+        # The logarithm of a perplexity, because that of a heavily pruned model is astronomical.
+        unit = LOGARITHMIC if LOGARITHMIC in whole["units"] else whole["protocol"]["unit"]
+        points.append({"sparsity": sparsity, "zero": zero, "value": whole["units"][unit]})
+        print(f"{sparsity:7.1%} zero  {whole['units'][unit]:.4f} {spoken(unit)}", flush=True)
+    chosen = {"kinds": list(pruning.kinds), "scope": pruning.scope, "unit": unit}
     kept = {name: whole[name] for name in ("protocol", "model", "checkpoint")}
     if json is not None:
         write_json(json, {"pruning": points, "alpha": loaded.config.power.alpha, **chosen, **kept})

@@ -5,6 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from eval.figures import Results, axes_of, grouped_bars
+from eval.protocol import spoken
 
 DEVICE = ("parameters", "gradients", "moments", "places")
 HOST = ("reservoir", "bits")
@@ -36,7 +37,7 @@ def figure_of(results: Results) -> Figure:
 
 def pruning(results: Results) -> Figure:
     """Score against the share of weights that are zero, a line for each run."""
-    unit = next(iter(results.values()))["protocol"]["unit"].replace("_", " ")
+    unit = spoken(next(iter(results.values()))["unit"])
     figure, axes = axes_of("One-shot magnitude pruning", "share of weights that are zero", unit)
     for name, result in results.items():
         points = [(point["zero"], point["value"]) for point in result["pruning"]]

@@ -61,9 +61,9 @@ class Loop:
         """
         trainer, training = self.trainer, self.trainer.config.training
         self.length.start()
-        with Progress("train", self.length.known, "step", enabled=trainer.world.first) as bar:
-            bar.update(trainer.step)
-            stopped = False
+        total, first = self.length.known, trainer.world.first
+        stopped = False
+        with Progress("train", total, enabled=first, begun=trainer.step) as bar:
             while trainer.step < self.length.steps and not stopped:
                 shown = self.step()
                 status = self.tend_checkpoints()

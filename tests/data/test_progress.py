@@ -25,6 +25,17 @@ def test_lines_say_done_total_rate_time_left_and_postfix(
     assert len(lines) == 1 + 8
 
 
+def test_what_was_done_before_says_nothing_of_the_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Progress("train", 100, begun=60) as bar:
+        now = 20.0
+        bar.update(10)
+    assert capsys.readouterr().err.startswith("train: 70/100 step, 0.5 step/s, 1:00 left")
+
+
 def test_large_numbers_are_scaled_and_totals_may_be_unknown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
