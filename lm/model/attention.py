@@ -4,6 +4,7 @@ Shapes: B lanes, T queries, C compressed slots, M memory slots, N = C + M, S = N
 H heads, d dimensions of a head, D = H d width.
 """
 
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from lm.model.compression import USES_ATTENTION
 from lm.model.config import ModelConfig
 from lm.model.linear import Linear
 from lm.model.open_attention import OpenKeys, Places
+from lm.model.slots import Slots
 
 PositionsT = TypeVar("PositionsT")
 
@@ -22,20 +24,17 @@ class Attended(NamedTuple):
 
     output_BTD: Tensor
     query_BHTd: Tensor
-    key_BHSd: Tensor
-    """Keys as projected, without their positions."""
-    value_BHSd: Tensor
+    slots: tuple[Slots, ...]
+    """What was read, in parts, oldest first; the last is the segment."""
     received_BS: Tensor | None
     """Attention that each key received, summed over heads and queries, if compression asks."""
 
 
 class Reading(NamedTuple):
-    """How a segment, or part of it, is read."""
+    """How a segment is read."""
 
     live_BN: Tensor
     """Which slots of [compressed ; memory] may be seen."""
-    first: int = 0
-    """Place of the first query in the segment."""
     dropout: float = 0.0
     """Share of the attention weights that is dropped."""
     received: bool = False
@@ -43,12 +42,11 @@ class Reading(NamedTuple):
 
 
 def visible(reading: Reading, queries: int) -> Tensor:
-    """[B, 1, T, N + first + T] bool: live slots, and the segment up to the query itself."""
-    live_BN, first = reading.live_BN, reading.first
-    lanes, slots = live_BN.shape
-    causal = torch.ones(queries, first + queries, dtype=torch.bool, device=live_BN.device)
-    causal = causal.tril(first).expand(lanes, queries, -1)
-    memory = live_BN[:, None, :].expand(lanes, queries, slots)
+    """[B, 1, T, N + T] bool: live slots, and the segment up to the query itself."""
+    lanes, slots = reading.live_BN.shape
+    causal = torch.ones(queries, queries, dtype=torch.bool, device=reading.live_BN.device)
+    causal = causal.tril().expand(lanes, queries, -1)
+    memory = reading.live_BN[:, None, :].expand(lanes, queries, slots)
     return torch.cat([memory, causal], dim=-1)[:, None]
 
 
@@ -79,8 +77,8 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         raise NotImplementedError
 
     def place(self, key_BHnd: Tensor, positions: PositionsT, first: int) -> Tensor:
-        """Keys of n slots, from slot `first` of [compressed ; memory ; segment] on, as `read` wants
-        them.
+        """Keys of n slots, from slot `first` of [compressed ; memory ; segment] on, with their
+        positions.
         """
         raise NotImplementedError
 
@@ -91,20 +89,18 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
     def read(
         self,
         query_BHTd: Tensor,
-        key_BHSd: Tensor,
-        value_BHSd: Tensor,
+        slots: Sequence[Slots],
         positions: PositionsT,
         reading: Reading,
     ) -> tuple[Tensor, Tensor | None]:
-        """What queries first .. first + T - 1 of the segment read, [B, H, T, d], and the attention
-        [B, S] that keys received, if it is wanted.
+        """What the queries of a segment read, [B, H, T, d], and the attention [B, S] that slots
+        received, if it is wanted.
 
         Args:
             query_BHTd: scaled queries.
-            key_BHSd: placed keys of [compressed ; memory ; segment up to the last query].
-            value_BHSd: their values.
-            positions: of the whole segment.
-            reading: which part of the segment this is, and how it is read.
+            slots: parts of [compressed ; memory ; segment].
+            positions: of the segment.
+            reading: how it is read.
         """
         raise NotImplementedError
 
@@ -124,29 +120,20 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         """Scores of new tokens of an open segment, [B, H, t, S]; none is hidden yet."""
         raise NotImplementedError
 
-    def reading(self, live_BN: Tensor, first: int = 0) -> Reading:
-        """How queries from place `first` of the segment on are read in the present mode."""
-        dropout = self.config.attention_dropout if self.training else 0.0
-        return Reading(live_BN, first, dropout, self.counts_attention)
-
-    def forward(
-        self, inputs_BTD: Tensor, key_BHNd: Tensor, value_BHNd: Tensor, live_BN: Tensor
-    ) -> Attended:
+    def forward(self, inputs_BTD: Tensor, memory: Sequence[Slots], live_BN: Tensor) -> Attended:
         """Attend from a whole segment over memory and itself.
 
         Args:
             inputs_BTD: inputs of the segment.
-            key_BHNd: keys of [compressed ; memory], without positions.
-            value_BHNd: their values.
+            memory: parts of [compressed ; memory].
             live_BN: which slots of memory may be seen.
         """
         query, key, value = self.queries_keys_values(inputs_BTD)
-        key = torch.cat([key_BHNd, key], dim=2)
-        value = torch.cat([value_BHNd, value], dim=2)
-        positions = self.positions()
-        placed = self.place(key, positions, 0)
-        read, received = self.read(query, placed, value, positions, self.reading(live_BN))
-        return Attended(self.join_heads(read), query, key, value, received)
+        slots = (*memory, Slots(key, value))
+        dropout = self.config.attention_dropout if self.training else 0.0
+        reading = Reading(live_BN, dropout, self.counts_attention)
+        read, received = self.read(query, slots, self.positions(), reading)
+        return Attended(self.join_heads(read), query, slots, received)
 
     def split_heads(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, d]."""
@@ -157,11 +144,15 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         mixed: Tensor = self.output(read_BHTd.transpose(1, 2).flatten(2))
         return mixed
 
-    def keys_values(self, slots_BND: Tensor, detached: bool = False) -> tuple[Tensor, Tensor]:
-        """Project slots (already layer-normed when stored) to keys and values [B, H, N, d]."""
-        projected = self.query_key_value.rows(slots_BND, self.config.width, constant=detached)
-        key, value = projected.chunk(2, dim=-1)
-        return self.split_heads(key), self.split_heads(value)
+    def project(self, *stored_BnD: Tensor, detached: bool = False) -> list[Slots]:
+        """Project parts of memory (already layer-normed when stored) to keys and values.
+
+        Args:
+            stored_BnD: the parts.
+            detached: let no gradient reach the weights.
+        """
+        projected = self.query_key_value.rows(stored_BnD, self.config.width, constant=detached)
+        return [Slots(*map(self.split_heads, both.chunk(2, dim=-1))) for both in projected]
 
     def queries_keys_values(self, inputs_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries, keys and values of the segment, each [B, H, T, d]."""

@@ -1,10 +1,14 @@
 """Relative attention for CPUs, a few lanes at a time so that scores stay in the cache.
 
-The formula is relative.attend's; only the order of work differs. Scores of a whole batch are tens
-of megabytes and each of the dozen element-wise passes over them would go through main memory; here
-every pass but the last works on about a megabyte. Shapes as in attention.py.
+The formula is shift_attention.attend's; only the order of work differs. Scores of a whole batch are
+tens of megabytes and each of the dozen element-wise passes over them would go through main memory;
+here every pass but the last works on about a megabyte. Keys and values of memory and segment are
+never joined as a whole: those of a few lanes are laid side by side, in room that all lanes use.
+
+Shapes as in attention.py; l lanes at a time, n = l H rows.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +17,62 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 18
 """Scores worked on at once: 1 MiB in float32."""
+
+
+class _Chunks:
+    """A batch in chunks of a few lanes, and room for what is made of one chunk after the other."""
+
+    def __init__(self, query_BHTd: Tensor, keys: int) -> None:
+        self.lanes, self.heads, self.queries, self.width = query_BHTd.shape
+        self.keys, self.like = keys, query_BHTd
+        scores = self.heads * self.queries * keys
+        self.most = min(self.lanes, max(1, CHUNK_ELEMENTS // scores))
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        """Lanes of each chunk, and their rows of [B H, ...]."""
+        for first in range(0, self.lanes, self.most):
+            last = min(first + self.most, self.lanes)
+            yield slice(first, last), slice(first * self.heads, last * self.heads)
+
+    def room(self, slots: int) -> Tensor:
+        """Room for keys, values or queries of a chunk, [l, H, slots, d]."""
+        return self.like.new_empty(self.most, self.heads, slots, self.width)
+
+    def repeat(self, table_HWd: Tensor) -> Tensor:
+        """A table for every lane of a chunk, [n, W, d]."""
+        return table_HWd.repeat(self.most, 1, 1)
+
+    def total(self, tables_nWd: Tensor) -> Tensor:
+        """The sum of such tables over lanes, [H, W, d]."""
+        return tables_nWd.unflatten(0, (self.most, self.heads)).sum(0)
+
+
+def _join(parts_BHnd: Sequence[Tensor], lanes: slice, room_lHSd: Tensor) -> Tensor:
+    """Some lanes of parts, laid side by side: [n, S, d]."""
+    room = room_lHSd[: lanes.stop - lanes.start]
+    sizes = [part.shape[2] for part in parts_BHnd]
+    for part, place in zip(parts_BHnd, room.split(sizes, dim=2), strict=True):
+        place.copy_(part[lanes])
+    return room.flatten(0, 1)
+
+
+def _divide(joined_nSd: Tensor, lanes: slice, parts_BHnd: Sequence[Tensor]) -> None:
+    """The inverse of `_join`: write into some lanes of the parts."""
+    joined = joined_nSd.unflatten(0, (lanes.stop - lanes.start, -1))
+    sizes = [part.shape[2] for part in parts_BHnd]
+    for part, piece in zip(parts_BHnd, joined.split(sizes, dim=2), strict=True):
+        part[lanes] = piece
+
+
+def _biased(query_BHTd: Tensor, bias_Hd: Tensor, lanes: slice, room_lHTd: Tensor) -> Tensor:
+    """Queries with a bias, of some lanes: [n, T, d]."""
+    room = room_lHTd[: lanes.stop - lanes.start]
+    return torch.add(query_BHTd[lanes], bias_Hd[:, None], out=room).flatten(0, 1)
+
+
+def _empty(x_BHnd: Tensor) -> Tensor:
+    """A new tensor of this shape, with the heads of a slot beside each other in memory."""
+    return x_BHnd.new_empty(x_BHnd.transpose(1, 2).shape).transpose(1, 2)
 
 
 def _shifted(scores_nTW: Tensor, keys: int) -> Tensor:
@@ -29,31 +89,39 @@ def _shifted(scores_nTW: Tensor, keys: int) -> Tensor:
     )
 
 
-def _unshift_buffer(like: Tensor, n: int, queries: int, keys: int) -> tuple[Tensor, Tensor]:
-    """A zeroed [n, T, keys + T] buffer by distance, and the [n, T, keys] view of it by key.
+class _ByDistance:
+    """The gradient of scores by key, turned back to scores by distance, for one table.
 
-    Rows are wide enough that the view's rows do not overlap, so it can be written to.
+    Rows of its buffer are wide enough that those of the view by key do not overlap, so it can be
+    written to; what the view does not reach stays zero.
     """
-    buffer = like.new_zeros(n, queries, keys + queries)
-    return buffer, _shifted(buffer, keys)
 
+    def __init__(self, table_HWd: Tensor, keys: int, chunks: _Chunks) -> None:
+        self.table = chunks.repeat(table_HWd)
+        self.grad_table = torch.zeros_like(self.table)
+        rows, queries = len(self.table), chunks.queries
+        buffer = table_HWd.new_zeros(rows, queries, keys + queries)
+        self.by_key = _shifted(buffer, keys)
+        self.by_distance = buffer[:, :, : table_HWd.shape[1]]
 
-def _bias(query_BHTd: Tensor, bias_Hd: Tensor) -> Tensor:
-    """(q + bias) as contiguous [B H, T, d]."""
-    return (query_BHTd + bias_Hd[:, None]).contiguous().flatten(0, 1)
+    def back(self, grad_nTk: Tensor, query_nTd: Tensor) -> Tensor:
+        """Gradient of the queries, [n, T, d]; that of the table is added up."""
+        n = len(grad_nTk)
+        self.by_key[:n] = grad_nTk
+        self.grad_table[:n].baddbmm_(self.by_distance[:n].transpose(1, 2), query_nTd)
+        return torch.bmm(self.by_distance[:n], self.table[:n])
 
 
 class BlockedAttention(torch.autograd.Function):
-    """relative.attend for a whole segment; called as
-    .apply(query, key, value, *positions, live_BN, dropped, received).
+    """shift_attention.attend, called as
+    .apply(query, *positions, live_BN, dropped, received, *keys, *values), with the keys and values
+    of each part of [compressed ; memory ; segment].
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         query: Tensor,
-        key: Tensor,
-        value: Tensor,
         content_bias: Tensor,
         memory_bias: Tensor,
         memory_key: Tensor,
@@ -62,113 +130,103 @@ class BlockedAttention(torch.autograd.Function):
         live_BN: Tensor,
         dropped: Tensor | None,
         received: bool,
+        *parts: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the heads' outputs [B, H, T, d] and, if asked, the attention [B, S] received."""
-        lanes, heads, queries, width = query.shape
-        keys = key.shape[2]
-        slots = live_BN.shape[1]
-        compressed = 0 if compressed_key is None else compressed_key.shape[1] - queries + 1
-        chunk = max(1, CHUNK_ELEMENTS // (heads * queries * keys)) * heads
-        key, value = key.contiguous().flatten(0, 1), value.contiguous().flatten(0, 1)
-        q_content = _bias(query, content_bias)
-        q_near = _bias(query, memory_bias)
-        q_far = None if compressed_bias is None else _bias(query, compressed_bias)
-        near_key = memory_key.transpose(1, 2).repeat(chunk // heads, 1, 1)
-        far_key = None
-        if compressed_key is not None:
-            far_key = compressed_key.transpose(1, 2).repeat(chunk // heads, 1, 1)
+        keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+        (lanes, heads, queries, _), slots = query.shape, live_BN.shape[1]
+        chunks = _Chunks(query, slots + queries)
+        far = 0 if compressed_key is None else compressed_key.shape[1] - queries + 1
+        near_table = chunks.repeat(memory_key).transpose(1, 2)
+        far_table = None if compressed_key is None else chunks.repeat(compressed_key)
         future = torch.full((queries, queries), float("-inf"), dtype=query.dtype).triu(1)
         dead = None if bool(live_BN.all()) else ~live_BN.repeat_interleave(heads, dim=0)[:, None]
         dropped = None if dropped is None else dropped.flatten(0, 1)
-        weights = query.new_empty(lanes * heads, queries, keys)
-        read = query.new_empty(lanes * heads, queries, width)
-        for start in range(0, lanes * heads, chunk):
-            part = slice(start, min(start + chunk, lanes * heads))
-            n = part.stop - part.start
-            scores = weights[part]
-            near = torch.bmm(q_near[part], near_key[:n])
-            scores[:, :, compressed:] = _shifted(near, keys - compressed)
-            if q_far is not None and far_key is not None:
-                far = torch.bmm(q_far[part], far_key[:n])
-                scores[:, :, :compressed] = _shifted(far, compressed)
-            scores.baddbmm_(q_content[part], key[part].transpose(1, 2))
+        weights = query.new_empty(lanes * heads, queries, chunks.keys)
+        read = _empty(query)
+        room, query_room = chunks.room(chunks.keys), chunks.room(queries)
+        for part, rows in chunks:
+            scores = weights[rows]
+            n = len(scores)
+            near = torch.bmm(_biased(query, memory_bias, part, query_room), near_table[:n])
+            scores[:, :, far:] = _shifted(near, chunks.keys - far)
+            if far_table is not None and compressed_bias is not None:
+                biased = _biased(query, compressed_bias, part, query_room)
+                scores[:, :, :far] = _shifted(biased @ far_table[:n].transpose(1, 2), far)
+            biased = _biased(query, content_bias, part, query_room)
+            scores.baddbmm_(biased, _join(keys, part, room).transpose(1, 2))
             scores[:, :, slots:] += future
             if dead is not None:
-                scores[:, :, :slots].masked_fill_(dead[part], float("-inf"))
-            weights[part] = scores.softmax(dim=-1)
-            used = weights[part] if dropped is None else weights[part] * dropped[part]
-            torch.bmm(used, value[part], out=read[part])
+                scores[:, :, :slots].masked_fill_(dead[rows], float("-inf"))
+            torch.softmax(scores, dim=-1, out=scores)
+            used = scores if dropped is None else scores * dropped[rows]
+            _divide(torch.bmm(used, _join(values, part, room)), part, [read])
         ctx.save_for_backward(
-            q_content, q_near, q_far, key, value, memory_key, compressed_key, weights, dropped
+            query,
+            content_bias,
+            memory_bias,
+            memory_key,
+            compressed_bias,
+            compressed_key,
+            weights,
+            dropped,
+            *parts,
         )
-        ctx.shape = (lanes, heads, queries, width, keys, compressed, chunk)
-        total = weights.view(lanes, heads * queries, keys).sum(dim=1) if received else None
+        total = weights.view(lanes, -1, chunks.keys).sum(dim=1) if received else None
         if total is not None:
             ctx.mark_non_differentiable(total)
-        return read.view(lanes, heads, queries, width), total
+        return read, total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_read: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of every input but the mask."""
-        q_content, q_near, q_far, key, value, memory_key, compressed_key, weights, dropped = (
-            ctx.saved_tensors
-        )
-        lanes, heads, queries, width, keys, compressed, chunk = ctx.shape
-        rows = lanes * heads
-        grad_read = grad_read.contiguous().view(rows, queries, width)
-        grad_q, grad_q_near = torch.empty_like(q_content), torch.empty_like(q_content)
-        grad_q_far = None if q_far is None else torch.empty_like(q_content)
-        grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
-        repeated = chunk // heads
-        near_key = memory_key.repeat(repeated, 1, 1)
-        grad_near_key = torch.zeros_like(near_key)
-        near, near_view = _unshift_buffer(key, chunk, queries, keys - compressed)
-        near = near[:, :, : keys - compressed]
-        if compressed_key is not None:
-            far_key = compressed_key.repeat(repeated, 1, 1)
-            grad_far_key = torch.zeros_like(far_key)
-            far, far_view = _unshift_buffer(key, chunk, queries, compressed)
-            far = far[:, :, : compressed + queries - 1]
-        for start in range(0, rows, chunk):
-            part = slice(start, min(start + chunk, rows))
-            n = part.stop - part.start
-            grad_weights = torch.bmm(grad_read[part], value[part].transpose(1, 2))
-            used = weights[part]
+        query, content_bias, memory_bias, memory_key, *rest = ctx.saved_tensors
+        compressed_bias, compressed_key, weights, dropped, *parts = rest
+        keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+        chunks = _Chunks(query, weights.shape[2])
+        first = 0 if compressed_key is None else compressed_key.shape[1] - chunks.queries + 1
+        near = _ByDistance(memory_key, chunks.keys - first, chunks)
+        far = None if compressed_key is None else _ByDistance(compressed_key, first, chunks)
+        grad_query, grads = _empty(query), [_empty(part) for part in parts]
+        grad_keys, grad_values = grads[: len(keys)], grads[len(keys) :]
+        biases = (content_bias, memory_bias, compressed_bias)
+        grad_biases = [None if bias is None else torch.zeros_like(bias) for bias in biases]
+        room, query_room = chunks.room(chunks.keys), chunks.room(chunks.queries)
+        read_room = chunks.room(chunks.queries)
+
+        def back(kind: int, grad_biased_nTd: Tensor) -> Tensor:
+            """The gradient of q + bias is that of both."""
+            grad = grad_biased_nTd.unflatten(0, (-1, chunks.heads))
+            grad_biases[kind] += grad.sum(dim=(0, 2))
+            return grad
+
+        for part, rows in chunks:
+            attention = weights[rows]
+            grad = _join([grad_read], part, read_room)
+            used = attention if dropped is None else attention * dropped[rows]
+            _divide(torch.bmm(used.transpose(1, 2), grad), part, grad_values)
+            grad_used = torch.bmm(grad, _join(values, part, room).transpose(1, 2))
             if dropped is not None:
-                grad_weights *= dropped[part]
-                used = used * dropped[part]
-            grad_scores = torch._softmax_backward_data(
-                grad_weights, weights[part], -1, weights.dtype
-            )
-            torch.bmm(used.transpose(1, 2), grad_read[part], out=grad_value[part])
-            torch.bmm(grad_scores.transpose(1, 2), q_content[part], out=grad_key[part])
-            torch.bmm(grad_scores, key[part], out=grad_q[part])
-            near_view[:n] = grad_scores[:, :, compressed:]
-            torch.bmm(near[:n], near_key[:n], out=grad_q_near[part])
-            grad_near_key[:n].baddbmm_(near[:n].transpose(1, 2), q_near[part])
-            if q_far is not None and grad_q_far is not None:
-                far_view[:n] = grad_scores[:, :, :compressed]
-                torch.bmm(far[:n], far_key[:n], out=grad_q_far[part])
-                grad_far_key[:n].baddbmm_(far[:n].transpose(1, 2), q_far[part])
-
-        def biases(grad: Tensor) -> Tensor:
-            return grad.view(lanes, heads, queries, width).sum(dim=(0, 2))
-
-        grad_query = grad_q + grad_q_near
-        far_grads: tuple[Tensor | None, Tensor | None] = (None, None)
-        if grad_q_far is not None:
-            grad_query += grad_q_far
-            far_grads = (biases(grad_q_far), grad_far_key.view(repeated, heads, -1, width).sum(0))
+                grad_used *= dropped[rows]
+            grad_scores = torch._softmax_backward_data(grad_used, attention, -1, attention.dtype)
+            biased = _biased(query, content_bias, part, query_room)
+            _divide(torch.bmm(grad_scores.transpose(1, 2), biased), part, grad_keys)
+            total = back(0, torch.bmm(grad_scores, _join(keys, part, room)))
+            biased = _biased(query, memory_bias, part, query_room)
+            total += back(1, near.back(grad_scores[:, :, first:], biased))
+            if far is not None:
+                biased = _biased(query, compressed_bias, part, query_room)
+                total += back(2, far.back(grad_scores[:, :, :first], biased))
+            grad_query[part] = total
         return (
-            grad_query.view(lanes, heads, queries, width),
-            grad_key.view(lanes, heads, keys, width),
-            grad_value.view(lanes, heads, keys, width),
-            biases(grad_q),
-            biases(grad_q_near),
-            grad_near_key.view(repeated, heads, -1, width).sum(0),
-            *far_grads,
+            grad_query,
+            *grad_biases[:2],
+            chunks.total(near.grad_table),
+            grad_biases[2],
+            None if far is None else chunks.total(far.grad_table),
             None,
             None,
             None,
+            *grads,
         )

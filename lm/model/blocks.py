@@ -24,6 +24,7 @@ from lm.model.reconstruction import (
 )
 from lm.model.relative import RelativeAttention
 from lm.model.rotary import RotaryAttention
+from lm.model.slots import Slots, section
 
 
 class LayerStep(NamedTuple):
@@ -41,8 +42,8 @@ class Entering(NamedTuple):
 
     inputs_BTD: Tensor
     """What is stored."""
-    keys_values: tuple[Tensor, Tensor]
-    """Its keys, without positions, and values, [B, H, T, d] each."""
+    slots: Slots
+    """What it is projected to."""
     received_BS: Tensor | None
     """Attention that each slot and token received from it, if compression asks for it."""
 
@@ -93,11 +94,9 @@ class Block(nn.Module):
             losses: whether the reconstruction loss is computed.
         """
         inputs = self.inputs(hidden_BTD)
-        key, value = memory.kept or self.keys_values(memory)
-        attended = self.attention(inputs, key, value, self.live(live_BN))
+        attended = self.attention(inputs, self.slots(memory), self.live(live_BN))
         hidden = self.after_attention(hidden_BTD, attended.output_BTD)
-        tokens = attended.key_BHSd[:, :, key.shape[2] :], attended.value_BHSd[:, :, key.shape[2] :]
-        entering = Entering(inputs, tokens, attended.received_BS)
+        entering = Entering(inputs, attended.slots[-1], attended.received_BS)
         after, block = self.move(entering, memory, counts)
         loss = None
         if block is not None and losses and self.config.reconstruction != "none":
@@ -105,10 +104,12 @@ class Block(nn.Module):
         penalty = total_penalty(self) if self.training else None
         return LayerStep(hidden, after, loss, penalty)
 
-    def keys_values(self, memory: LayerMemory) -> tuple[Tensor, Tensor]:
-        """Keys and values of [compressed ; memory]."""
-        slots = torch.cat([memory.compressed_BCD, memory.memory_BMD], dim=1)
-        return self.attention.keys_values(slots)
+    def slots(self, memory: LayerMemory) -> list[Slots]:
+        """What [compressed ; memory] is projected to, in parts."""
+        if memory.kept is not None:
+            return [memory.kept]
+        stored = (memory.compressed_BCD, memory.memory_BMD)
+        return self.attention.project(*stored[0 if self.config.compressed else 1 :])
 
     def live(self, live_BN: Tensor) -> Tensor:
         """Of the slots of layers with memory, those that this layer has: all or none."""
@@ -154,16 +155,11 @@ class Block(nn.Module):
             used = None if received is None else average_use(config, received)
             new = self.compression(Evicted(old, live, used, compressed[:, -1], counts.begun))
             compressed, block = push(compressed, new), Compressed(old, new)
-            new_kept = self.attention.keys_values(new) if memory.kept else None
-        kept = self._move_kept(memory.kept, entering.keys_values, new_kept)
+            new_kept = self.attention.project(new)[0] if memory.kept else None
+        kept = self._move_kept(memory.kept, entering.slots, new_kept)
         return LayerMemory(recent, compressed, kept), block
 
-    def _move_kept(
-        self,
-        kept: tuple[Tensor, Tensor] | None,
-        tokens: tuple[Tensor, Tensor],
-        new: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor] | None:
+    def _move_kept(self, kept: Slots | None, tokens: Slots, new: Slots | None) -> Slots | None:
         """Kept keys and values take the way of the slots that they belong to."""
         if kept is None:
             return None
@@ -172,7 +168,7 @@ class Block(nn.Module):
             far, near = kept[index].split([self.config.compressed, self.config.memory], dim=2)
             old = [far] if new is None else queue(far, new[index])
             moved.append(torch.cat([*old, *queue(near, tokens[index])], dim=2))
-        return moved[0], moved[1]
+        return Slots(*moved)
 
     def _reconstruction(self, block: Compressed, counts: Counts, attended: Attended) -> LossSum:
         """The loss that trains this layer's compression function."""
@@ -183,13 +179,12 @@ class Block(nn.Module):
                 old, self.decoder(block.new_BwD), live_mask(counts.evicted, old.shape[1])
             )
         queries, first = config.segment, config.compressed
-        old_key = attended.key_BHSd[:, :, first : first + queries].detach()
-        old_value = attended.value_BHSd[:, :, first : first + queries].detach()
-        new_key, new_value = self.attention.keys_values(block.new_BwD, detached=True)
+        leaving = section(attended.slots, first, first + queries)
+        (new,) = self.attention.project(block.new_BwD, detached=True)
         return attention_reconstruction(
             attended.query_BHTd,
-            (old_key, old_value, live_mask(counts.evicted, queries)),
-            (new_key, new_value, live_mask(counts.new_compressed, config.windows)),
+            (*leaving, live_mask(counts.evicted, queries)),
+            (*new, live_mask(counts.new_compressed, config.windows)),
         )
 
 

@@ -106,12 +106,13 @@ def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) 
     tokens = lanes * config.segment
     for layer in range(config.layers):
         at = config.at(layer)
-        for name, products in _layer(at, lanes).items():
-            if name != "reconstruction":
-                parts.setdefault(name, []).extend(products)
+        products = _layer(at, lanes)
+        del products["reconstruction"]
         if kept:
             new = Product(lanes * at.windows, at.width, 2 * at.width, 1)
-            parts["memory_projections"][-1:] = [new] if at.compressed else []
+            products["memory_projections"] = [new] if at.compressed else []
+        for name, some in products.items():
+            parts.setdefault(name, []).extend(some)
     parts |= _vocabulary(config, vocabulary, tokens, None)
     return Work(
         {name: sum(p.flops for p in parts[name]) / tokens for name in parts},
@@ -124,9 +125,10 @@ def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:
     width, segment, head = config.width, config.segment, config.head_width
     rows, heads, keys = lanes * segment, lanes * config.heads, config.slots + segment
     inner = config.feedforward * (2 if config.activation in GATED else 1)
+    memories = (config.compressed, config.memory)[0 if config.compressed else 1 :]
     parts = {
         "projections": [Product(rows, width, 3 * width, 3), Product(rows, width, width, 3)],
-        "memory_projections": [Product(lanes * config.slots, width, 2 * width, 2)],
+        "memory_projections": [Product(lanes * n, width, 2 * width, 2) for n in memories],
         "positions": [],
         "content_scores": [Product(segment, head, keys, 3, heads)],
         "position_scores": [],

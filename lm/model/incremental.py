@@ -19,6 +19,7 @@ from torch import Tensor
 from lm.model.blocks import Block, Entering
 from lm.model.memory import MemoryState, advance_counts
 from lm.model.open_attention import OpenKeys, Places, read_open
+from lm.model.slots import Slots
 from lm.model.transformer import CompressiveTransformer
 
 
@@ -229,7 +230,7 @@ class Reader:
             key = block.attention.lift(key, self.tables[index], block.config.slots)
             received = None if layer.received_BS is None else layer.received_BS[rows]
             # Memory may take over what enters, and the next segment is written where this one is.
-            entering = Entering(layer.inputs_BTD[rows].clone(), (key, value), received)
+            entering = Entering(layer.inputs_BTD[rows].clone(), Slots(key, value), received)
             layers.append(block.move(entering, memory.layer(index), counts)[0])
             if layer.received_BS is not None:
                 layer.received_BS[rows] = 0.0

@@ -4,6 +4,8 @@ The model calls its matrices through `LinearMap` alone, so that one whose weight
 another form, such as sparsely, may take a dense one's place after the model has been built.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,16 +21,18 @@ class LinearMap(nn.Module):
         """W [out, in], through which a gradient reaches the parameters."""
         raise NotImplementedError
 
-    def rows(self, x: Tensor, first: int, constant: bool = False) -> Tensor:
-        """Inputs times the rows of W from `first` on: [..., in] -> [..., out - first], no bias.
+    def rows(self, inputs: Sequence[Tensor], first: int, constant: bool = False) -> list[Tensor]:
+        """Several inputs times the rows of W from `first` on: each [..., in] -> [..., out - first],
+        no bias.
 
         Args:
-            x: inputs.
+            inputs: one or more.
             first: the first row.
             constant: let no gradient reach W.
         """
         weight = self.matrix()[first:]
-        return F.linear(x, weight.detach() if constant else weight)
+        weight = weight.detach() if constant else weight
+        return [F.linear(x, weight) for x in inputs]
 
     def penalty(self) -> Tensor | None:
         """What is added to the loss for these weights, once an update; None for nothing."""

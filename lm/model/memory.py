@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lm.model.config import ModelConfig
+from lm.model.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class MemoryState:
 
     def layer(self, index: int) -> "LayerMemory":
         """What one layer has."""
-        kept = (self.keys[index], self.values[index]) if self.keys else None
+        kept = Slots(self.keys[index], self.values[index]) if self.keys else None
         return LayerMemory(self.memory[index], self.compressed[index], kept)
 
     @staticmethod
@@ -167,8 +168,8 @@ class LayerMemory(NamedTuple):
 
     memory_BMD: Tensor
     compressed_BCD: Tensor
-    kept: tuple[Tensor, Tensor] | None
-    """Keys and values of [compressed ; memory], each [B, H, C + M, d], if they are kept."""
+    kept: Slots | None
+    """What [compressed ; memory] is projected to, if that is kept."""
 
 
 @dataclass(frozen=True)
@@ -232,20 +233,22 @@ def evict(
 def _split(memory_BMD: Tensor, inputs_BTD: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
     """The `leaving` oldest slots of [memory ; segment], and the M newest.
 
-    The two are joined only where it cannot be avoided: memory as long as the segment, as in the
-    paper, is exchanged for it without a copy.
+    The two are joined only where it cannot be avoided.
     """
-    slots, tokens = memory_BMD.shape[1], inputs_BTD.shape[1]
-    recent = inputs_BTD if slots == tokens else push(memory_BMD, inputs_BTD)
-    old = memory_BMD if slots >= leaving else torch.cat([memory_BMD, inputs_BTD], dim=1)
-    return old[:, :leaving], recent
+    old = memory_BMD
+    if memory_BMD.shape[1] < leaving:
+        old = torch.cat([memory_BMD, inputs_BTD], dim=1)
+    return old[:, :leaving], push(memory_BMD, inputs_BTD)
 
 
 def push(slots: Tensor, new: Tensor) -> Tensor:
     """First in, first out along the last dimension but one: append new slots and drop as many of
-    the oldest. What remains has memory of its own, of just its size.
+    the oldest.
+
+    What remains has memory of its own, of just its size: that of the new slots if they replace
+    all, as in the paper's memory of one segment, and a copy otherwise.
     """
-    return torch.cat(queue(slots, new), dim=-2)
+    return new if new.shape == slots.shape else torch.cat(queue(slots, new), dim=-2)
 
 
 def queue(slots: Tensor, new: Tensor) -> list[Tensor]:

@@ -11,6 +11,7 @@ where r = W_r phi(i-j) and r' = W_r' phi(i-j) are separate projections of the si
 distance. There are three ways to compute it, chosen by `RelativeAttention.route`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from lm.model.linear import Linear, LinearMap
 from lm.model.open_attention import OpenKeys, Places, content_scores, products
 from lm.model.positions import compressed_distances, memory_distances, sinusoids
 from lm.model.shift_attention import Positions, attend, scores_by_key
+from lm.model.slots import Slots, joined
 from lm.model.widened_attention import WidePositions, attend_widened
 
 Route = Literal["blocked", "shift", "widened"]
@@ -134,26 +136,18 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
     def read(
         self,
         query_BHTd: Tensor,
-        key_BHSd: Tensor,
-        value_BHSd: Tensor,
+        slots: Sequence[Slots],
         positions: Positions | WidePositions,
         reading: Reading,
     ) -> tuple[Tensor, Tensor | None]:
         """See MemoryAttention.read."""
         if isinstance(positions, WidePositions):
-            return attend_widened(query_BHTd, key_BHSd, value_BHSd, positions, reading), None
-        queries, segment = query_BHTd.shape[2], self.config.segment
-        if self.route() == "blocked" and queries == segment:
-            dropped = dropped_weights(query_BHTd, key_BHSd.shape[2], reading)
-            read, received = BlockedAttention.apply(
-                query_BHTd,
-                key_BHSd,
-                value_BHSd,
-                *positions,
-                reading.live_BN,
-                dropped,
-                reading.received,
-            )
-            return read, received
-        window = positions.window(reading.first, queries, segment)
-        return attend(query_BHTd, key_BHSd, value_BHSd, window, reading)
+            return attend_widened(query_BHTd, joined(slots), positions, reading), None
+        if self.route() != "blocked":
+            return attend(query_BHTd, joined(slots), positions, reading)
+        keys, values = zip(*slots, strict=True)
+        dropped = dropped_weights(query_BHTd, sum(part.number for part in slots), reading)
+        read, received = BlockedAttention.apply(
+            query_BHTd, *positions, reading.live_BN, dropped, reading.received, *keys, *values
+        )
+        return read, received

@@ -4,6 +4,7 @@ Shapes as in attention.py. Queries and keys are turned by angles in proportion t
 score depends on the distance in tokens, and scaled-dot-product attention applies as it is.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from lm.model.attention import MemoryAttention, Reading, dropped_weights, visible
 from lm.model.config import ModelConfig
 from lm.model.open_attention import OpenKeys, Places, content_scores
+from lm.model.slots import Slots, joined
 
 
 class Rotation(NamedTuple):
@@ -77,28 +79,22 @@ class RotaryAttention(MemoryAttention[Rotation]):
     def read(
         self,
         query_BHTd: Tensor,
-        key_BHSd: Tensor,
-        value_BHSd: Tensor,
+        slots: Sequence[Slots],
         positions: Rotation,
         reading: Reading,
     ) -> tuple[Tensor, Tensor | None]:
         """See MemoryAttention.read."""
-        queries = query_BHTd.shape[2]
-        query = self.place(query_BHTd, positions, self.config.slots + reading.first)
-        mask = visible(reading, queries)
+        query = self.place(query_BHTd, positions, self.config.slots)
+        key, value = joined(slots)
+        key, mask = self.place(key, positions, 0), visible(reading, query.shape[2])
         if not reading.received:
             read = F.scaled_dot_product_attention(
-                query,
-                key_BHSd,
-                value_BHSd,
-                attn_mask=mask,
-                dropout_p=reading.dropout,
-                scale=1.0,
+                query, key, value, attn_mask=mask, dropout_p=reading.dropout, scale=1.0
             )
             return read, None
-        scores = (query @ key_BHSd.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
+        scores = (query @ key.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
         weights = scores.softmax(dim=-1)
         received = weights.detach().sum(dim=(1, 2))
-        dropped = dropped_weights(query, key_BHSd.shape[2], reading)
+        dropped = dropped_weights(query, key.shape[2], reading)
         weights = weights if dropped is None else weights * dropped
-        return weights @ value_BHSd, received
+        return weights @ value, received

@@ -1,5 +1,5 @@
 """Relative attention by Transformer-XL's shift, in plain tensor operations: the route for every
-device and for parts of a segment and, in the tests, the yardstick of the faster ones.
+device and, in the tests, the yardstick of the faster ones.
 
 Shapes as in attention.py.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lm.model.attention import Reading, dropped_weights, visible
 from lm.model.open_attention import Places
+from lm.model.slots import Slots
 
 
 class Positions(NamedTuple):
@@ -26,16 +27,6 @@ class Positions(NamedTuple):
     """v', [H, d]; None without compressed memory"""
     compressed_key: Tensor | None
     """r', [H, W', d], from the farthest distance down to 1"""
-
-    def window(self, first: int, queries: int, segment: int) -> "Positions":
-        """The rows that queries first .. first + queries - 1 of a segment need, of the whole
-        segment's tables.
-        """
-        skip = segment - first - queries
-        far = None if self.compressed_key is None else self.compressed_key[:, skip:]
-        if far is not None and first:
-            far = far[:, :-first]
-        return self._replace(memory_key=self.memory_key[:, skip:], compressed_key=far)
 
 
 def relative_shift(scores: Tensor, keys: int) -> Tensor:
@@ -82,20 +73,15 @@ def scores_by_key(scores_BHtW: Tensor, keys: int, segment: int, places: Places) 
 
 
 def attend(
-    query_BHTd: Tensor,
-    key_BHSd: Tensor,
-    value_BHSd: Tensor,
-    positions: Positions,
-    reading: Reading,
+    query_BHTd: Tensor, slots: Slots, positions: Positions, reading: Reading
 ) -> tuple[Tensor, Tensor | None]:
-    """Relative attention of queries first .. first+T-1 of a segment.
+    """Relative attention of a segment over [compressed ; memory ; segment].
 
-    Keys and values are [compressed ; memory ; segment up to the last query]. Returns the heads'
-    outputs [B, H, T, d] and, if asked, the attention [B, S] that each key received, summed over
-    heads and queries, before dropout and without gradient.
+    Returns the heads' outputs [B, H, T, d] and, if asked, the attention [B, S] that each key
+    received, summed over heads and queries, before dropout and without gradient.
     """
     queries = query_BHTd.shape[2]
-    content = (query_BHTd + positions.content_bias[:, None]) @ key_BHSd.transpose(-1, -2)
+    content = (query_BHTd + positions.content_bias[:, None]) @ slots.key_BHnd.transpose(-1, -2)
     near = (query_BHTd + positions.memory_bias[:, None]) @ positions.memory_key.transpose(-1, -2)
     compressed = 0
     parts = []
@@ -104,12 +90,12 @@ def attend(
         far = query_BHTd + positions.compressed_bias[:, None]
         far = far @ positions.compressed_key.transpose(-1, -2)
         parts.append(relative_shift(far, compressed))
-    parts.append(relative_shift(near, key_BHSd.shape[2] - compressed))
+    parts.append(relative_shift(near, slots.number - compressed))
     scores = content + torch.cat(parts, dim=-1)
     scores = scores.masked_fill(~visible(reading, queries), float("-inf"))
     weights = scores.softmax(dim=-1)
     received = weights.detach().sum(dim=(1, 2)) if reading.received else None
-    dropped = dropped_weights(query_BHTd, key_BHSd.shape[2], reading)
+    dropped = dropped_weights(query_BHTd, slots.number, reading)
     if dropped is not None:
         weights = weights * dropped
-    return weights @ value_BHSd, received
+    return weights @ slots.value_BHnd, received

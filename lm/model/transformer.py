@@ -16,6 +16,7 @@ from lm.model.config import ModelConfig
 from lm.model.embedding import Embedding, Head, VocabularyHead
 from lm.model.memory import MemoryState, advance_counts, live_mask
 from lm.model.reconstruction import LossSum, stack_losses
+from lm.model.slots import joined
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class CompressiveTransformer(nn.Module):
         if memory.keys:
             return memory
         memory = self.readable(memory)
-        kept = [block.keys_values(memory.layer(i)) for i, block in enumerate(self.layers)]
+        kept = [joined(block.slots(memory.layer(i))) for i, block in enumerate(self.layers)]
         return replace(
             memory,
             keys=tuple(key.contiguous() for key, _ in kept),

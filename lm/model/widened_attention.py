@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lm.model.attention import Reading, visible
 from lm.model.positions import sinusoids
+from lm.model.slots import Slots
 
 
 class WidePositions(NamedTuple):
@@ -53,22 +54,15 @@ def _widened_keys(place_S: Tensor, width: int, like: Tensor) -> Tensor:
 
 
 def attend_widened(
-    query_BHTd: Tensor,
-    key_BHSd: Tensor,
-    value_BHSd: Tensor,
-    positions: WidePositions,
-    reading: Reading,
+    query_BHTd: Tensor, slots: Slots, positions: WidePositions, reading: Reading
 ) -> Tensor:
-    """Relative attention of queries first .. first + T - 1 of a segment, [B, H, T, d].
-
-    Keys and values are [compressed ; memory ; segment up to the last query].
-    """
-    device, queries = query_BHTd.device, query_BHTd.shape[2]
-    compressed, slots = positions.compressed, reading.live_BN.shape[1]
+    """Relative attention of a segment over [compressed ; memory ; segment], [B, H, T, d]."""
+    key_BHSd, queries, device = slots.key_BHnd, query_BHTd.shape[2], query_BHTd.device
+    compressed = positions.compressed
     sinusoids_P = positions.memory_map.shape[2]
     # Places are counted from the first token of the segment.
-    place_T = torch.arange(reading.first, reading.first + queries, device=device)
-    near_S = torch.arange(compressed - slots, reading.first + queries, device=device)
+    place_T = torch.arange(queries, device=device)
+    near_S = torch.arange(queries + compressed - slots.number, queries, device=device)
     wide_query = [query_BHTd + positions.content_bias[:, None]]
     biased = query_BHTd + positions.memory_bias[:, None]
     wide_query.append(_widened_queries(biased, positions.memory_map, place_T))
@@ -79,12 +73,12 @@ def attend_widened(
         # Compressed slots count one each, directly before the segment (authors' code).
         far_S = torch.arange(-compressed, 0, device=device)
         far_key = _widened_keys(far_S, sinusoids_P, key_BHSd)
-        far_key = F.pad(far_key, (0, 0, 0, key_BHSd.shape[2] - compressed))
+        far_key = F.pad(far_key, (0, 0, 0, slots.number - compressed))
         wide_key = torch.cat([wide_key, far_key], dim=-1)
     return F.scaled_dot_product_attention(
         torch.cat(wide_query, dim=-1),
         torch.cat([key_BHSd, wide_key.expand(*key_BHSd.shape[:2], -1, -1)], dim=-1),
-        value_BHSd,
+        slots.value_BHnd,
         attn_mask=visible(reading, queries),
         dropout_p=reading.dropout,
         scale=1.0,

@@ -1,5 +1,7 @@
 """A linear map whose only parameter are the weights of its backward set."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -79,10 +81,14 @@ class SparseLinear(LinearMap):
         """[..., in] -> [..., out]."""
         return self._product(x, self.learning(), self.bias, 0)
 
-    def rows(self, x: Tensor, first: int, constant: bool = False) -> Tensor:
-        """See LinearMap.rows."""
+    def rows(self, inputs: Sequence[Tensor], first: int, constant: bool = False) -> list[Tensor]:
+        """See LinearMap.rows; one product for all inputs, which have three dimensions and differ in
+        the second only.
+        """
         weights, index = self.learning()
-        return self._product(x, (weights.detach() if constant else weights, index), None, first)
+        learning = (weights.detach() if constant else weights, index)
+        product = self._product(torch.cat(list(inputs), dim=1), learning, None, first)
+        return list(product.split([x.shape[1] for x in inputs], dim=1))
 
     def _product(
         self, x: Tensor, learning: tuple[Tensor, Tensor], bias: Tensor | None, first: int

@@ -208,7 +208,7 @@ def with_gradients(
     def act() -> tuple[Tensor, Tensor]:
         module.to(dtype)
         inputs.grad = None
-        read = module(inputs, *module.keys_values(slots), live).output_BTD
+        read = module(inputs, module.project(slots), live).output_BTD
         read.float().square().sum().backward()
         module.zero_grad()
         assert inputs.grad is not None

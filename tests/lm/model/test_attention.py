@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.model import ModelConfig
 from lm.model.attention import Reading, dropped_weights
@@ -21,7 +22,7 @@ def test_dropped_weights_are_the_same_on_both_routes(monkeypatch: pytest.MonkeyP
     live = torch.arange(config.slots) >= torch.tensor([[0], [4], [10]])
 
     def output() -> torch.Tensor:
-        return attention(inputs, *attention.keys_values(slots), live).output_BTD
+        return attention(inputs, attention.project(slots), live).output_BTD
 
     results = []
     for route in ("blocked", "shift"):
@@ -51,11 +52,11 @@ def test_the_widened_route_drops_weights_too(monkeypatch: pytest.MonkeyPatch) ->
     attention = build(config).layers[0].attention
     torch.manual_seed(1)
     inputs = torch.randn(1, 4, 8, dtype=torch.float64)
-    slots = attention.keys_values(torch.randn(1, config.slots, 8, dtype=torch.float64))
+    slots = attention.project(torch.randn(1, config.slots, 8, dtype=torch.float64))
     live = torch.ones(1, config.slots, dtype=torch.bool)
-    draws = torch.stack([attention(inputs, *slots, live).output_BTD for _ in range(600)])
+    draws = torch.stack([attention(inputs, slots, live).output_BTD for _ in range(600)])
     assert draws.std(dim=0).min() > 0
-    exact = attention.eval()(inputs, *slots, live).output_BTD
+    exact = attention.eval()(inputs, slots, live).output_BTD
     error = (draws.mean(dim=0) - exact).abs() / (draws.std(dim=0) / 600**0.5)
     assert error.max() < 5
 
@@ -73,3 +74,30 @@ def test_routes_by_device_and_need() -> None:
     assert on_meta(replace(few, dropout=0.1)) == "shift"
     assert on_meta(replace(few, dropout=0.1), training=False) == "widened"
     assert on_meta(replace(few, compression="most_used", reconstruction="none")) == "shift"
+
+
+class Joins(TorchDispatchMode):
+    """Notes the size of everything that is joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        if function._overloadpacket == torch.ops.aten.cat:
+            self.sizes.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize(("positions", "joined"), [("relative", False), ("rotary", True)])
+def test_memory_and_segment_are_not_joined(positions: str, joined: bool) -> None:
+    """On a CPU a layer reads its memories where they are; a fused kernel wants one tensor."""
+    config = replace(TINY, positions=positions, compressed=2)
+    model, memory = build(config), build(config).empty_memory(64)
+    tokens = torch.zeros(64, config.segment, dtype=torch.int64)
+    memory = model(tokens, memory).memory
+    with Joins() as joins:
+        model(tokens, memory, tokens, losses=True)
+    smallest = 64 * config.compressed * config.width
+    assert (max(joins.sizes) >= smallest) == joined

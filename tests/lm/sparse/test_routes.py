@@ -17,9 +17,12 @@ KINDS = ("feedforward",)
 
 
 def outcome(linear: SparseLinear, x: Tensor, first: int) -> list[Tensor]:
-    """Product and gradients of a matrix, or of its rows from `first` on."""
+    """Product and gradients of a matrix, or of its rows from `first` on (inputs in two parts)."""
     x = x.clone().requires_grad_()
-    y = linear(x) if first == 0 else linear.rows(x, first)
+    if first == 0:
+        y = linear(x)
+    else:
+        y = torch.cat(linear.rows(x[None].split([2, len(x) - 2], dim=1), first), dim=1)[0]
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
     linear.zero_grad()
     (y * weights).sum().backward()
@@ -75,7 +78,8 @@ def test_constant_rows_give_the_weights_no_gradient() -> None:
     x = torch.randn(2, 8, requires_grad=True)
     for route in ("dense", "csr"):
         take(model.linear, route, torch.float32)
-        model.linear.rows(x, 4, constant=True).sum().backward()
+        (product,) = model.linear.rows([x[None]], 4, constant=True)
+        product.sum().backward()
         assert model.linear.values.grad is None and x.grad is not None
 
 
