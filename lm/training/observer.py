@@ -26,15 +26,17 @@ class Observer:
         self.split = trainer.shards.split("validation")
 
     def validate(self) -> Score:
-        """The validation split, or its first segments, by the one scorer."""
-        lanes = max(8, self.world.size)
+        """The validation split, or its first segments, by the one scorer; documents begin with
+        empty memory if they do in training.
+        """
+        lanes, training = max(8, self.world.size), self.trainer.config.training
         share = lanes // self.world.size
         return score(
             self.trainer.model,
             self.split,
-            ScoringConfig(lanes=share * self.world.size),
+            ScoringConfig(share * self.world.size, reset_documents=training.reset_documents),
             rows=slice(self.world.rank * share, (self.world.rank + 1) * share),
-            limit=self.trainer.config.training.validation_segments,
+            limit=training.validation_segments,
             reduce=self.world.sum,
         )
 

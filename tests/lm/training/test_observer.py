@@ -32,10 +32,19 @@ def with_report(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def test_validation_is_the_scorer(run_config: RunConfig, shards: Shards, world: dist.World) -> None:
-    trainer = Trainer(run_config, shards, world)
-    value = Observer(trainer).validate()
-    direct = score(trainer.model, shards.split("validation"), ScoringConfig(lanes=8), limit=4)
-    assert value == direct and 4 < value.bits_per_byte < 12
+    """With memory emptied for each document if training does it."""
+    values, split = [], shards.split("train")
+    for reset in (False, True):
+        changes = {"order": "documents", "reset_documents": reset, "validation_segments": 24}
+        training = replace(run_config.training, **changes)
+        observer = Observer(Trainer(replace(run_config, training=training), shards, world))
+        # The validation split is a single document.
+        observer.split = split
+        values.append(observer.validate())
+        how = ScoringConfig(8, reset_documents=reset)
+        assert values[-1] == score(observer.trainer.model, split, how, limit=24)
+        assert 4 < values[-1].bits_per_byte < 12
+    assert values[0] != values[1]
 
 
 def test_attention_is_that_of_the_step_before(
