@@ -56,8 +56,10 @@ def memory(lines: list[dict[str, Any]]) -> Figure:
         label = f"{part} (host)" if part in HOST else part
         axes.barh(names, sizes, left=left, label=label, hatch="//" if part in HOST else None)
         left = [start + size for start, size in zip(left, sizes, strict=True)]
+    # Room for the legend beside the longest bar.
+    axes.set_xlim(0, 1.4 * max(left))
     axes.invert_yaxis()
-    axes.legend()
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -84,12 +86,11 @@ def experiment(rows: list[dict[str, Any]]) -> Figure:
     """Scores of an experiment's variants with their deviation over seeds, best first."""
     figure, axes = axes_of("Variants after equal steps", "bits per byte", "")
     ranked = sorted(rows, key=lambda row: row["bits_per_byte"])
-    axes.barh(
-        [row["variant"] for row in ranked],
-        [row["bits_per_byte"] for row in ranked],
-        xerr=[row["deviation"] or 0 for row in ranked],
-    )
-    lowest, highest = (ranked[end]["bits_per_byte"] for end in (0, -1))
+    scores = [row["bits_per_byte"] for row in ranked]
+    spreads = [row["deviation"] or 0 for row in ranked]
+    axes.barh([row["variant"] for row in ranked], scores, xerr=spreads)
+    lowest = scores[0]
+    highest = max(score + spread for score, spread in zip(scores, spreads, strict=True))
     room = 0.1 * (highest - lowest) or 0.1
     axes.set_xlim(lowest - 3 * room, highest + room)
     axes.invert_yaxis()
