@@ -158,7 +158,8 @@ def table(result: Record) -> str:
     rows += [
         (f"{name}, bits per byte", value) for name, value in result.get("compressors", {}).items()
     ]
-    lines += [f"  {name:<24}{value:10.4f}" for name, value in rows]
+    # The word perplexity of a text with few words may have hundreds of digits.
+    lines += [f"  {name:<24}{value:10{'.4f' if value < 1e6 else '.4g'}}" for name, value in rows]
     official = "the published count" if result["official_words"] else "its own count"
     lines.append(
         f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "
