@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +103,15 @@ def x_transformers(config: ModelConfig, vocabulary: int) -> tuple[nn.Module, Rea
     return model, read
 
 
-OTHERS = {"lucidrains": lucidrains, "x_transformers": x_transformers}
+Name = Literal["lucidrains", "x_transformers"]
+OTHERS: dict[Name, Callable[[ModelConfig, int], tuple[nn.Module, Read]]] = {
+    "lucidrains": lucidrains,
+    "x_transformers": x_transformers,
+}
 
 
 def build(
-    name: str, config: ModelConfig, vocabulary: int, device: torch.device
+    name: Name, config: ModelConfig, vocabulary: int, device: torch.device
 ) -> tuple[nn.Module, Read]:
     """A new model of another implementation with the sizes of ours."""
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ def main(
     vocabulary: int = BYTES,
     rounds: int = 20,
     device: str = "auto",
-    beside: bool = False,
+    beside: list[others.Name] | None = None,
     json: Path | None = None,
 ) -> None:
     """Time the training step of a model on random tokens, with full memory.
@@ -48,15 +48,15 @@ def main(
         vocabulary: number of different tokens.
         rounds: steps that are timed.
         device: cpu, cuda, or auto for the GPU where there is one.
-        beside: also time other implementations at the same sizes, taking turns; they are installed
-            into build/others first.
+        beside: other implementations, which are timed at the same sizes and take turns with it;
+            they are installed into build/others first.
         json: file for the result.
     """
     place = pick_device(device)
     steps = {"this model": own_step(model, vocabulary, lanes, place)}
     if beside:
         others.use()
-        for name in others.OTHERS:
+        for name in beside:
             steps[name] = other_step(name, model, vocabulary, lanes, place)
     full = -(-model.memory // model.segment) + model.compressed // model.windows + 2
     for step in steps.values():
@@ -107,7 +107,7 @@ def own_step(
 
 
 def other_step(
-    name: str, config: ModelConfig, vocabulary: int, lanes: int, device: torch.device
+    name: others.Name, config: ModelConfig, vocabulary: int, lanes: int, device: torch.device
 ) -> Callable[[], None]:
     """The same of another implementation."""
     model, read = others.build(name, config, vocabulary, device)
