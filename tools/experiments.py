@@ -126,7 +126,13 @@ def train_apart(run: Path, config: RunConfig, threads: int) -> None:
 
 def _train(run: Path, config: RunConfig, threads: int) -> None:
     torch.set_num_threads(threads)
-    train.main(run, **{section.name: getattr(config, section.name) for section in fields(config)})
+    sections = {section.name: getattr(config, section.name) for section in fields(config)}
+    try:
+        train.main(run, **sections)
+    except (OSError, ValueError) as error:
+        # A process that ends by an error of its own shows a traceback.
+        print(f"experiments: error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
 
 
 def overridden(preset: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,3 +67,13 @@ def test_mistakes_in_a_file_are_named_before_anything_is_trained(file, tmp_path)
         Experiment.read(file())
     with pytest.raises(ValueError, match="folder"):
         Experiment.read(file(variants={"a/b": {}}))
+
+
+def test_a_mistake_found_by_training_is_one_sentence(file, tmp_path, capfd):
+    missing = tmp_path / "missing"
+    with pytest.raises(SystemExit) as stopped:
+        main(file(variants={"a": {}}, seeds=[0]), tmp_path / "out", shards=missing)
+    assert stopped.value.code == 2
+    *_, last = capfd.readouterr().err.splitlines()
+    assert last.startswith(f"experiments: error: {missing} holds no shards")
+    assert not list((tmp_path / "out").glob("*/*/result.json"))
