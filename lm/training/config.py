@@ -29,7 +29,8 @@ class TrainingConfig:
     """Length of a run, its lanes, and what it writes when."""
 
     steps: int | None = None
-    """Optimiser steps; each reads unroll x accumulate segments of every lane."""
+    """Optimiser steps; each reads unroll x accumulate segments of every lane. A run that sets
+    optim.decay may be continued with more."""
     minutes: float | None = None
     """Instead of steps: as many as fit in this time, validation and checkpoints included. The
     learning rate follows the time that has passed, so only a run with steps repeats to the bit."""
@@ -182,10 +183,20 @@ MAY_CHANGE = {"data.shards", "data.source", "sparse.reservoir", "sparse.route"} 
 def resumed(wanted: RunConfig, stored: RunConfig, run: str) -> RunConfig:
     """The config with which a run continues: as wanted.
 
+    Its steps may be others if its learning rate does not depend on them (optim.decay).
+
     Raises:
         ValueError: a setting differs that would make it another run; names the first.
     """
     for name, new, old in _differences(wanted, stored):
+        if name == "training.steps" and None not in (new, old):
+            if wanted.optim.decay is not None:
+                continue
+            raise ValueError(
+                f"{run} holds a run of {old} steps, not {new}, whose learning rate falls towards "
+                "the last: give another --run folder or the same training.steps; a run that may "
+                "grow sets optim.decay from the beginning"
+            )
         if name not in MAY_CHANGE and not name.startswith("report."):
             raise ValueError(
                 f"{run} holds a run with {name} {old}, not {new}: give another --run folder "

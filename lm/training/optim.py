@@ -31,7 +31,8 @@ class OptimConfig:
     warmup: int = 4000
     """Steps of linear warm-up."""
     decay: int | None = None
-    """Steps of cosine decay after the warm-up; none: until the last step."""
+    """Steps of cosine decay after the warm-up; none: until the last step, and then the number of
+    steps is settled when a run begins."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adamw's moments."""
     eps: float = 1e-8

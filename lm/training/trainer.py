@@ -271,6 +271,9 @@ class Trainer:
                 f"{folder} was trained on other shards than {self.shards.path}; prepare the same "
                 "shards again or give another --run folder"
             )
+        steps = self.config.training.steps
+        if steps is not None and state["step"] > steps:
+            raise ValueError(f"{folder} has {state['step']} steps; training.steps {steps} is less")
         return state
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from data.shards import Shards
 from lm.model import MemoryState
 from lm.training import checkpoint, dist
 from lm.training.config import RunConfig
+from lm.training.loop import Loop
 from lm.training.trainer import Trainer
 from tests.runs import saved, with_training
 
@@ -64,6 +65,22 @@ def test_resume_is_bitwise(
     for name, tensors in whole.snapshot().files.items():
         for key, tensor in again.snapshot().files[name].items():
             assert torch.equal(tensor, tensors[key]), key
+
+
+def test_a_run_that_has_grown_is_the_longer_run(
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+) -> None:
+    config = replace(run_config, optim=replace(run_config.optim, decay=10))
+    short, long = (with_training(config, steps=steps) for steps in (3, 6))
+    for name, plans in (("whole", [long]), ("grown", [short, long])):
+        for plan in plans:
+            newest = checkpoint.newest(tmp_path / name)
+            Loop(Trainer(plan, shards, world, newest), tmp_path / name).train()
+    files = [checkpoint.newest(tmp_path / name) for name in ("whole", "grown")]
+    whole, grown = (load_file(file / checkpoint.WEIGHTS) for file in files if file is not None)
+    assert all(torch.equal(whole[name], weight) for name, weight in grown.items())
+    with pytest.raises(ValueError, match=r"has 6 steps; training\.steps 3 is less"):
+        Trainer(short, shards, world, files[1])
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 1), (2, 0)])

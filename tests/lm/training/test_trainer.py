@@ -14,6 +14,7 @@ from lm.training import dist
 from lm.training.config import RunConfig, resumed
 from lm.training.nonfinite import NonFiniteError
 from lm.training.trainer import Trainer
+from tests.runs import with_training
 
 
 def memory_tensors(memory: MemoryState) -> list[torch.Tensor]:
@@ -140,3 +141,17 @@ def checkpointed_model(trainer: Trainer) -> CompressiveTransformer:
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
     return model
+
+
+def test_a_run_grows_if_its_learning_rate_does_not_depend_on_its_length(
+    run_config: RunConfig,
+) -> None:
+    longer = with_training(run_config, steps=20)
+    with pytest.raises(ValueError, match=r"12 steps, not 20.*optim\.decay"):
+        resumed(longer, run_config, "runs/x")
+    decay = replace(run_config.optim, decay=30)
+    longer, stored = (replace(config, optim=decay) for config in (longer, run_config))
+    assert resumed(longer, stored, "runs/x").training.steps == 20
+    timed = with_training(longer, steps=None, minutes=1.0)
+    with pytest.raises(ValueError, match=r"training\.steps 12, not None"):
+        resumed(timed, stored, "runs/x")
