@@ -135,12 +135,17 @@ class PowerConfig:
     the gradient of the weight, which would cancel most of it, or in the gradient itself."""
     decay: Literal["weight", "parameter"] = "weight"
     """What optim.weight_decay shrinks: the weight, or the parameter p."""
+    lr: float | None = None
+    """Peak learning rate of these matrices; none: optim.lr. Their slopes make the steps of small
+    weights smaller, so they bear a larger rate than the rest of the model."""
 
     def __post_init__(self) -> None:
         if self.alpha < 1:
             raise ValueError(f"power.alpha must be at least 1, not {self.alpha}")
         if self.alpha == 1 and (changed := changed_fields(self)):
             raise ValueError(f"power.{changed[0]} has no effect with power.alpha 1")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"power.lr must be positive, not {self.lr}")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"power.kinds must name some kinds once each, not {self.kinds}")
 

@@ -46,4 +46,5 @@ class PowerAdamW(torch.optim.AdamW):
 
 def power_group(group: dict[str, Any], power: PowerConfig) -> dict[str, Any]:
     """A parameter group of AdamW as one of PowerAdamW whose parameters have a power."""
-    return {**group, "weight_decay": 0.0, "power_decay": group["weight_decay"], "power": power}
+    group = {**group, "weight_decay": 0.0, "power_decay": group["weight_decay"], "power": power}
+    return group if power.lr is None else {**group, "lr": power.lr, "peak_lr": power.lr}

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lm.model import CompressiveTransformer, ModelConfig
-from lm.training.optim import OptimConfig, build_optimizer, lr_scale
+from lm.sparse.config import PowerConfig, SparseConfig
+from lm.sparse.topkast import kind_of, sparsify
+from lm.training.optim import OptimConfig, build_optimizer, lr_scale, set_lr
 
 SMALL = ModelConfig(
     layers=1, width=8, heads=2, feedforward=16, segment=4, memory=4, compressed=2, rate=2
@@ -62,6 +64,26 @@ def test_muon_moves_hidden_matrices_by_nearly_orthogonal_steps() -> None:
     optimizer.step()
     singular = torch.linalg.svdvals((before - weight.detach()) / 0.02)
     assert singular.min() > 0.4 and singular.max() < 1.4
+
+
+@pytest.mark.parametrize("sparse", [SparseConfig(), SparseConfig(0.5)], ids=["dense", "sparse"])
+def test_powers_have_a_learning_rate_of_their_own(sparse: SparseConfig) -> None:
+    moved = []
+    for lr in (None, 0.01):
+        torch.manual_seed(0)
+        model = CompressiveTransformer(SMALL, 11)
+        sparsify(model, sparse, PowerConfig(2.0, lr=lr), 0)
+        optimizer = build_optimizer(model, OptimConfig(lr=0.001))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5)
+        set_lr(optimizer, 0.5)
+        optimizer.step()
+        moved.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
+    for name, step in moved[0].items():
+        matrix = kind_of(name) in PowerConfig().kinds and not name.endswith("bias")
+        torch.testing.assert_close(moved[1][name], step * 10 if matrix else step)
+        assert step.any()
 
 
 @pytest.mark.parametrize(
