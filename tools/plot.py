@@ -9,7 +9,12 @@ from eval.sparse_figures import figure_of
 from lm.training.runlog import read_metrics
 
 
-def main(run: Path, beside: list[Path] | None = None, out: Path | None = None) -> None:
+def main(
+    run: Path,
+    beside: list[Path] | None = None,
+    out: Path | None = None,
+    labels: list[str] | None = None,
+) -> None:
     """Draw loss on training text and scores on validation text against training steps.
 
     A JSON file in place of a run is drawn as what it holds: scores against sparsity, of eval.prune;
@@ -19,15 +24,20 @@ def main(run: Path, beside: list[Path] | None = None, out: Path | None = None) -
         run: folder of a run, or a JSON file.
         beside: others for the same figure, as '[runs/a, runs/b]'.
         out: a .png or .svg file; by default curve.png in the run's folder, or beside the JSON file.
+        labels: what the figure calls them, in order; by default their paths.
     """
+    paths = [run, *(beside or [])]
+    names = labels or [str(path) for path in paths]
+    if labels and len(set(labels)) != len(paths):
+        raise ValueError(f"{len(paths)} results need as many different labels, not {labels}")
     if run.suffix == ".json":
-        files = [run, *(beside or [])]
+        results = {name: read_json(path) for name, path in zip(names, paths, strict=True)}
         target = out or run.with_suffix(".png")
-        figure_of({str(file): read_json(file) for file in files}).savefig(target, dpi=120)
+        figure_of(results).savefig(target, dpi=120)
         print(target)
         return
-    metrics = {str(folder): training_records(folder) for folder in (run, *(beside or []))}
-    if not beside:
+    metrics = {name: training_records(path) for name, path in zip(names, paths, strict=True)}
+    if not beside and not labels:
         metrics = {"training": metrics[str(run)]}
     target = out or run / "curve.png"
     training_curves(metrics).savefig(target, dpi=120)

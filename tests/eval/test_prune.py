@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from eval import prune, score
@@ -13,7 +14,11 @@ from tools import checkpoint, plot
 
 
 def test_scores_against_sparsity(
-    trained_run: Path, sparse_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_run: Path,
+    sparse_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without zeros it is the run's score; a model whose matrices are zero is worse."""
     files = []
@@ -34,6 +39,12 @@ def test_scores_against_sparsity(
     assert "50.0% zero" in capsys.readouterr().out
     plot.main(files[0], beside=[files[1]], out=tmp_path / "pruning.png")
     assert (tmp_path / "pruning.png").read_bytes().startswith(b"\x89PNG")
+    drawn = {}
+    monkeypatch.setattr(plot, "figure_of", lambda results: drawn.update(results) or Figure())
+    plot.main(files[0], beside=[files[1]], out=tmp_path / "named.png", labels=["plain", "powers"])
+    assert drawn == {"plain": plain, "powers": sparse}
+    with pytest.raises(ValueError, match="2 results need as many different labels"):
+        plot.main(files[0], beside=[files[1]], labels=["plain", "plain"])
 
 
 @pytest.mark.parametrize(

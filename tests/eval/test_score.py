@@ -66,7 +66,7 @@ def test_report_and_curve(
         report.main(run)
     score.main(run, ProgramConfig(lanes=2), json=run / "score-test.json", compare=False)
     plot.main(run)
-    plot.main(run, beside=[run], out=tmp_path / "both.svg")
+    plot.main(run, beside=[run], out=tmp_path / "both.svg", labels=["one", "two"])
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "both.svg").read_bytes()
     capsys.readouterr()
