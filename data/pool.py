@@ -39,7 +39,7 @@ class Pool:
             while waiting or working:
                 # Few are handed out ahead, so that few results are held at a time.
                 while waiting and len(working) < 2 * workers:
-                    working.add(pool.submit(work_on, *waiting.popleft()))
+                    working.add(submit(pool, working, waiting.popleft()))
                 done, working = wait(working, return_when=FIRST_COMPLETED)
                 while done:
                     yield done.pop().result()
@@ -55,6 +55,21 @@ class Pool:
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def submit(
+    pool: ProcessPoolExecutor, working: Iterable[Future[Any]], numbered: tuple[int, Any]
+) -> Future[Any]:
+    """Hand out an item, for which a worker may be started."""
+    try:
+        return pool.submit(work_on, *numbered)
+    except OSError:
+        # The pool has closed its pipes if a worker was killed while this one was starting; what
+        # others were working on says so.
+        for future in working:
+            if future.done():
+                future.result()
+        raise
 
 
 _here: dict[str, Any] = {}
