@@ -69,6 +69,8 @@ def main(
         groups: choices are put together from one of these numbers to the one before the next.
         json: file for the result.
     """
+    if not runs:
+        raise ValueError("give at least one run, as --runs '[RUN]'")
     if beside is not None and len(beside) != len(runs):
         raise ValueError(f"there are {len(runs)} runs and {len(beside)} beside them")
     if list(groups) != sorted(set(groups)) or len(groups) < 2 or groups[0] < 1:

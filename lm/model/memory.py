@@ -246,9 +246,9 @@ def push(slots: Tensor, new: Tensor) -> Tensor:
     the oldest.
 
     What remains has memory of its own, of just its size: that of the new slots if they replace
-    all, as in the paper's memory of one segment, and a copy otherwise. The copy takes 0.2 to 4 % of
-    the time of projecting the slots to keys and values, as measured on a CPU; a queue of blocks
-    would be spared it, and its projection in parts takes 3 to 30 % longer.
+    all, as in the paper's memory of one segment, and a copy otherwise. The copy costs little beside
+    projecting the slots to keys and values; a queue of blocks would be spared it, and would have to
+    be projected in parts, which costs more.
     """
     return new if new.shape == slots.shape else torch.cat(queue(slots, new), dim=-2)
 

@@ -99,8 +99,19 @@ def warn(line: str) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All records of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """All records of a metrics.jsonl, without the half line that a killed process may have left at
+    the end.
+
+    Raises:
+        ValueError: some other line is damaged.
+    """
+    lines = path.read_text().splitlines()
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a line that is not JSON ({error})") from None
 
 
 def trained_seconds(path: Path) -> float:

@@ -79,6 +79,8 @@ def test_a_run_without_choices_says_nothing_of_them(
 
 
 def test_mistakes_are_sentences(sparse_run: Path, static_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one run"):
+        sets.main([])
     with pytest.raises(ValueError, match="1 runs and 2 beside"):
         sets.main([sparse_run], [sparse_run, sparse_run])
     with pytest.raises(ValueError, match=r"12 steps and .* 2"):

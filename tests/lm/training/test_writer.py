@@ -170,3 +170,12 @@ def test_a_signal_saves_and_ends_the_run_between_two_steps(
     loop.trainer.train_step = step_and_signal  # type: ignore[method-assign]
     assert not loop.train()
     assert names(tmp_path) == folders(5, 7)
+
+
+def test_half_a_line_of_a_killed_process_is_no_record(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_metrics(log) == [{"step": 1}]
+    log.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has a line that is not JSON"):
+        read_metrics(log)
