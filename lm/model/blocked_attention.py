@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lm.model.distance_table import DistanceGradient, DistanceTable
+
 CHUNK_ELEMENTS = 1 << 18
 """Scores worked on at once: 1 MiB in float32."""
+FAR_QUERIES = 64
+"""Queries that read compressed memory's distances together, where a segment is a multiple of it."""
 
 
 class _Chunks:
@@ -37,14 +41,6 @@ class _Chunks:
     def room(self, slots: int) -> Tensor:
         """Room for keys, values or queries of a chunk, [l, H, slots, d]."""
         return self.like.new_empty(self.most, self.heads, slots, self.width)
-
-    def repeat(self, table_HWd: Tensor) -> Tensor:
-        """A table for every lane of a chunk, [n, W, d]."""
-        return table_HWd.repeat(self.most, 1, 1)
-
-    def total(self, tables_nWd: Tensor) -> Tensor:
-        """The sum of such tables over lanes, [H, W, d]."""
-        return tables_nWd.unflatten(0, (self.most, self.heads)).sum(0)
 
 
 def _join(parts_BHnd: Sequence[Tensor], lanes: slice, room_lHSd: Tensor) -> Tensor:
@@ -75,41 +71,19 @@ def _empty(x_BHnd: Tensor) -> Tensor:
     return x_BHnd.new_empty(x_BHnd.transpose(1, 2).shape).transpose(1, 2)
 
 
-def _shifted(scores_nTW: Tensor, keys: int) -> Tensor:
-    """View [n, T, W] scores by distance as [n, T, keys] scores by key (see relative_shift).
-
-    W is at least `keys`, which keeps the view inside the tensor; entries beyond a row's end fall
-    into the next row and belong to keys after the query, which are masked.
-    """
-    n, queries, width = scores_nTW.shape
-    return scores_nTW.as_strided(
-        (n, queries, keys),
-        (queries * width, width - 1, 1),
-        scores_nTW.storage_offset() + queries - 1,
+def _tables(
+    memory_key: Tensor, compressed_key: Tensor | None, chunks: _Chunks
+) -> tuple[DistanceTable, DistanceTable | None]:
+    """The tables of memory with the segment, and of compressed memory."""
+    queries, lanes = chunks.queries, chunks.most
+    if compressed_key is None:
+        return DistanceTable(memory_key, chunks.keys, queries, queries, lanes), None
+    far = compressed_key.shape[1] - queries
+    block = FAR_QUERIES if queries % FAR_QUERIES == 0 else queries
+    return (
+        DistanceTable(memory_key, chunks.keys - far, queries, queries, lanes),
+        DistanceTable(compressed_key, far, queries, block, lanes),
     )
-
-
-class _ByDistance:
-    """The gradient of scores by key, turned back to scores by distance, for one table.
-
-    Rows of its buffer are wide enough that those of the view by key do not overlap, so it can be
-    written to; what the view does not reach stays zero.
-    """
-
-    def __init__(self, table_HWd: Tensor, keys: int, chunks: _Chunks) -> None:
-        self.table = chunks.repeat(table_HWd)
-        self.grad_table = torch.zeros_like(self.table)
-        rows, queries = len(self.table), chunks.queries
-        buffer = table_HWd.new_zeros(rows, queries, keys + queries)
-        self.by_key = _shifted(buffer, keys)
-        self.by_distance = buffer[:, :, : table_HWd.shape[1]]
-
-    def back(self, grad_nTk: Tensor, query_nTd: Tensor) -> Tensor:
-        """Gradient of the queries, [n, T, d]; that of the table is added up."""
-        n = len(grad_nTk)
-        self.by_key[:n] = grad_nTk
-        self.grad_table[:n].baddbmm_(self.by_distance[:n].transpose(1, 2), query_nTd)
-        return torch.bmm(self.by_distance[:n], self.table[:n])
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -136,9 +110,8 @@ class BlockedAttention(torch.autograd.Function):
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         (lanes, heads, queries, _), slots = query.shape, live_BN.shape[1]
         chunks = _Chunks(query, slots + queries)
-        far = 0 if compressed_key is None else compressed_key.shape[1] - queries + 1
-        near_table = chunks.repeat(memory_key).transpose(1, 2)
-        far_table = None if compressed_key is None else chunks.repeat(compressed_key)
+        near, far = _tables(memory_key, compressed_key, chunks)
+        first = 0 if far is None else far.keys
         future = torch.full((queries, queries), float("-inf"), dtype=query.dtype).triu(1)
         dead = None if bool(live_BN.all()) else ~live_BN.repeat_interleave(heads, dim=0)[:, None]
         dropped = None if dropped is None else dropped.flatten(0, 1)
@@ -147,12 +120,11 @@ class BlockedAttention(torch.autograd.Function):
         room, query_room = chunks.room(chunks.keys), chunks.room(queries)
         for part, rows in chunks:
             scores = weights[rows]
-            n = len(scores)
-            near = torch.bmm(_biased(query, memory_bias, part, query_room), near_table[:n])
-            scores[:, :, far:] = _shifted(near, chunks.keys - far)
-            if far_table is not None and compressed_bias is not None:
+            biased = _biased(query, memory_bias, part, query_room)
+            near.scores(biased, scores[:, :, first:])
+            if far is not None and compressed_bias is not None:
                 biased = _biased(query, compressed_bias, part, query_room)
-                scores[:, :, :far] = _shifted(biased @ far_table[:n].transpose(1, 2), far)
+                far.scores(biased, scores[:, :, :first])
             biased = _biased(query, content_bias, part, query_room)
             scores.baddbmm_(biased, _join(keys, part, room).transpose(1, 2))
             scores[:, :, slots:] += future
@@ -185,9 +157,10 @@ class BlockedAttention(torch.autograd.Function):
         compressed_bias, compressed_key, weights, dropped, *parts = rest
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         chunks = _Chunks(query, weights.shape[2])
-        first = 0 if compressed_key is None else compressed_key.shape[1] - chunks.queries + 1
-        near = _ByDistance(memory_key, chunks.keys - first, chunks)
-        far = None if compressed_key is None else _ByDistance(compressed_key, first, chunks)
+        near_table, far_table = _tables(memory_key, compressed_key, chunks)
+        first = 0 if far_table is None else far_table.keys
+        near = DistanceGradient(near_table)
+        far = None if far_table is None else DistanceGradient(far_table)
         grad_query, grads = _empty(query), [_empty(part) for part in parts]
         grad_keys, grad_values = grads[: len(keys)], grads[len(keys) :]
         biases = (content_bias, memory_bias, compressed_bias)
@@ -214,17 +187,17 @@ class BlockedAttention(torch.autograd.Function):
             _divide(torch.bmm(grad_scores.transpose(1, 2), biased), part, grad_keys)
             total = back(0, torch.bmm(grad_scores, _join(keys, part, room)))
             biased = _biased(query, memory_bias, part, query_room)
-            total += back(1, near.back(grad_scores[:, :, first:], biased))
+            total += back(1, near.query(grad_scores[:, :, first:], biased))
             if far is not None:
                 biased = _biased(query, compressed_bias, part, query_room)
-                total += back(2, far.back(grad_scores[:, :, :first], biased))
+                total += back(2, far.query(grad_scores[:, :, :first], biased))
             grad_query[part] = total
         return (
             grad_query,
             *grad_biases[:2],
-            chunks.total(near.grad_table),
+            near.total(),
             grad_biases[2],
-            None if far is None else chunks.total(far.grad_table),
+            None if far is None else far.total(),
             None,
             None,
             None,

@@ -9,7 +9,8 @@ from lm.model.config import GATED, Activation, ModelConfig
 from lm.model.linear import Linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    # In place: nothing else reads the largest tensor of a layer.
+    # In place: nothing else reads the largest tensor of a layer. It must be no view of another:
+    # autograd would copy the whole of it several times on the way back.
     "relu": F.relu_,
     "gelu": F.gelu,
     "swiglu": F.silu,
@@ -33,11 +34,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        inner = self.inner(x_BTD)
+        inner = self.inner(x_BTD.flatten(0, -2))
         if self.gated:
             opening, value = inner.chunk(2, dim=-1)
             active = self.activation(opening) * value
         else:
             active = self.activation(inner)
         hidden: Tensor = self.outer(active)
-        return hidden
+        return hidden.view(x_BTD.shape)

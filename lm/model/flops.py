@@ -3,7 +3,8 @@
 A product of [n, k] and [k, m] is 2 n k m operations and moves n k + k m + n m numbers; so does the
 product that makes the gradient of either operand. Tests compare these counts with the products that
 the model really does, in every variant. Masked scores count: they are computed. What is computed a
-second time to save memory does not, nor does what fused kernels add by widening queries.
+second time to save memory does not, nor does what fused kernels add by widening queries. Scores of
+compressed memory's distances count as Transformer-XL's shift needs them; CPUs compute fewer.
 """
 
 import math
@@ -143,7 +144,7 @@ def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:
     }
     if config.positions == "relative":
         near = config.memory + segment
-        far = [config.compressed + segment - 1] if config.compressed else []
+        far = [config.compressed + segment] if config.compressed else []
         for distances in [near, *far]:
             # Encoded distances are constants, so their projection has one gradient.
             parts["positions"].append(Product(distances, config.encoded, width, 2))

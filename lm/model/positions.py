@@ -15,15 +15,12 @@ def sinusoids(distances_W: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
 
-def memory_distances(memory: int, segment: int, device: torch.device) -> Tensor:
-    """Distances from far to near between the tokens of a segment and those of the ordinary memory
-    and the segment itself: memory + segment - 1 down to 0.
-    """
-    return torch.arange(memory + segment - 1, -1, -1, device=device)
+def distances(slots: int, segment: int, device: torch.device) -> Tensor:
+    """Distances from far to near between the tokens of a segment and slots that lie directly before
+    it or in it: slots + segment - 1 down to 0, [slots + segment].
 
-
-def compressed_distances(compressed: int, segment: int, device: torch.device) -> Tensor:
-    """Distances from far to near to compressed slots, which count one each and are laid out
-    directly before the segment (authors' code): compressed + segment - 1 down to 1.
+    Compressed slots count one each and lie directly before the segment too, as in the authors'
+    code. Their nearest distance is 1; with a row for 0, which nothing reads, usual tables have an
+    even size, and products of odd size are slow.
     """
-    return torch.arange(compressed + segment - 1, 0, -1, device=device)
+    return torch.arange(slots + segment - 1, -1, -1, device=device)

@@ -23,7 +23,7 @@ from lm.model.blocked_attention import BlockedAttention
 from lm.model.config import ModelConfig
 from lm.model.linear import Linear, LinearMap
 from lm.model.open_attention import OpenKeys, Places, content_scores, products
-from lm.model.positions import compressed_distances, memory_distances, sinusoids
+from lm.model.positions import distances, sinusoids
 from lm.model.shift_attention import Positions, attend, scores_by_key
 from lm.model.slots import Slots, joined
 from lm.model.widened_attention import WidePositions, attend_widened
@@ -69,11 +69,11 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
     def tables(self) -> Positions:
         """Biases [H, d] and projected position keys [H, W, d], whatever the route."""
         config, device = self.config, self.content_bias.device
-        near = memory_distances(config.memory, config.segment, device)
+        near = distances(config.memory, config.segment, device)
         memory_key = self._position_keys(self.position_key, near)
         if not config.compressed:
             return Positions(self.content_bias, self.position_bias, memory_key, None, None)
-        far = compressed_distances(config.compressed, config.segment, device)
+        far = distances(config.compressed, config.segment, device)
         return Positions(
             self.content_bias,
             self.position_bias,

@@ -26,7 +26,7 @@ class Positions(NamedTuple):
     compressed_bias: Tensor | None
     """v', [H, d]; None without compressed memory"""
     compressed_key: Tensor | None
-    """r', [H, W', d], from the farthest distance down to 1"""
+    """r', [H, W', d], likewise; distance 0 is not read"""
 
 
 def relative_shift(scores: Tensor, keys: int) -> Tensor:
@@ -86,7 +86,7 @@ def attend(
     compressed = 0
     parts = []
     if positions.compressed_key is not None and positions.compressed_bias is not None:
-        compressed = positions.compressed_key.shape[1] - queries + 1
+        compressed = positions.compressed_key.shape[1] - queries
         far = query_BHTd + positions.compressed_bias[:, None]
         far = far @ positions.compressed_key.transpose(-1, -2)
         parts.append(relative_shift(far, compressed))

@@ -6,18 +6,27 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lm.model import ModelConfig
+from lm.model import ModelConfig, blocked_attention
 from lm.model.attention import Reading, dropped_weights
 from lm.model.relative import RelativeAttention
 from tests.lm.model.cases import TINY, build
 
 
-def test_dropped_weights_are_the_same_on_both_routes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs and every gradient, with memory partly empty."""
-    config = replace(TINY, attention_dropout=0.4, segment=5, memory=7)
+@pytest.mark.parametrize("compressed", [3, 4])
+@pytest.mark.parametrize(("segment", "far_queries"), [(5, 64), (6, 2), (6, 3)])
+def test_blocks_of_lanes_and_queries_read_what_the_shift_reads(
+    segment: int, far_queries: int, compressed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and every gradient, with dropped weights and memory partly empty, where the last
+    chunk has fewer lanes than the others.
+    """
+    config = replace(TINY, attention_dropout=0.4, segment=segment, memory=7, compressed=compressed)
+    monkeypatch.setattr(blocked_attention, "FAR_QUERIES", far_queries)
+    scores_of_a_lane = config.heads * segment * (config.slots + segment)
+    monkeypatch.setattr(blocked_attention, "CHUNK_ELEMENTS", 2 * scores_of_a_lane)
     attention = build(config).layers[0].attention
     torch.manual_seed(1)
-    inputs = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(3, segment, 8, dtype=torch.float64, requires_grad=True)
     slots = torch.randn(3, config.slots, 8, dtype=torch.float64)
     live = torch.arange(config.slots) >= torch.tensor([[0], [4], [10]])
 
