@@ -187,10 +187,10 @@ class BlockedAttention(torch.autograd.Function):
             _divide(torch.bmm(grad_scores.transpose(1, 2), biased), part, grad_keys)
             total = back(0, torch.bmm(grad_scores, _join(keys, part, room)))
             biased = _biased(query, memory_bias, part, query_room)
-            total += back(1, near.query(grad_scores[:, :, first:], biased))
+            total += back(1, near.back(grad_scores[:, :, first:], biased))
             if far is not None:
                 biased = _biased(query, compressed_bias, part, query_room)
-                total += back(2, far.query(grad_scores[:, :, :first], biased))
+                total += back(2, far.back(grad_scores[:, :, :first], biased))
             grad_query[part] = total
         return (
             grad_query,

@@ -76,7 +76,7 @@ class DistanceGradient:
         self.by_key = table.by_key(buffer)
         self.by_distance = buffer[:, :, :width]
 
-    def query(self, grad_nTk: Tensor, query_nTd: Tensor) -> Tensor:
+    def back(self, grad_nTk: Tensor, query_nTd: Tensor) -> Tensor:
         """Gradient of the queries, [n, T, d]; that of the table is added up."""
         query = self.table.split(query_nTd).flatten(0, 1)
         self.by_key[: len(grad_nTk)].copy_(self.table.split(grad_nTk))

@@ -9,8 +9,7 @@ from lm.model.config import GATED, Activation, ModelConfig
 from lm.model.linear import Linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    # In place: nothing else reads the largest tensor of a layer. It must be no view of another:
-    # autograd would copy the whole of it several times on the way back.
+    # In place: nothing else reads the largest tensor of a layer.
     "relu": F.relu_,
     "gelu": F.gelu,
     "swiglu": F.silu,
@@ -34,6 +33,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
+        # As a matrix, because a map of [B, T, D] returns a view; if that is changed in place,
+        # autograd copies the whole of it several times on the way back.
         inner = self.inner(x_BTD.flatten(0, -2))
         if self.gated:
             opening, value = inner.chunk(2, dim=-1)

@@ -236,3 +236,20 @@ def test_a_segment_of_another_length_is_refused() -> None:
     model = build(TINY)
     with pytest.raises(ValueError, match="segment"):
         model(torch.zeros(1, 3, dtype=torch.int64), model.empty_memory(1))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_view_is_changed_in_place_in_training(name: str) -> None:
+    """Autograd would copy the whole tensor that it is a view of several times on the way back."""
+    config = SHAPES[name]
+    model = build(config)
+    tokens = stream(1, 2, config)
+    output = model(tokens, model.empty_memory(2), tokens)
+    waiting = {output.predictions.grad_fn} | {x.total.grad_fn for x in output.auxiliary.values()}
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        seen.add(node)
+        assert not node.name().endswith("CopySlices")
+        waiting |= {after for after, _ in node.next_functions if after is not None} - seen
+    assert any("MmBackward" in node.name() for node in seen)
