@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from data.common.files import hash_file, read_json, write_json
+from data.common.progress import Progress
 from data.documents import SPLITS, Source
 from data.encode import Encoder
-from data.files import hash_file, read_json, write_json
 from data.options import DataConfig
-from data.progress import Progress
 from data.shards import DOCUMENT_DTYPE, FORMAT, MANIFEST, content_hash, split_files
 from data.vocab import Vocabulary
 

@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from data.common.files import atomic_path, write_json
 from data.documents import Block, Document, Part
-from data.files import atomic_path, write_json
 from data.vocab import Vocabulary, WordCounter
 
 LINE_LIMIT = 16 << 20

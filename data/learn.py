@@ -4,11 +4,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
+from data.common.progress import Progress
 from data.documents import Block, Part, Source
 from data.encode import naming_text, whole_lines
 from data.options import DataConfig
 from data.pool import Pool
-from data.progress import Progress
 from data.vocab import (
     ByteVocabulary,
     MuLawVocabulary,

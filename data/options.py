@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data.files import read_json
+from data.common.files import read_json
 from data.vocabularies.base import DESCRIPTION
 
 VocabularyKind = Literal["bytes", "words", "sentencepiece"]

@@ -11,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.assemble import assemble
-from data.command import run
+from data.common.command import run
+from data.common.files import hash_json, publish_folder, read_json, remove_folder, write_json
+from data.common.locks import locked
+from data.common.progress import Progress
 from data.documents import Part, Source
 from data.encode import Encoder
-from data.files import hash_json, publish_folder, read_json, remove_folder, write_json
 from data.learn import make_vocabulary
-from data.locks import locked
 from data.options import DataConfig
 from data.pool import Pool
-from data.progress import Progress
 from data.shards import MANIFEST, Shards, open_shards
 from data.source_files import SOURCE_FILES, list_files, same_source, write_source
 from data.sources import hub_of, open_source

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.files import hash_file, hash_json, read_json
+from data.common.files import hash_file, hash_json, read_json
 from data.vocab import Vocabulary, load_vocabulary
 
 MANIFEST = "manifest.json"

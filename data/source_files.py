@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data.common.files import hash_file, hash_json, read_json, write_json
+from data.common.progress import Progress
 from data.corpora.local import existing
 from data.corpora.pystdlib import library_files
 from data.corpora.text import find_files
-from data.files import hash_file, hash_json, read_json, write_json
 from data.options import DataConfig
 from data.pool import Pool
-from data.progress import Progress
 from data.sources import WANTED, hub_of
 
 SOURCE_FILES = "source.json"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.files import read_json
+from data.common.files import read_json
 from data.vocabularies.base import DESCRIPTION, Vocabulary, WordCounter
 from data.vocabularies.fixed import ByteVocabulary, MuLawVocabulary
 from data.vocabularies.subwords import MODEL, SubwordVocabulary

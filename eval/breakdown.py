@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import command
-from data.files import atomic_path, write_json
+from data.common import command
+from data.common.files import atomic_path, write_json
 from data.shards import Shards, Split
 from eval.ablation import CHANGES, AblatedScorer
 from eval.keeping import read_to_end

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import command
-from data.files import atomic_path, hash_file, hash_json
-from data.progress import Progress
+from data.common import command
+from data.common.files import atomic_path, hash_file, hash_json
+from data.common.progress import Progress
 from eval.packing import Header, pack, unpack
 from lm.loading import LoadedRun, load_run
 from lm.model.incremental import Reader

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data import command
-from data.files import write_json
+from data.common import command
+from data.common.files import write_json
 from data.shards import Split
 from eval.keeping import read_to_end
 from eval.protocol import record

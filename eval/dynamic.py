@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data import command
-from data.files import write_json
-from data.progress import Progress
+from data.common import command
+from data.common.files import write_json
+from data.common.progress import Progress
 from data.shards import Split
 from eval.protocol import record, spoken
 from eval.score import ScoreConfig, text_for

@@ -20,7 +20,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from data.progress import Progress
+from data.common.progress import Progress
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.model.embedding import cross_entropy
 from lm.model.incremental import Reader

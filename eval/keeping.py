@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from data.files import atomic_path, hash_json
-from data.progress import Progress
+from data.common.files import atomic_path, hash_json
+from data.common.progress import Progress
 from lm.scoring import Scorer
 
 

@@ -5,7 +5,7 @@ import lzma
 from pathlib import Path
 from typing import Any
 
-from data.files import hash_file, read_json
+from data.common.files import hash_file, read_json
 from data.shards import Shards, Split
 from eval.units import LEVEL, RESAMPLES, all_units, convert, interval, sizes
 from lm.loading import LoadedRun

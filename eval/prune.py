@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import command
-from data.files import write_json
+from data.common import command
+from data.common.files import write_json
 from eval.protocol import record, spoken
 from eval.score import ScoreConfig, scored, text_for, this_rank
 from lm.loading import load_run

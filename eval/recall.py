@@ -18,8 +18,8 @@ from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Literal, NamedTuple
 
-from data import command
-from data.files import atomic_path
+from data.common import command
+from data.common.files import atomic_path
 
 SENTENCE = "the river of a long road ran under its bridge and past our house into that wood"
 WORDS = tuple(SENTENCE.split())

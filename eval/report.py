@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data import command
-from data.files import atomic_path, read_json
+from data.common import command
+from data.common.files import atomic_path, read_json
 from eval import figures
 from eval.figures import Results
 from eval.pages import Section, html, markdown

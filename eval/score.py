@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from data import command
-from data.files import atomic_path, write_json
+from data.common import command
+from data.common.files import atomic_path, write_json
 from data.shards import Shards, open_shards
 from eval.keeping import Keeper, read_to_end
 from eval.protocol import Record, compressors, protocol, record, table

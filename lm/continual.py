@@ -6,9 +6,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from data import command
-from data.command import dump_config, load_config
-from data.files import atomic_path, read_json, write_json
+from data.common import command
+from data.common.command import dump_config, load_config
+from data.common.files import atomic_path, read_json, write_json
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from data.vocab import load_vocabulary

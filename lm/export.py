@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from data import command
-from data.files import hash_file, publish_folder, read_json, remove_folder, write_json
+from data.common import command
+from data.common.files import hash_file, publish_folder, read_json, remove_folder, write_json
 from data.vocab import Vocabulary
 from lm.hub.byte_tokenizer import ByteTokenizer
 from lm.hub.card import model_card, scores_of

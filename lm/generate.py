@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import command
-from data.files import atomic_path
-from data.progress import Progress
+from data.common import command
+from data.common.files import atomic_path
+from data.common.progress import Progress
 from data.vocab import Vocabulary, WordVocabulary
 from data.vocabularies.words import UNKNOWN
 from lm.loading import Lengths, LoadedRun, load_run

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from data import command
-from data.command import dump_config, load_config
-from data.files import remove_folder, write_json
+from data.common import command
+from data.common.command import dump_config, load_config
+from data.common.files import remove_folder, write_json
 from data.vocab import load_vocabulary
 from lm.export import quiet_deepspeed
 from lm.hub.configuration import CompressiveTransformerConfig

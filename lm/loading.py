@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data.command import load_config
+from data.common.command import load_config
 from data.vocab import Vocabulary, load_vocabulary
 from lm.model import CompressiveTransformer
 from lm.sparse.dense import densify

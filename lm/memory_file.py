@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.files import atomic_path, hash_json
+from data.common.files import atomic_path, hash_json
 from lm.loading import LoadedRun
 from lm.model import CompressiveTransformer, MemoryState
 from lm.model.incremental import Reader

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.common.progress import Progress
 from data.lanes import Batch, scoring_batches
-from data.progress import Progress
 from data.shards import Split
 from lm.feeding import tensors
 from lm.model import CompressiveTransformer, MemoryState, SegmentOutput

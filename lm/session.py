@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.progress import Progress
+from data.common.progress import Progress
 from data.vocab import Vocabulary
 from lm.loading import LoadedRun
 from lm.model.incremental import Reader

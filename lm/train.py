@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from data import command
-from data.command import dump_config, load_config
-from data.files import atomic_path
+from data.common import command
+from data.common.command import dump_config, load_config
+from data.common.files import atomic_path
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig

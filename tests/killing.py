@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lm.train
-from data import command
+from data.common import command
 from lm.training import dist, runlog, trainer, writer
 
 Function = tuple[Any, str]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from data.command import load_config
+from data.common.command import load_config
 from data.shards import open_shards
 from lm.training import dist
 from lm.training.config import RunConfig

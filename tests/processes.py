@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.command import dump_config
+from data.common.command import dump_config
 from lm.training import dist
 from lm.training.config import RunConfig
 from lm.training.runlog import read_metrics

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data.command import dump_config
+from data.common.command import dump_config
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards, open_shards

@@ -17,17 +17,18 @@ PACKAGES = ("data", "lm", "eval", "tools")
 
 # A module imports from its own component and from those of a lower layer.
 LAYERS = {
-    "data": 0,
-    "lm.model": 0,
-    "lm.feeding": 1,
-    "lm.sparse": 1,
-    "lm.attention_mass": 2,
-    "lm.scoring": 2,
-    "lm.sampling": 2,
-    "lm.training": 3,
-    "lm": 4,  # the programs, and whatever else lies directly in lm/
-    "eval": 5,
-    "tools": 6,
+    "data.common": 0,
+    "data": 1,
+    "lm.model": 1,
+    "lm.feeding": 2,
+    "lm.sparse": 2,
+    "lm.attention_mass": 3,
+    "lm.scoring": 3,
+    "lm.sampling": 3,
+    "lm.training": 4,
+    "lm": 5,  # the programs, and whatever else lies directly in lm/
+    "eval": 6,
+    "tools": 7,
 }
 
 LONGEST_FILE = 400

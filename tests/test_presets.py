@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import command
-from data.command import dump_config, load_config
-from data.yamlfile import read_yaml
+from data.common import command
+from data.common.command import dump_config, load_config
+from data.common.yamlfile import read_yaml
 from lm import train
 from lm.model import CompressiveTransformer
 from lm.training.config import RunConfig

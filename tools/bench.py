@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         sys.stderr.write(f"bench: error: unknown benchmark {name}; {hint}\n")
         raise SystemExit(2)
-    from data import command
+    from data.common import command
 
     module = import_module(f"tools.benchmarks.{name}")
     command.run(module.main, argv=options, called=f"tools/bench.py {name}")

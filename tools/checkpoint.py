@@ -5,8 +5,8 @@ from typing import Literal
 
 from safetensors.torch import save_file
 
-from data import command
-from data.files import atomic_path
+from data.common import command
+from data.common.files import atomic_path
 from lm.loading import load_run, load_trained
 from lm.sparse.compact import write_compact
 

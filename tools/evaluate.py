@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data import command
-from data.files import write_json
+from data.common import command
+from data.common.files import write_json
 from data.shards import Split, open_shards
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig

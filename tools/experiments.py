@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from data import command
-from data.command import dump_config, load_config
-from data.files import atomic_path, read_json, write_json
-from data.yamlfile import read_yaml
+from data.common import command
+from data.common.command import dump_config, load_config
+from data.common.files import atomic_path, read_json, write_json
+from data.common.yamlfile import read_yaml
 from lm import train
 from lm.training import checkpoint
 from lm.training.config import RunConfig

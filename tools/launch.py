@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data import command
-from data.files import atomic_path
+from data.common import command
+from data.common.files import atomic_path
 from lm.training.stopping import STOPPED
 
 MODULE = "lm.train"

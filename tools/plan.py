@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data import command
-from data.files import write_json
+from data.common import command
+from data.common.files import write_json
 from data.options import DataConfig
 from data.orders import DocumentOrder
 from data.shards import Split, open_shards

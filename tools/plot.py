@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data import command
-from data.files import read_json
+from data.common import command
+from data.common.files import read_json
 from eval.figures import training_curves
 from eval.sparse_figures import figure_of
 from lm.training.runlog import read_metrics

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import command
-from data.files import write_json
+from data.common import command
+from data.common.files import write_json
 from lm.loading import LoadedRun, load_run
 from lm.model import CompressiveTransformer
 from lm.sparse.config import Kind

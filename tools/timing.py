@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data.files import write_json
+from data.common.files import write_json
 
 
 def pick_device(name: str) -> torch.device:

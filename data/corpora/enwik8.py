@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from data.common.files import atomic_path, hash_file
 from data.corpora.local import existing, unpacked
 from data.documents import Document, Piece, Source, file_parts
-from data.files import atomic_path, hash_file
 from data.hub import HubName, pinned, rows_of, stream
 from data.splits import fractions
 

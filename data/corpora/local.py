@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from data.files import atomic_path
+from data.common.files import atomic_path
 
 OPENERS: dict[str, Callable[..., Any]] = {
     ".gz": gzip.open,

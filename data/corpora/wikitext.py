@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from data.common.files import atomic_path
 from data.corpora.local import copy, existing, naming_damage, unpacked
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
-from data.files import atomic_path
 from data.hub import HubName, pinned, rows_of, stream
 from data.splits import FULL_NAME, named_split
 

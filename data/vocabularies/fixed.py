@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import hash_json, write_json
+from data.common.files import hash_json, write_json
 from data.vocabularies.base import DESCRIPTION, Vocabulary
 
 MU = 255

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import sentencepiece
 
-from data.files import atomic_path, write_json
+from data.common.files import atomic_path, write_json
 from data.vocabularies.base import DESCRIPTION, Vocabulary
 
 MODEL = "sentencepiece.model"

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from data.files import atomic_path, hash_json, read_json, write_json
+from data.common.files import atomic_path, hash_json, read_json, write_json
 from data.vocabularies.base import DESCRIPTION, Vocabulary
 
 WORDS = "words.tsv"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json
+from data.common.files import read_json
 from lm.model import ModelConfig
 
 HEAD = """\

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.files import read_json
+from data.common.files import read_json
 from lm.model import CompressiveTransformer, MemoryState
 from lm.training.dist import World
 

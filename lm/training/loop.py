@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.progress import Progress
+from data.common.progress import Progress
 from lm.training.checkpoint import newest, read_state
 from lm.training.length import Length
 from lm.training.meter import Meter, in_unit

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.files import atomic_path
+from data.common.files import atomic_path
 from lm.attention_mass import AttentionMass
 from lm.feeding import tensors
 from lm.model import CompressiveTransformer, MemoryState

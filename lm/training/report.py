@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from data.files import atomic_path
+from data.common.files import atomic_path
 from lm.training.runlog import MetricsLog
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from data.files import atomic_path, write_json
+from data.common.files import atomic_path, write_json
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
 

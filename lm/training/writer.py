@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from data.files import atomic_path, publish_folder, remove_folder, sync, write_json
+from data.common.files import atomic_path, publish_folder, remove_folder, sync, write_json
 from lm.training.checkpoint import LATEST, STATE, Snapshot, read_state
 from lm.training.config import TrainingConfig
 from lm.training.dist import World

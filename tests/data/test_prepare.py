@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from data import documents, files
+from data import documents
 from data import prepare as program
+from data.common import files
 from data.prepare import DataConfig, prepare
 from data.shards import open_shards
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data.command import run
+from data.common.command import run
 
 
 @dataclass(frozen=True)

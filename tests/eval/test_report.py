@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import write_json
+from data.common.files import write_json
 from eval import breakdown, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.command import dump_config, load_config
+from data.common.command import dump_config, load_config
 from data.vocab import MuLawVocabulary, SubwordVocabulary, WordVocabulary
 from data.vocabularies.words import LINE_END
 from lm import generate

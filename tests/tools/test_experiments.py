@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data.command import dump_config
-from data.yamlfile import dump_yaml, read_yaml
+from data.common.command import dump_config
+from data.common.yamlfile import dump_yaml, read_yaml
 from tools.experiments import Experiment, main
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.command import load_config
-from data.files import write_json
+from data.common.command import load_config
+from data.common.files import write_json
 from data.options import DataConfig
 from data.shards import Shards
 from lm.model import CompressiveTransformer, ModelConfig

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.command import load_config
+from data.common.command import load_config
 from data.lanes import LaneReader
 from data.options import DataConfig
 from data.shards import Shards

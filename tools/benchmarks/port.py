@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.files import write_json
+from data.common.files import write_json
 from data.lanes import LaneReader
 from data.shards import Shards, open_shards
 from lm.feeding import tensors

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.command import load_config
+from data.common.command import load_config
 from data.shards import DOCUMENT_DTYPE, Shards, Split
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig

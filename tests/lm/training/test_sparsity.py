@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.command import dump_config
+from data.common.command import dump_config
 from data.shards import Shards
 from lm.loading import load_run
 from lm.scoring import ScoringConfig, score

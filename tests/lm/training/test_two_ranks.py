@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.command import dump_config
+from data.common.command import dump_config
 from data.shards import Shards
 from lm.sparse.config import SparseConfig
 from lm.training import dist, whole

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.command import load_config
+from data.common.command import load_config
 from data.shards import Shards, open_shards
 from lm.sparse.config import SparseConfig
 from lm.training import checkpoint, dist, engine

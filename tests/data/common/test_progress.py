@@ -2,8 +2,8 @@
 
 import pytest
 
-from data import progress
-from data.progress import Progress, clock
+from data.common import progress
+from data.common.progress import Progress, clock
 
 
 def test_lines_say_done_total_rate_time_left_and_postfix(

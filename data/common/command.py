@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from data.config import (
+from data.common.settings import (
     REQUIRED,
     ConfigError,
     Option,
@@ -29,7 +29,7 @@ from data.config import (
     unknown,
     wrong_type,
 )
-from data.yamlfile import dump_yaml
+from data.common.yamlfile import dump_yaml
 
 __all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "load_config", "run"]
 

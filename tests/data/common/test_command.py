@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.command import ConfigError, dump_config, load_config
+from data.common.command import ConfigError, dump_config, load_config
 from tests.data.toy import DataConfig, OptimConfig
 from tests.data.toy import toy as toy_main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 TOY = [sys.executable, str(ROOT / "tests" / "data" / "toy.py")]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.files import atomic_path, hash_file, publish_folder, read_json, write_json
-from data.locks import locked
+from data.common.files import atomic_path, hash_file, publish_folder, read_json, write_json
+from data.common.locks import locked
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_hashes_are_those_of_the_bytes(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from data.locks import locked
+from data.common.locks import locked
 with locked(Path(sys.argv[1]), "the other"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -64,7 +64,7 @@ def test_a_lock_is_waited_for_and_ends_with_its_holder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = tmp_path / "lock"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     for seconds, kill in ((0.5, False), (600.0, True)):
         holder = subprocess.Popen(
             [sys.executable, "-c", HOLD, lock, str(seconds)],

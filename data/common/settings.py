@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
-from data.yamlfile import YamlError, dump_yaml, read_yaml
+from data.common.yamlfile import YamlError, dump_yaml, read_yaml
 
 Config = TypeVar("Config")
 

@@ -54,17 +54,43 @@ def remove_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as JSON with sorted keys and a newline at the end."""
+    """Write `value` atomically as JSON with sorted keys and a newline at the end.
+
+    ValueError for a number that JSON does not have: NaN or an infinity.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; ValueError names the file when it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from None
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text; ValueError for one that is not JSON, is nested so deeply that it
+    cannot be read, has a key twice, or a number that JSON does not have (NaN, Infinity).
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return values
 
 
 def hash_file(path: Path, algorithm: str = "sha256") -> str:
