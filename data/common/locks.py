@@ -1,38 +1,105 @@
-"""One process at a time, whatever becomes of it: a lock the system releases at its end."""
+"""One process at a time, whatever becomes of it: a lock the system releases at its end.
 
-import fcntl
-import os
+A lock is a file that its holder removes; one that a killed process has left is taken like any
+other. Where a file system knows no locks, as some cluster disks are mounted, that is said, and the
+work goes on without.
+"""
+
+import errno
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from data.common.outputs import resolved
+
+WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+ATTEMPTS = 10
 
 
 @contextmanager
 def locked(path: Path, holder: str) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for it if need be; the file is removed at the end.
+    """Hold the lock file `path`, waiting for it if need be.
 
     holder: what is said to be waited for.
     """
-    while True:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for {holder} to end", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not same_file(path, file.fileno()):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
+    lock = _file_lock(path)
+    if not _taken(lock, path):
+        print(f"waiting for {holder} to end", file=sys.stderr, flush=True)
+        lock.acquire()
+    with _held(lock, path):
+        yield
 
 
-def same_file(path: Path, descriptor: int) -> bool:
-    """Whether `path` is still the opened file: its former holder may have removed it."""
+@contextmanager
+def alone(path: Path, held: str) -> Iterator[None]:
+    """Hold the lock file `path`, or end at once if another process does.
+
+    Args:
+        path: the lock file; its folder is there.
+        held: what is said if another process holds it, such as "another process writes OUT: wait
+            until it ends, or give another --out".
+
+    Raises:
+        ValueError: another process holds it, or no file can be written there.
+    """
+    lock = _file_lock(path)
+    if not _taken(lock, path):
+        raise ValueError(held)
+    with _held(lock, path):
+        yield
+
+
+def beside(target: Path) -> Path:
+    """The lock file of a file or folder that is only made at the end of the work."""
+    place = resolved(target)
+    return place.with_name(f".{place.name}.lock")
+
+
+def _file_lock(path: Path) -> FileLock:
+    return FileLock(path, fallback_to_soft=False)
+
+
+def _taken(lock: FileLock, path: Path) -> bool:
+    """Whether the lock could be taken, or need not be; ValueError where no file can be made."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is not there or no folder: make it first")
+    for _ in range(ATTEMPTS):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if path.exists():
+                return False
+            # Its holder has just removed it, or the folder takes no files at all.
+            time.sleep(0.01)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise _closed(path, error.strerror) from None
+            line = f"warning: the file system of {path.parent} has no locks ({error.strerror}); "
+            print(line + "see that no other process writes there", file=sys.stderr, flush=True)
+            return True
+        else:
+            return True
+    raise _closed(path, "no file appears")
+
+
+def _closed(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"nothing can be written in {path.parent} ({reason}): mend that or choose another folder"
+    )
+
+
+@contextmanager
+def _held(lock: FileLock, path: Path) -> Iterator[None]:
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        yield
+    finally:
+        if lock.is_locked:
+            # The system would do both: a disk that has gone is no reason to fail at the end.
+            with suppress(OSError):
+                # Before it is released: who waits for a file that is gone takes the new one.
+                path.unlink(missing_ok=True)
+                lock.release()
