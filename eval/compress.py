@@ -17,6 +17,7 @@ import torch
 
 from data.common import command
 from data.common.files import atomic_path, hash_file, hash_json
+from data.common.optional import extra
 from data.common.progress import Progress
 from eval.packing import Header, pack, unpack
 from lm.loading import LoadedRun, load_run
@@ -54,6 +55,7 @@ def main(
         raise ValueError(f"lanes must be at least 1, not {lanes}")
     if not file.is_file():
         raise ValueError(f"{file} is not there; give a file")
+    others = compressors() if compare else {}
     content = file.read_bytes()
     loaded = load_run(run, checkpoint)
     target = out or target_of(file, decompress)
@@ -63,7 +65,7 @@ def main(
     print(f"{target}: {len(made):,} bytes from {len(content):,}")
     if not decompress and content:
         rows = {"this model": made}
-        rows |= {name: do(content) for name, do in compressors().items()} if compare else {}
+        rows |= {name: do(content) for name, do in others.items()}
         for name, result in rows.items():
             bits = 8 * len(result) / len(content)
             print(f"  {name:<12}{len(result):>12,} bytes {bits:8.4f} bits per byte")
@@ -155,7 +157,8 @@ class Coder:
     """Walks through the lanes of a text side by side, with the probabilities of what comes next."""
 
     def __init__(self, loaded: LoadedRun, header: Header) -> None:
-        import constriction
+        with extra("eval", "eval.compress"):
+            import constriction
 
         self.streams = constriction.stream.queue
         self.family = constriction.stream.model.Categorical(perfect=False)
@@ -215,8 +218,9 @@ class Coder:
 
 def compressors() -> dict[str, Callable[[bytes], bytes]]:
     """General compressors at their strongest, by name."""
-    import brotli
-    import zstandard
+    with extra("eval", "--compare"):
+        import brotli
+        import zstandard
 
     return {
         "xz -9e": lambda text: lzma.compress(text, preset=9 | lzma.PRESET_EXTREME),

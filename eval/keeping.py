@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from data.common.files import atomic_path, hash_json
 from data.common.progress import Progress
+from data.common.tensors import save_tensors
 from lm.scoring import Scorer
 
 
@@ -44,7 +44,7 @@ class Keeper:
     def save(self, scorer: Scorer) -> None:
         """Write the scorer's state."""
         with atomic_path(self.file) as temporary:
-            save_file(scorer.state(), temporary, {"what": json.dumps(self.what)})
+            save_tensors(scorer.state(), temporary, {"what": json.dumps(self.what)})
 
 
 def read_to_end(

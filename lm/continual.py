@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from data.common import command
 from data.common.command import dump_config, load_config
 from data.common.files import atomic_path, read_json, write_json
+from data.common.tensors import save_tensors
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from data.vocab import load_vocabulary
@@ -163,7 +164,7 @@ def pack(
     capacity.add(packed)
     tensors = packed.tensors()
     with atomic_path(folder / PACKED) as temporary:
-        save_file(tensors, temporary)
+        save_tensors(tensors, temporary)
     return {
         "corpus": shards.path.name,
         "trained": trained,

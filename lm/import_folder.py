@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from data.common import command
 from data.common.command import dump_config, load_config
 from data.common.files import remove_folder, write_json
+from data.common.tensors import save_tensors
 from data.vocab import load_vocabulary
 from lm.export import quiet_deepspeed
 from lm.hub.configuration import CompressiveTransformerConfig
@@ -51,7 +51,7 @@ def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
         (run / "vocabulary").mkdir()
         words.save(run / "vocabulary")
         weights = {n: p.detach().contiguous() for n, p in model.model.named_parameters()}
-        save_file(weights, target / WEIGHTS)
+        save_tensors(weights, target / WEIGHTS)
         write_json(target / STATE, {"step": 0, "ranks": 0, "shards": "imported"})
         (run / "checkpoints" / LATEST).write_text(NAME + "\n")
         (run / "config.yaml").write_text(dump_config(whole))

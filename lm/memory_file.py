@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.common.files import atomic_path, hash_json
+from data.common.tensors import save_tensors
 from lm.loading import LoadedRun
 from lm.model import CompressiveTransformer, MemoryState
 from lm.model.incremental import Reader
@@ -42,7 +42,7 @@ def save_memory(path: Path, session: Session) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(ready, temporary, {"kind": KIND, "model": model_hash(session.loaded.model)})
+        save_tensors(ready, temporary, {"kind": KIND, "model": model_hash(session.loaded.model)})
 
 
 def _of_layer(memory: MemoryState, index: int) -> dict[str, Tensor]:

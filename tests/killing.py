@@ -26,7 +26,7 @@ EVERY_RANK: dict[str, Function] = {
     "between forward and backward": (trainer.Trainer, "_loss"),
     "before an update": (trainer.Trainer, "_update"),
     "before a snapshot": (trainer.Trainer, "snapshot"),
-    "before a file of a checkpoint": (writer, "save_file"),
+    "before a file of a checkpoint": (writer, "save_tensors"),
     "before a sync": (os, "fsync"),
     "while continuing": (trainer.Trainer, "_restore"),
 }

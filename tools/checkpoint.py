@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import save_file
-
 from data.common import command
 from data.common.files import atomic_path
+from data.common.tensors import save_tensors
 from lm.loading import load_run, load_trained
 from lm.sparse.compact import write_compact
 
@@ -32,7 +31,7 @@ def main(
             write_compact(model, temporary)
         else:
             parameters = load_run(run, checkpoint).model.named_parameters()
-            save_file({name: p.detach().cpu() for name, p in parameters}, temporary)
+            save_tensors({name: p.detach().cpu() for name, p in parameters}, temporary)
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 

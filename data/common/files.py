@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from typing import Any
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; sync and rename it on success, remove it on failure.
 
-    A reader sees the old file or the new one, never a part of it, even after a crash.
+    A reader sees the old file or the new one, never a part of it, even after a crash. It has the
+    permissions of the umask, whatever wrote it.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        follow_umask(temporary)
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)
@@ -35,14 +38,33 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file or folder the permissions of one that is made by open() or mkdir(); a program
+    that others may run stays one.
+
+    Temporary files of the standard library and safetensors' files are their owner's alone.
+    """
+    # The mask can be read by setting it only; for that moment it is the strictest.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    mode = path.stat().st_mode
+    wanted = 0o777 if stat.S_ISDIR(mode) or mode & 0o111 else 0o666
+    # Of a file of somebody else, such as one that a hard link shares, nothing is changed.
+    with suppress(PermissionError):
+        path.chmod(wanted & ~mask)
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Sync everything in `temporary`, then rename the folder to `final`, which must not exist.
 
-    Both must lie on the same file system. After a crash `final` is whole or absent.
+    Both must lie on the same file system. After a crash `final` is whole or absent. Everything in
+    it has the permissions of the umask.
     """
     for folder, _, names in os.walk(temporary):
         for name in names:
+            follow_umask(Path(folder, name))
             sync(Path(folder, name))
+        follow_umask(Path(folder))
         sync(Path(folder))
     temporary.rename(final)
     sync(final.parent)

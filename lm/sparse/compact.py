@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.common.tensors import save_tensors
 from lm.sparse.layout import Layout
 from lm.sparse.linear import SparseLinear
 from lm.sparse.powerprop import PowerLinear
@@ -38,7 +38,7 @@ def write_compact(model: nn.Module, file: Path) -> None:
             tensors[f"{name}.index"] = module.index[: module.active]
             shapes[name] = [layout.out_features, layout.in_features, side]
     contiguous = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, file, metadata={"shapes": json.dumps(shapes)})
+    save_tensors(contiguous, file, metadata={"shapes": json.dumps(shapes)})
 
 
 def read_dense(file: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data.common.files import atomic_path
+from data.common.optional import extra
 from lm.training.runlog import MetricsLog
 
 
@@ -51,12 +52,8 @@ class TensorBoard:
     """Records as TensorBoard's event files."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
+        with extra("tensorboard", "report.tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "report.tensorboard needs the package tensorboard: pip install '.[tensorboard]'"
-            ) from error
         # What an earlier process wrote after the step that is continued from is hidden.
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -75,12 +72,8 @@ class WeightsAndBiases:
     """Records sent to Weights & Biases; a run that goes on keeps its page there."""
 
     def __init__(self, project: str, run: Path, config: Any) -> None:
-        try:
+        with extra("wandb", "report.wandb"):
             import wandb
-        except ImportError as error:
-            raise ValueError(
-                "report.wandb needs the package wandb: pip install '.[wandb]'"
-            ) from error
         page = run / "wandb" / "page"
         page.parent.mkdir(exist_ok=True)
         name = page.read_text().strip() if page.is_file() else secrets.token_hex(4)

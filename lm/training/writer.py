@@ -10,10 +10,8 @@ import shutil
 import threading
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 from data.common.files import atomic_path, publish_folder, remove_folder, sync, write_json
+from data.common.tensors import save_tensors
 from lm.training.checkpoint import LATEST, STATE, Snapshot, read_state
 from lm.training.config import TrainingConfig
 from lm.training.dist import World
@@ -90,11 +88,11 @@ class Writer:
             for name, source in snapshot.links.items():
                 share(source, partial / name)
             for name, tensors in snapshot.files.items():
-                save_file(tensors, partial / name)
+                save_tensors(tensors, partial / name)
                 sync(partial / name)
             if self.world.first:
                 write_json(partial / STATE, {"step": snapshot.step, **snapshot.state})
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             self.error = error
 
     def _publish(self, snapshot: Snapshot, final: Path) -> None:

@@ -1,152 +1,32 @@
-"""The harness's model: agrees with the scorer in any batch, and answers the command line."""
+"""The harness's command line where the harness, or the run, is not there."""
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
-
-from lm_eval.api.instance import Instance
-from lm_eval.api.registry import get_model
-
-from data.vocab import ByteVocabulary
-from eval.harness import LongRangeLM
-from lm.scoring import ScoringConfig, score
-from tests.texts import TEXT, split_of
-
-DOCUMENTS = [TEXT.decode()[:411], "a word", TEXT.decode()[50:350], ""]
+from data.common import command
+from eval import harness
 
 
-@pytest.fixture(scope="module")
-def model(trained_run: Path) -> LongRangeLM:
-    return get_model("longrange").create_from_arg_string(
-        f"run={trained_run},batch_size=3", {"device": "cpu", "max_batch_size": None}
-    )
+def test_a_missing_harness_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "lm_eval.__main__", raising=False)
+    with pytest.raises(SystemExit) as end:
+        command.run(harness.main, argv=[])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("pip install 'longrange-lm[harness]'")
 
 
-def ask(kind: str, *arguments: object) -> Instance:
-    return Instance(kind, {}, arguments, 0)
-
-
-def test_documents_cost_what_the_scorer_says(model: LongRangeLM) -> None:
-    found = model.loglikelihood_rolling([ask("loglikelihood_rolling", d) for d in DOCUMENTS])
-    split = split_of(ByteVocabulary(), [d.encode() for d in DOCUMENTS])
-    expected = score(
-        model.loaded.model, split, ScoringConfig(lanes=1, reset_documents=True)
-    ).document_nats
-    np.testing.assert_allclose(found, -expected, rtol=1e-5)
-    # A document longer than the model's whole range uses what went before its window.
-    assert len(DOCUMENTS[0]) > model.loaded.model.config.range
-
-
-def test_continuations_are_parts_of_documents(model: LongRangeLM) -> None:
-    """log p(context) + log p(continuation | context) = log p(both), in any company."""
-    texts = [("a long book ", "of memory"), ("a long book ", "x"), ("", "the"), (DOCUMENTS[0], "a")]
-    texts += [("a long book " * 9, "of memory and time")]
-    together = model.loglikelihood([ask("loglikelihood", *pair) for pair in texts])
-    for pair, (found, greedy) in zip(texts, together, strict=True):
-        whole, before = model.loglikelihood_rolling(
-            [ask("loglikelihood_rolling", text) for text in (pair[0] + pair[1], pair[0])]
-        )
-        assert found == pytest.approx(whole - before, rel=1e-4, abs=1e-4)
-        alone = model.loglikelihood([ask("loglikelihood", *pair)])[0]
-        assert alone[0] == pytest.approx(found, rel=1e-5) and alone[1] == greedy
-
-
-def test_greedy_continuations_are_known_as_such(model: LongRangeLM) -> None:
-    settings = {"until": ["\n\n\n"], "max_gen_toks": 12}
-    contexts = ["a long book ", "of memory and time, " * 20, ""]
-    texts = model.generate_until([ask("generate_until", c, settings) for c in contexts])
-    pairs = [ask("loglikelihood", c, t) for c, t in zip(contexts, texts, strict=True)]
-    assert all(len(text.encode(errors="replace")) >= 12 for text in texts)
-    if all("\ufffd" not in text for text in texts):
-        assert all(greedy for _, greedy in model.loglikelihood(pairs))
-    wrong = [ask("loglikelihood", c, "\x01" + t) for c, t in zip(contexts, texts, strict=True)]
-    assert not any(greedy for _, greedy in model.loglikelihood(wrong))
-
-
-def test_generation_stops_where_it_is_told(model: LongRangeLM) -> None:
-    free = {"until": [], "max_gen_toks": 30}
-    (text,) = model.generate_until([ask("generate_until", "the ", free)])
-    stop = text[4:6]
-    (short,) = model.generate_until([ask("generate_until", "the ", free | {"until": [stop]})])
-    assert short == text[: text.index(stop)]
-    drawn = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_gen_toks": 30}
-    first, second = model.generate_until([ask("generate_until", "the ", drawn)] * 2)
-    assert first != second
-    greedy = free | {"top_p": 0.9, "temperature": 0.0}
-    assert model.generate_until([ask("generate_until", "the ", greedy)]) == [text]
-
-
-def test_mistakes(trained_run: Path) -> None:
-    with pytest.raises(ValueError, match="no argument pretrained"):
-        LongRangeLM(str(trained_run), pretrained="gpt2")
-    with pytest.raises(ValueError, match="number of texts, not auto"):
-        LongRangeLM(str(trained_run), batch_size="auto")
-    with pytest.raises(ValueError, match="holds no run"):
-        LongRangeLM("nowhere")
-
-
-TASKS = {
-    "rolling.yaml": """
-task: local_rolling
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/texts.json}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list: [{metric: byte_perplexity}, {metric: bits_per_byte}]
-""",
-    "choice.yaml": """
-task: local_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/texts.json}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{text}}"
-doc_to_choice: [" memory", " time"]
-doc_to_target: 0
-metric_list: [{metric: acc}]
-""",
-    "write.yaml": """
-task: local_write
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/texts.json}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{text}}"
-doc_to_target: "a"
-generation_kwargs: {until: [" "], max_gen_toks: 5}
-metric_list: [{metric: exact_match}]
-""",
-}
-
-
-@pytest.mark.slow
-def test_the_harness_s_own_command_line(trained_run: Path, tmp_path: Path) -> None:
-    for name, text in TASKS.items():
-        (tmp_path / name).write_text(text.replace("FOLDER", str(tmp_path)))
-    documents = [d for d in DOCUMENTS if d]
-    lines = [json.dumps({"text": text}) for text in documents]
-    (tmp_path / "texts.json").write_text("\n".join(lines))
-    command = [sys.executable, "-m", "eval.harness", "run", "--model", "longrange"]
-    command += ["--model_args", f"run={trained_run}", "--include_path", str(tmp_path)]
-    command += ["--tasks", "local_rolling,local_choice,local_write", "--batch_size", "2"]
-    command += ["--output_path", str(tmp_path / "results.json")]
-    offline = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_DATASETS_OFFLINE": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=offline)
-    assert result.returncode == 0, result.stderr
-    (file,) = tmp_path.rglob("results*.json")
-    found = json.loads(file.read_text())["results"]
-    split = split_of(ByteVocabulary(), [d.encode() for d in documents])
-    run = get_model("longrange")(run=str(trained_run)).loaded.model
-    expected = score(run, split, ScoringConfig(lanes=1, reset_documents=True)).bits_per_byte
-    assert found["local_rolling"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)
-    assert 0 <= found["local_choice"]["acc,none"] <= 1
-    assert "exact_match,none" in found["local_write"]
+def test_a_missing_run_gets_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+    words = "eval.harness run --model longrange --model_args run=nowhere --tasks arc_easy"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(SystemExit) as end:
+        command.run(harness.main, argv=[])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("eval: error: nowhere holds no run")

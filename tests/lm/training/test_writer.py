@@ -64,15 +64,15 @@ def test_a_full_disk_leaves_the_run_alive_and_the_checkpoint_before_good(
     """The second checkpoint finds no room; the others do."""
     calls = []
 
-    def save_file(tensors: dict[str, Any], path: Path) -> None:
+    def save_tensors(tensors: dict[str, Any], path: Path) -> None:
         calls.append(path)
         if "step-00000006" in str(path):
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         original(tensors, path)
 
-    original = writer.save_file
-    monkeypatch.setattr(writer, "save_file", save_file)
+    original = writer.save_tensors
+    monkeypatch.setattr(writer, "save_tensors", save_tensors)
     config = with_training(run_config, save_every=3, keep=9, validate_every=12)
     assert Loop(Trainer(config, shards, world), tmp_path).train()
     assert names(tmp_path) == folders(3, 9, 12)
@@ -131,10 +131,10 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def save_file(tensors: dict[str, Any], path: Path) -> None:
+    def save_tensors(tensors: dict[str, Any], path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer, "save_file", save_file)
+    monkeypatch.setattr(writer, "save_tensors", save_tensors)
     with pytest.raises(ValueError, match="step 12 could not be written; make room"):
         Loop(Trainer(run_config, shards, world), tmp_path).train()
 

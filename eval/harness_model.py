@@ -1,0 +1,186 @@
+"""A trained run as lm-evaluation-harness sees it: eval/harness.py is its command line."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from data.common.progress import Progress
+from lm.loading import Lengths, LoadedRun, load_run
+from lm.model.embedding import cross_entropy
+from lm.model.incremental import Reader
+from lm.sampling import SamplingConfig
+from lm.session import Session, Writing, encode
+
+PART = 256
+"""Tokens of each lane whose logits are held at once."""
+
+
+@register_model("longrange")
+class LongRangeLM(LM):  # type: ignore[misc]
+    """A trained run as the harness sees it.
+
+    Every context and every document is read from an empty memory, whole, however long it is.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        checkpoint: str | None = None,
+        batch_size: int | str = 8,
+        segment: int | None = None,
+        memory: int | None = None,
+        compressed: int | None = None,
+        **ignored: object,
+    ) -> None:
+        """Load a run; arguments come from the harness's --model_args.
+
+        Args:
+            run: folder of the run.
+            checkpoint: name of the checkpoint, by default the newest.
+            batch_size: texts that are read side by side.
+            segment: tokens read at once, by default as in training.
+            memory: slots of memory in each layer, likewise.
+            compressed: slots of compressed memory in each layer, likewise.
+            ignored: the harness's device and largest batch size, which the run decides itself.
+
+        Raises:
+            ValueError: no such run, or arguments that do not exist.
+        """
+        super().__init__()
+        if strange := set(ignored) - {"device", "max_batch_size"}:
+            raise ValueError(
+                f"the model longrange has no argument {min(strange)}; it has run, checkpoint, "
+                "segment, memory and compressed"
+            )
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size must be a number of texts, not {batch_size}")
+        self.loaded: LoadedRun = load_run(
+            Path(run), checkpoint, Lengths(segment, memory, compressed)
+        )
+        self.batch = int(batch_size)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness knows cached requests by."""
+        return self.loaded.vocabulary.hash
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation after its context, and whether it is the most
+        probable one token by token. A context that several requests share is read once.
+        """
+        pairs = [request.args for request in requests]
+        order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index][0]), pairs[index]))
+        results: dict[int, tuple[float, bool]] = {}
+        with Progress("continuations", len(pairs), "request") as bar:
+            for chunk in chunks(order, self.batch):
+                scored = self._continuations([pairs[index] for index in chunk])
+                for index, result in zip(chunk, scored, strict=True):
+                    results[index] = result
+                    self.cache_hook.add_partial("loglikelihood", pairs[index], result)
+                bar.update(len(chunk))
+        return [results[index] for index in range(len(pairs))]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-probability of each document, every token of it, with memory carried through."""
+        texts = [request.args[0] for request in requests]
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        results: dict[int, float] = {}
+        with Progress("documents", len(texts), "document") as bar:
+            for chunk in chunks(order, self.batch):
+                ids = [self._encode(texts[index]) for index in chunk]
+                reader = self._begun(len(chunk))
+                for index, nats in zip(chunk, self._read_scored(reader, ids)[0], strict=True):
+                    results[index] = -nats
+                    self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), -nats)
+                bar.update(len(chunk))
+        return [results[index] for index in range(len(texts))]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Continue each context until one of its stop strings, or max_gen_toks tokens (256)."""
+        asked = [(request.args[0], normalize_gen_kwargs(request.args[1])) for request in requests]
+        order = sorted(range(len(asked)), key=lambda index: (str(asked[index][1]), index))
+        results: dict[int, str] = {}
+        with Progress("generate", len(asked), "request") as bar:
+            for _, alike in groupby(order, key=lambda index: str(asked[index][1])):
+                for chunk in chunks(list(alike), self.batch):
+                    kwargs = asked[chunk[0]][1]
+                    texts = self._continued([asked[index][0] for index in chunk], kwargs, chunk)
+                    for index, text in zip(chunk, texts, strict=True):
+                        results[index] = text
+                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    bar.update(len(chunk))
+        return [results[index] for index in range(len(asked))]
+
+    def _encode(self, text: str) -> np.ndarray:
+        return encode(self.loaded.vocabulary, text.encode(), "a text").astype(np.int64)
+
+    def _begun(self, lanes: int) -> Reader:
+        """Lanes that have read what precedes every text."""
+        return Session.begin(self.loaded, lanes).reader
+
+    def _split(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of both together, cut before the first token that reaches into the continuation."""
+        ids = self._encode(context + continuation)
+        ends = self.loaded.vocabulary.token_bytes[ids].cumsum()
+        cut = int(ends.searchsorted(len(context.encode()), side="right"))
+        return ids[:cut], ids[cut:]
+
+    def _continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        split = [self._split(*pair) for pair in pairs]
+        contexts = list(dict.fromkeys(ids.tobytes() for ids, _ in split))
+        session = Session.begin(self.loaded, len(contexts))
+        session.read([np.frombuffer(each, dtype=np.int64) for each in contexts])
+        reader = session.reader.select([contexts.index(ids.tobytes()) for ids, _ in split])
+        nats, greedy = self._read_scored(reader, [ids for _, ids in split])
+        return [(-cost, best) for cost, best in zip(nats, greedy, strict=True)]
+
+    @torch.no_grad()
+    def _read_scored(
+        self, reader: Reader, texts: Sequence[np.ndarray]
+    ) -> tuple[list[float], list[bool]]:
+        """Each lane reads a text; the nats of its tokens, and whether all were most probable."""
+        lengths = [len(text) for text in texts]
+        nats_B = torch.zeros(len(texts), dtype=torch.float64)
+        greedy_B = torch.ones(len(texts), dtype=torch.bool)
+        for first in range(0, max(lengths), PART):
+            counts = [min(max(length - first, 0), PART) for length in lengths]
+            tokens_Bt = torch.zeros(len(texts), max(counts), dtype=torch.int64)
+            for lane, text in enumerate(texts):
+                tokens_Bt[lane, : counts[lane]] = torch.from_numpy(text[first : first + PART])
+            there_Bt = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+            tokens_Bt = tokens_Bt.to(reader.last_BD.device)
+            before_B1D = reader.last_BD[:, None].clone()
+            hidden_BtD = reader.read(tokens_Bt, counts)
+            logits_BtV = self.loaded.model.head(torch.cat([before_B1D, hidden_BtD[:, :-1]], dim=1))
+            cost_Bt = cross_entropy(logits_BtV.flatten(0, 1), tokens_Bt.flatten())
+            cost_Bt = cost_Bt.view(tokens_Bt.shape).double().cpu()
+            nats_B += torch.where(there_Bt, cost_Bt, 0.0).sum(dim=1)
+            best_Bt = (logits_BtV.argmax(dim=-1) == tokens_Bt).cpu()
+            greedy_B &= (best_Bt | ~there_Bt).all(dim=1)
+        return nats_B.tolist(), greedy_B.tolist()
+
+    def _continued(
+        self, contexts: Sequence[str], kwargs: dict[str, Any], seeds: Sequence[int]
+    ) -> list[str]:
+        session = Session.begin(self.loaded, len(contexts))
+        session.read([self._encode(context) for context in contexts])
+        # Tasks that are decoded greedily often name filters all the same.
+        filters = ("top_k", "top_p", "min_p") if kwargs.get("temperature", 0.0) else ()
+        chosen = {name: kwargs[name] for name in filters if kwargs.get(name) is not None}
+        sampling = SamplingConfig(kwargs.get("temperature", 0.0), **chosen)
+        stops = [stop.encode() for stop in kwargs["until"] if stop]
+        texts = session.write(Writing(sampling, kwargs["max_gen_toks"], seeds, stops))
+        return [text.decode(errors="replace") for text in texts]
+
+
+def chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Runs of at most `size` items."""
+    return (items[at : at + size] for at in range(0, len(items), size))
