@@ -2,7 +2,6 @@
 
 import json
 import platform
-import sys
 from array import array
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from data.common.files import hash_file, read_json, write_json
 from data.common.progress import Progress
+from data.common.say import say
 from data.documents import SPLITS, Source
 from data.encode import Encoder
 from data.options import DataConfig
@@ -153,5 +153,5 @@ def compare_with_official(
     if vocabulary.kind == "words" and official.vocabulary not in (None, vocabulary.size):
         mismatches.append(f"there are {vocabulary.size:,} word types, not {official.vocabulary:,}")
     for mismatch in mismatches:
-        print(f"not the full {source.corpus}: {mismatch}", file=sys.stderr)
+        say(f"not the full {source.corpus}: {mismatch}")
     return f"{source.corpus}-part" if mismatches else source.corpus

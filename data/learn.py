@@ -1,10 +1,10 @@
 """The vocabulary of a build: fixed, taken from other shards, or learnt from the training split."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 
 from data.common.progress import Progress
+from data.common.say import say
 from data.documents import Block, Part, Source
 from data.encode import naming_text, whole_lines
 from data.options import DataConfig
@@ -79,11 +79,7 @@ def sample_lines(source: Source, size: int) -> Iterator[str]:
     The corpus is read once, and how long it is need not be known. The sample depends on corpus and
     size alone. ValueError for text that is not UTF-8, before anything is learnt.
     """
-    print(
-        "learn a vocabulary from a sample of the text (about a minute for each 50 MB)",
-        file=sys.stderr,
-        flush=True,
-    )
+    say("learn a vocabulary from a sample of the text (about a minute for each 50 MB)")
     sample: list[bytes] = []
     held, share = 0, Share(1.0)
     with Progress("sample text for the vocabulary", None, "B", scale=True) as progress:

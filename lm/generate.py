@@ -10,6 +10,7 @@ import numpy as np
 from data.common import command
 from data.common.files import atomic_path
 from data.common.progress import Progress
+from data.common.say import say
 from data.vocab import Vocabulary, WordVocabulary
 from data.vocabularies.words import UNKNOWN
 from lm.loading import Lengths, LoadedRun, load_run
@@ -131,9 +132,9 @@ def tell_unknown(vocabulary: Vocabulary, text: bytes, ids: np.ndarray, name: str
     if isinstance(vocabulary, WordVocabulary):
         unknown = np.count_nonzero(ids == vocabulary.unknown) - text.split().count(UNKNOWN)
         if unknown:
-            sys.stderr.write(
+            say(
                 f"{unknown} of {len(ids)} words of {name} are not in the vocabulary "
-                f"{vocabulary.name} and are read as {UNKNOWN.decode()}\n"
+                f"{vocabulary.name} and are read as {UNKNOWN.decode()}"
             )
 
 

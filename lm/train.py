@@ -6,6 +6,7 @@ from pathlib import Path
 from data.common import command
 from data.common.command import dump_config, load_config
 from data.common.files import atomic_path
+from data.common.say import say
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig
@@ -102,7 +103,7 @@ def _require_unfinished(run: Path) -> None:
 
 def _say(world: dist.World, line: str) -> None:
     if world.first:
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,31 @@ torch.set_num_threads(1)
 pytest_plugins = ["tests.runs"]
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--bad-inputs` counts the tests marked bad_input, by program."""
+    parser.addoption("--bad-inputs", action="store_true", help="count bad inputs, by program")
+
+
+def bad_inputs(items: list[pytest.Item]) -> Counter[str]:
+    """How many tests give a bad input to each program, which the marker or a parameter names."""
+    count: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("bad_input")
+        if marker is not None:
+            given = item.callspec.params if hasattr(item, "callspec") else {}
+            count[marker.args[0] if marker.args else given["program"]] += 1
+    return count
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """The count that was asked for."""
+    if not config.getoption("--bad-inputs"):
+        return []
+    count = bad_inputs(items)
+    lines = [f"{number:6} {program}" for program, number in sorted(count.items())]
+    return ["bad inputs, by program:", *lines, f"{count.total():6} in all"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
     # As a script this file's own folder is on the path, and the checkout is not.
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    from data.common.say import say
+
     known = benchmarks()
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, known))
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> None:
     if name not in known:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        sys.stderr.write(f"bench: error: unknown benchmark {name}; {hint}\n")
+        say(f"bench: error: unknown benchmark {name}; {hint}")
         raise SystemExit(2)
     from data.common import command
 

@@ -13,7 +13,6 @@ OUT/VARIANT/seed-N/result.json join the table.
 
 import copy
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from multiprocessing import get_context
@@ -27,6 +26,7 @@ from safetensors.torch import load_file
 from data.common import command
 from data.common.command import dump_config, load_config
 from data.common.files import atomic_path, read_json, write_json
+from data.common.say import say
 from data.common.yamlfile import read_yaml
 from lm import train
 from lm.training import checkpoint
@@ -101,7 +101,7 @@ def main(
         for name, seed, config in runs:
             folder = out / name / f"seed-{seed}"
             if not finished(folder, config):
-                print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+                say(f"{name}, seed {seed}")
                 train_apart(folder, config, threads)
                 write_json(folder / RESULT, result(folder, config))
                 write_table(plan, out)
@@ -131,7 +131,7 @@ def _train(run: Path, config: RunConfig, threads: int) -> None:
         train.main(run, **sections)
     except (OSError, ValueError) as error:
         # A process that ends by an error of its own shows a traceback.
-        print(f"experiments: error: {error}", file=sys.stderr, flush=True)
+        say(f"experiments: error: {error}")
         raise SystemExit(2) from None
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from data.common import command
 from data.common.files import atomic_path
+from data.common.say import say
 from lm.training.stopping import STOPPED
 
 MODULE = "lm.train"
@@ -87,7 +88,7 @@ def main(
     print(text)
     start = ["sbatch", str(script)] if slurm else [str(script)]
     where = "on every node" if cluster.head else "once"
-    print(f"{script} is written; to be given {where}: {shlex.join(start)}", file=sys.stderr)
+    say(f"{script} is written; to be given {where}: {shlex.join(start)}")
     if not dry_run:
         raise SystemExit(subprocess.run(start, check=False).returncode)
 

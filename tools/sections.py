@@ -1,13 +1,14 @@
 """Parts of a long benchmark, in the time that there is: one that fails does not stop the others."""
 
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from data.common.say import say
 
 
 class OutOfTimeError(BaseException):
@@ -66,8 +67,3 @@ class Sections:
             traceback.print_exc()
             self.results[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             self.failed.append(name)
-
-
-def say(line: str) -> None:
-    """Tell what is going on."""
-    print(line, file=sys.stderr, flush=True)

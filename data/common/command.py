@@ -3,9 +3,11 @@
 A program is a function whose parameters are plain values and frozen dataclasses. `run` makes its
 options from the signature and their help from the docstrings, reads `--config FILE`, lets options
 override the file, and turns a mistake of the user into one sentence on stderr and exit status 2.
+What a program prints is never a reason to stop it: a stream that is full only loses it.
 """
 
 import argparse
+import errno
 import inspect
 import os
 import re
@@ -16,6 +18,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from data.common.say import forgiving, say, warn
 from data.common.settings import (
     REQUIRED,
     ConfigError,
@@ -32,6 +35,9 @@ from data.common.settings import (
 from data.common.yamlfile import dump_yaml
 
 __all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "load_config", "run"]
+
+LONGEST_MESSAGE = 2000
+"""Characters of a sentence that are shown; a value may be longer than any screen."""
 
 PRESET_SECTIONS = ("data", "model", "optim", "training", "report", "sampling")
 """Sections that a preset may hold; a program passes over those it does not take."""
@@ -60,22 +66,24 @@ def run(
             the program; LM_TRACEBACK=1 in the environment shows where), 130 after an interrupt.
     """
     program = called or Path(sys.argv[0]).stem
-    try:
-        given = sys.argv[1:] if argv is None else argv
-        arguments = _arguments(main, section, sections, given, called or _called())
-        if arguments is not None:
-            main(**arguments)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        _exit(program, "interrupted", 130)
-    except BrokenPipeError:
-        # The reader of stdout (head, less) has gone; the interpreter must not flush into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except (ValueError, OSError) as error:
-        if os.environ.get("LM_TRACEBACK"):
-            raise
-        _exit(program, _sentence(error), 2)
+    with forgiving() as shown:
+        try:
+            given = sys.argv[1:] if argv is None else argv
+            arguments = _arguments(main, section, sections, given, called or _called())
+            if arguments is not None:
+                main(**arguments)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            _exit(program, "interrupted", 130)
+        except BrokenPipeError:
+            # The reader of what the program was to show (head, less) has gone.
+            raise SystemExit(1) from None
+        except (ValueError, OSError) as error:
+            if os.environ.get("LM_TRACEBACK"):
+                raise
+            _exit(program, _sentence(error), 2)
+        if shown is not None and shown.error is not None and shown.error.errno != errno.EPIPE:
+            warn(f"not all was shown: standard output took no more ({shown.error.strerror})")
 
 
 def _arguments(
@@ -93,7 +101,9 @@ def _arguments(
     missing = [o.name for o in options if o.default is REQUIRED and o.name not in given]
     values = {o.key: given.get(o.name, o.default) for o in options if o.name not in missing}
     if printing:
-        sys.stdout.write(dump_yaml(_nested(values)))
+        # What another encoding lacks must read back as what it was.
+        ascii_only = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+        sys.stdout.write(dump_yaml(_nested(values), ascii_only))
         return None
     if missing:
         raise ConfigError(f"{', '.join(map(_flag, missing))} must be given")
@@ -234,12 +244,18 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def _sentence(error: ValueError | OSError) -> str:
     """The message of an error on one line."""
+    message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+        message = f"{name}: {error.strerror}" if name else error.strerror
+    message = " ".join(message.split()) or type(error).__name__
+    if len(message) > LONGEST_MESSAGE:
+        part = LONGEST_MESSAGE // 2
+        message = f"{message[:part]} ... {message[-part:]}"
+    return message
 
 
 def _exit(program: str, message: str, status: int) -> NoReturn:
     """Say why the program stops, and stop it."""
-    sys.stderr.write(f"{program}: error: {message}\n")
+    say(f"{program}: error: {message}")
     raise SystemExit(status)

@@ -6,7 +6,6 @@ work goes on without.
 """
 
 import errno
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from data.common.outputs import resolved
+from data.common.say import say, warn
 
 WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 ATTEMPTS = 10
@@ -28,7 +28,7 @@ def locked(path: Path, holder: str) -> Iterator[None]:
     """
     lock = _file_lock(path)
     if not _taken(lock, path):
-        print(f"waiting for {holder} to end", file=sys.stderr, flush=True)
+        say(f"waiting for {holder} to end")
         lock.acquire()
     with _held(lock, path):
         yield
@@ -78,8 +78,8 @@ def _taken(lock: FileLock, path: Path) -> bool:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise _closed(path, error.strerror) from None
-            line = f"warning: the file system of {path.parent} has no locks ({error.strerror}); "
-            print(line + "see that no other process writes there", file=sys.stderr, flush=True)
+            line = f"the file system of {path.parent} has no locks ({error.strerror}); "
+            warn(line + "see that no other process writes there")
             return True
         else:
             return True

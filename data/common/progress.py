@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from data.common.say import say
+
 LINE_INTERVAL_S = 10.0
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -34,7 +36,7 @@ class Progress:
         self._postfix: dict[str, str | float] = {}
         self._started = self._last_line = time.monotonic()
         self._bar: tqdm[Any] | None = None
-        if enabled and sys.stderr.isatty():
+        if enabled and sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(
                 total=total,
                 desc=description,
@@ -102,7 +104,7 @@ class Progress:
         return str(value) if isinstance(value, int) else f"{value:.3g}"
 
     def _print(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        say(line)
         self._last_line = time.monotonic()
 
 

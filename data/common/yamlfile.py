@@ -78,9 +78,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """YAML text of nested mappings, lists, tuples, paths and plain values, in the order given."""
-    return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump_yaml(values: Mapping[str, Any], ascii_only: bool = False) -> str:
+    """YAML text of nested mappings, lists, tuples, paths and plain values, in the order given.
+
+    ascii_only: write other characters as escapes, which read back the same.
+    """
+    unicode = not ascii_only
+    return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=unicode)
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 import torch
 
+from data.common.say import warn
 from lm.model import CompressiveTransformer
-from lm.training.runlog import warn
 
 BACKEND = "inductor"
 GRAPHS = 32

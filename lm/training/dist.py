@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from data.common.say import say
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,12 @@ def give_up(world: World, error: RuntimeError) -> NoReturn:
     message = str(error)
     if "gloo" in message or isinstance(error, torch.distributed.DistError):
         line = message.strip().splitlines()[0]
-        print(
+        say(
             f"train: error: rank {world.rank} lost contact with another rank, whose own message "
-            f"says why it ended; the same command goes on from the last checkpoint ({line})",
-            file=sys.stderr,
+            f"says why it ended; the same command goes on from the last checkpoint ({line})"
         )
     else:
-        traceback.print_exception(error)
-    sys.stderr.flush()
+        say("".join(traceback.format_exception(error)).rstrip())
     # Without the usual clearing up, which may wait for the ranks that are gone.
     os._exit(1)
 

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.common.progress import Progress
+from data.common.say import warn
 from lm.training.checkpoint import newest, read_state
 from lm.training.length import Length
 from lm.training.meter import Meter, in_unit
 from lm.training.observer import Observer
 from lm.training.profiling import ProfileWindow
 from lm.training.report import open_sinks
-from lm.training.runlog import trained_seconds, warn
+from lm.training.runlog import trained_seconds
 from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 from lm.training.writer import SCORE, Writer

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from data.common.files import atomic_path, write_json
+from data.common.say import warn
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
 
@@ -91,11 +92,6 @@ class MetricsLog:
         else:
             self.size += len(self.waiting.encode())
             self.waiting = ""
-
-
-def warn(line: str) -> None:
-    """Say something on stderr without stopping."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.common.command import load_config
 from data.common.files import write_json
+from data.common.say import say
 from data.options import DataConfig
 from data.shards import Shards
 from lm.model import CompressiveTransformer, ModelConfig
@@ -33,7 +34,7 @@ from lm.training.config import RunConfig
 from lm.training.throughput import matmul_rate
 from lm.training.trainer import Trainer
 from tools.material import random_shards
-from tools.sections import Sections, say
+from tools.sections import Sections
 from tools.timing import machine, pick_device, synchronize, take_turns
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
