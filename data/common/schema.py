@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from data.common.files import parse_json, read_json
+from data.common.files import parse_json
+from data.common.integrity import read_sealed
 
 Kind = TypeVar("Kind")
 
@@ -32,7 +33,7 @@ class Record(BaseModel):
 
 
 def read_record(kind: type[Kind], path: Path, mend: str) -> Kind:
-    """Read a JSON file as a record.
+    """Read a JSON file as a record, and check it against its hash if it has one.
 
     Args:
         kind: a `Record`, or any annotation that pydantic knows, such as `list[Entry]`.
@@ -40,15 +41,15 @@ def read_record(kind: type[Kind], path: Path, mend: str) -> Kind:
         mend: what the user can do about a file that is not as it must be; ends the sentence.
 
     Raises:
-        ValueError: not JSON, or a field that is missing, unknown, mistyped or out of range.
+        ValueError: not JSON, changed since it was written (`write_sealed`), or a field that is
+            missing, unknown, mistyped or out of range.
         OSError: the file cannot be read.
     """
+    value = read_sealed(path, mend)
     try:
-        return as_record(kind, read_json(path))
+        return as_record(kind, value)
     except ValueError as error:
-        text = str(error)
-        where = "" if text.startswith(str(path)) else f"{path}: "
-        raise ValueError(f"{where}{text}; {mend}") from None
+        raise ValueError(f"{path}: {error}; {mend}") from None
 
 
 def as_record(kind: type[Kind], value: Any) -> Kind:

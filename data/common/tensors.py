@@ -1,22 +1,42 @@
-"""Tensors on disk: the one way in which programs write safetensors files."""
+"""Tensors on disk: the one way in which programs write and read safetensors files.
+
+Each tensor has its hash in the file's header, over name, type, shape and bytes, so that every byte
+of the file that matters is covered, and a reader of a few tensors pays for these alone.
+"""
 
 import errno
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from data.common.files import follow_umask
+from data.common.files import follow_umask, parse_json
+from data.common.integrity import CHANGED, tell_unchecked
 from data.common.outputs import in_place
+
+HASHES = "sha256"
+"""Key in the file's metadata: a JSON object of hashes by tensor."""
+
+
+def tensor_hash(name: str, tensor: Tensor) -> str:
+    """SHA-256 of a tensor's name, type, shape and bytes."""
+    digest = sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    digest.update(flat.numpy().data)
+    return digest.hexdigest()
 
 
 def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors to a file, with the permissions of the umask.
+    """Write tensors to a file with their hashes, with the permissions of the umask.
 
     The library itself makes files that only their owner may read, and puts a file in the place of
     a device or of a FIFO that `path` names: these are written where they are.
@@ -24,6 +44,8 @@ def save_tensors(
     Raises:
         OSError: there is no room, or writing is not allowed.
     """
+    hashes = {name: tensor_hash(name, tensor) for name, tensor in tensors.items()}
+    metadata = dict(metadata or {}) | {HASHES: json.dumps(hashes, sort_keys=True)}
     if in_place(path):
         path.write_bytes(save(dict(tensors), metadata))
         return
@@ -39,3 +61,69 @@ def _as_system_error(error: SafetensorError, path: Path) -> OSError:
     found = re.search(r"\(os error (\d+)\)", str(error))
     number = int(found[1]) if found else errno.EIO
     return OSError(number, f"cannot be written ({str(error).strip()})", str(path))
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """An opened file of `save_tensors`, or any safetensors file; reads what is asked for."""
+
+    def __init__(self, path: Path, mend: str) -> None:
+        """Open a file.
+
+        Args:
+            path: the file.
+            mend: what the user can do about a damaged file; ends the sentence.
+
+        Raises:
+            ValueError: it is missing, cut off or no safetensors file, or its header is damaged.
+        """
+        self.path, self.mend = path, mend
+        try:
+            self.file: Any = safe_open(path, framework="pt")
+            self.about: dict[str, str] = self.file.metadata() or {}
+            self.names = list(self.file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); {mend}") from error
+        self.hashes = self._hashes()
+
+    def _hashes(self) -> dict[str, Any] | None:
+        text = self.about.pop(HASHES, None)
+        if text is None:
+            tell_unchecked(self.path)
+            return None
+        try:
+            hashes = parse_json(text)
+        except ValueError:
+            hashes = None
+        if not isinstance(hashes, dict) or hashes.keys() != set(self.names):
+            raise ValueError(f"{self.path} {CHANGED}: its header is damaged; {self.mend}")
+        return hashes
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor by name.
+
+        Raises:
+            ValueError: the file does not have it, or it does not match its hash.
+        """
+        try:
+            tensor: Tensor = self.file.get_tensor(name)
+        except SafetensorError as error:
+            if name not in self.names:
+                raise ValueError(f"{self.path} lacks {name}; {self.mend}") from None
+            raise ValueError(f"{self.path} cannot be read ({error}); {self.mend}") from error
+        if self.hashes is not None and self.hashes[name] != tensor_hash(name, tensor):
+            raise ValueError(f"{self.path} {CHANGED}: {name} does not match its hash; {self.mend}")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+
+def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
+    """All tensors of a file; arguments and errors as of `TensorFile`."""
+    return dict(TensorFile(path, mend))

@@ -1,19 +1,30 @@
-"""Tensor files: their permissions, devices, and a disk that is full."""
+"""Tensor files: their permissions, devices, a disk that is full, and bits that change."""
 
+import json
 import os
+import random
 import stat
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 
-from data.common import tensors
-from data.common.tensors import save_tensors
+from data.common import integrity, tensors
+from data.common.tensors import TensorFile, load_tensors, save_tensors
 
 SOME = {"a": torch.arange(5.0), "b": torch.ones(2, 3, dtype=torch.int64)}
+MEND = "use another"
+TENSORS = {
+    "weight": torch.arange(600, dtype=torch.float32).view(20, 30),
+    "half": torch.ones(7, 3, dtype=torch.bfloat16),
+    "flags": torch.tensor([True, False, True]),
+    "step": torch.tensor(3.0),
+    "none": torch.empty(0, 5),
+}
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
@@ -51,3 +62,93 @@ def test_what_the_system_refuses_is_an_error_of_the_system(
     with pytest.raises(OSError, match="No space left") as error:
         save_tensors(SOME, tmp_path / "file")
     assert error.value.errno == 28 and error.value.filename == str(tmp_path / "file")
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_tensors(TENSORS, tmp_path / "a.safetensors", {"kind": "test"})
+    return tmp_path / "a.safetensors"
+
+
+def test_tensors_of_every_kind_come_back(file):
+    found = TensorFile(file, MEND)
+    assert found.about == {"kind": "test"}
+    assert set(found) == set(TENSORS)
+    assert len(found) == len(TENSORS)
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_no_flipped_bit_is_read_without_a_word(file, capsys, monkeypatch):
+    whole = file.read_bytes()
+    # The length, the header and the data; of the header a part, as it is long.
+    rng = random.Random(0)
+    bits = {*range(64), *rng.sample(range(8 * len(whole)), 1500)}
+    silent = []
+    for bit in bits:
+        monkeypatch.setattr(integrity, "_said", set())
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        try:
+            found = load_tensors(file, MEND)
+        except ValueError as error:
+            if not (str(error).startswith(str(file)) and str(error).endswith(MEND)):
+                silent.append(bit)
+            continue
+        said = capsys.readouterr().err
+        # The name of the hashes in the header, or another word of the metadata.
+        if "unchecked" not in said and TensorFile(file, MEND).about == {"kind": "test"}:
+            silent.append(bit)
+        assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 7, b"\xff" * 64, (1 << 40).to_bytes(8, "little") + b"{}", b"text " * 100],
+)
+def test_what_is_no_safetensors_file_is_a_sentence(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.safetensors cannot be read \(.*\); use another$"):
+        load_tensors(path, MEND)
+
+
+def test_a_truncated_or_missing_file_is_a_sentence(file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_tensors(file, MEND)
+    file.unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_tensors(file, MEND)
+
+
+def test_a_missing_tensor_is_named(file):
+    found = TensorFile(file, MEND)
+    assert "bias" not in found
+    with pytest.raises(ValueError, match=r"a\.safetensors lacks bias; use another"):
+        found["bias"]
+
+
+def test_a_file_without_hashes_is_read_and_said_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(integrity, "_said", set())
+    for name in "ab":
+        save_file({"x": torch.ones(2)}, tmp_path / name)
+        assert load_tensors(tmp_path / name, MEND)["x"].tolist() == [1, 1]
+    assert capsys.readouterr().err.count("is read unchecked") == 1
+
+
+def test_hashes_of_other_tensors_are_a_damaged_header(tmp_path):
+    save_file({"x": torch.ones(2)}, tmp_path / "a", {"sha256": json.dumps({"y": "0" * 64})})
+    with pytest.raises(ValueError, match="its header is damaged"):
+        load_tensors(tmp_path / "a", MEND)
+    save_file({"x": torch.ones(2)}, tmp_path / "a", {"sha256": json.dumps(["x"])})
+    with pytest.raises(ValueError, match="its header is damaged"):
+        load_tensors(tmp_path / "a", MEND)
+
+
+def test_the_hash_does_not_depend_on_where_a_tensor_lies(tmp_path):
+    tensor = torch.from_numpy(np.arange(12.0)).view(3, 4)
+    save_tensors({"x": tensor.T.contiguous()}, tmp_path / "a")
+    assert torch.equal(load_tensors(tmp_path / "a", MEND)["x"], tensor.T)
