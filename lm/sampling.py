@@ -1,7 +1,8 @@
 """Choosing the next token: pure functions on logits [B, V].
 
 Penalties and filters apply in transformers' order: repetition, temperature, top-k, top-p, min-p,
-typical.
+typical. Everything is computed in float64: sums of tens of thousands of probabilities in float32
+reach 1 before the last tokens.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+LEAST, MOST = 1e-30, 1e30
+"""Range of what logits are divided and multiplied by: within it float64 cannot overflow."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,10 @@ class SamplingConfig:
     temperature: float = 1.0
     """Divides the logits; 0 always takes the most probable token."""
     top_k: int | None = None
-    """Draw only from this many most probable tokens."""
+    """Draw only from this many most probable tokens, and those that are as probable as the last."""
     top_p: float | None = None
-    """Draw only from the fewest tokens whose probabilities reach this sum (nucleus sampling)."""
+    """Draw only from the fewest tokens whose probabilities reach this sum (nucleus sampling); 1
+    leaves all."""
     min_p: float | None = None
     """Draw only from tokens at least this many times as probable as the most probable one."""
     typical: float | None = None
@@ -31,8 +36,11 @@ class SamplingConfig:
     far (Keskar et al., arXiv 1909.05858); above 1 it makes repetition rarer."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
+        if self.temperature != 0 and not LEAST <= self.temperature <= MOST:
+            raise ValueError(
+                f"temperature must be 0, or at least {LEAST} and at most {MOST}, not "
+                f"{self.temperature}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top-k must be at least 1, not {self.top_k}")
         for name in ("top_p", "min_p", "typical"):
@@ -40,8 +48,11 @@ class SamplingConfig:
             if value is not None and not 0 < value <= 1:
                 shown = name.replace("_", "-")
                 raise ValueError(f"{shown} must be above 0 and at most 1, not {value}")
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise ValueError(f"repetition-penalty must be above 0, not {self.repetition_penalty}")
+        penalty = self.repetition_penalty
+        if penalty is not None and not LEAST <= penalty <= MOST:
+            raise ValueError(
+                f"repetition-penalty must be at least {LEAST} and at most {MOST}, not {penalty}"
+            )
         filters = (self.top_k, self.top_p, self.min_p, self.typical)
         if self.temperature == 0 and any(value is not None for value in filters):
             raise ValueError(
@@ -56,7 +67,7 @@ def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> T
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Give all but the k most probable tokens probability zero."""
+    """Give all but the k most probable tokens, and their equals, probability zero."""
     lowest = logits_BV.topk(min(k, logits_BV.shape[-1])).values[:, -1:]
     return logits_BV.masked_fill(logits_BV < lowest, float("-inf"))
 
@@ -65,14 +76,14 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
     """Give all tokens outside the nucleus probability zero.
 
     The nucleus is the smallest set of most probable tokens whose probabilities sum to at least p;
-    the token that crosses p belongs to it, so at least one remains.
+    the token that crosses p belongs to it, so at least one remains. With p = 1 all remain.
     """
     return _keep_first(logits_BV, -logits_BV, p)
 
 
 def keep_min_p(logits_BV: Tensor, p: float) -> Tensor:
     """Give tokens less than p times as probable as the most probable one probability zero."""
-    probability = logits_BV.softmax(dim=-1)
+    probability = logits_BV.double().softmax(dim=-1)
     lowest = p * probability.amax(dim=-1, keepdim=True)
     return logits_BV.masked_fill(probability < lowest, float("-inf"))
 
@@ -82,29 +93,33 @@ def keep_typical(logits_BV: Tensor, p: float) -> Tensor:
 
     A token is the more typical the closer its information is to the entropy.
     """
-    log_BV = logits_BV.log_softmax(dim=-1)
+    log_BV = logits_BV.double().log_softmax(dim=-1)
     entropy = -(log_BV.exp() * log_BV).nansum(dim=-1, keepdim=True)
     return _keep_first(logits_BV, (-log_BV - entropy).abs(), p)
 
 
 def _keep_first(logits_BV: Tensor, order_BV: Tensor, p: float) -> Tensor:
-    """Keep the first tokens in rising order until their probabilities reach p."""
+    """Keep the first tokens in rising order until their probabilities reach p; all if p is 1."""
+    if p >= 1:
+        return logits_BV
     index = order_BV.argsort(dim=-1, stable=True)
-    probability = logits_BV.softmax(dim=-1).gather(-1, index)
-    before = probability.cumsum(dim=-1) - probability
-    dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= p)
+    reached = logits_BV.double().softmax(dim=-1).gather(-1, index).cumsum(dim=-1) >= p
+    # The token that reaches p is kept, so what is dropped begins one later.
+    late = torch.zeros_like(reached)
+    late[..., 1:] = reached[..., :-1]
+    dropped = torch.zeros_like(reached).scatter(-1, index, late)
     return logits_BV.masked_fill(dropped, float("-inf"))
 
 
 def adjusted(logits_BV: Tensor, config: SamplingConfig, seen_BV: Tensor) -> Tensor:
-    """Logits of the distribution that tokens are drawn from, in float32 at least.
+    """Logits of the distribution that tokens are drawn from, in float64.
 
     Args:
         logits_BV: of the model.
         config: penalties and filters; at temperature 0 the penalty alone applies.
         seen_BV: bool, the tokens of the prompt and of the text so far.
     """
-    logits = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+    logits = logits_BV.double()
     if config.repetition_penalty is not None:
         logits = penalise_repetition(logits, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
@@ -151,7 +166,15 @@ class Sampler:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
-        """Draw the next token of each lane, [B] int64, and count it as read."""
+        """Draw the next token of each lane, [B] int64, and count it as read.
+
+        ValueError where the logits are no distribution.
+        """
+        if not logits_BV.amax(dim=-1).isfinite().all():
+            raise ValueError(
+                "the model gives no probabilities but NaN or infinity, so its weights are damaged "
+                "or its training went wrong: use another checkpoint"
+            )
         logits = adjusted(logits_BV, self.config, self.seen_BV)
         if self.config.temperature == 0:
             token_B = logits.argmax(dim=-1)

@@ -1,5 +1,8 @@
 """Sampling on distributions small enough to check by hand, and beside transformers' processors."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +28,7 @@ from lm.sampling import (
     pick,
 )
 
+FRACTIONS = ("temperature", "top_p", "min_p", "typical", "repetition_penalty")
 LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
 
 
@@ -42,6 +46,52 @@ def sampler(config: SamplingConfig, lanes: int = 1, seed: int = 0) -> Sampler:
 )
 def test_the_nucleus_is_the_smallest_set_that_reaches_p(p: float, expected: list[int]) -> None:
     assert kept(keep_top_p(LOGITS.double(), p)) == expected
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 2**-53, 1.0])
+def test_the_nucleus_of_a_large_vocabulary_reaches_p_and_needs_every_token(
+    p: float, scale: float
+) -> None:
+    """In float32, whose sums of 32,000 probabilities reach 1 too early, as the sums in double."""
+    logits = torch.randn(2, 32_000, generator=torch.Generator().manual_seed(0)) * scale
+    for row, left in zip(logits, keep_top_p(logits, p), strict=True):
+        probability = (exp := np.exp(row.double().numpy() - float(row.max()))) / exp.sum()
+        own = np.sort(probability[left.isfinite().numpy()])
+        if p == 1.0:
+            assert len(own) == 32_000
+        elif len(own) < 32_000:
+            assert math.fsum(own) >= p - 1e-13 and math.fsum(own[1:]) < p + 1e-13
+        assert own[0] >= probability[~left.isfinite().numpy()].max(initial=0)
+        assert torch.equal(left[left.isfinite()], row[left.isfinite()])
+
+
+def test_a_typical_set_of_one_is_everything() -> None:
+    logits = torch.randn(2, 32_000, generator=torch.Generator().manual_seed(0)) * 10
+    assert keep_typical(logits, 1.0).isfinite().all()
+    assert keep_top_k(logits, 10**30).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_extreme_settings_are_still_distributions(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[30.0, -30.0, 29.0, 0.0]], dtype=dtype)
+    seen = torch.tensor([[True, True, False, True]])
+    cold = adjusted(logits, SamplingConfig(temperature=1e-30), seen).softmax(-1)
+    assert cold.tolist() == [[1, 0, 0, 0]]
+    hot = adjusted(logits, SamplingConfig(temperature=1e30), seen).softmax(-1)
+    torch.testing.assert_close(hot, torch.full((1, 4), 0.25, dtype=torch.float64))
+    for penalty in (1e-30, 1e30):
+        config = SamplingConfig(1e-30, repetition_penalty=penalty, top_p=0.9, min_p=1.0)
+        assert adjusted(logits, config, seen).softmax(-1).sum() == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(value: float, temperature: float) -> None:
+    logits = LOGITS.clone()
+    logits[0, 2] = value
+    with pytest.raises(ValueError, match="use another checkpoint"):
+        sampler(SamplingConfig(temperature=temperature))(logits)
 
 
 def test_the_nucleus_follows_probability_not_position() -> None:
@@ -150,12 +200,19 @@ def test_what_was_drawn_counts_as_seen() -> None:
     "values",
     [
         {"temperature": -1.0},
+        {"temperature": 1e-31},
+        {"temperature": 1e31},
+        *({name: float("nan")} for name in FRACTIONS),
+        *({name: float("inf")} for name in FRACTIONS),
+        *({name: -float("inf")} for name in FRACTIONS),
         {"top_k": 0},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"min_p": 1.1},
         {"typical": 0.0},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-31},
+        {"repetition_penalty": 1e31},
         {"temperature": 0.0, "top_k": 5},
         {"temperature": 0.0, "min_p": 0.5},
     ],
