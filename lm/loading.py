@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from data.common.command import load_config
+from data.common.tensors import TensorFile
 from data.vocab import Vocabulary, load_vocabulary
 from lm.model import CompressiveTransformer
 from lm.sparse.dense import densify
-from lm.sparse.state import put_sets
+from lm.sparse.state import put_sets, require_sets
 from lm.sparse.topkast import sparsify
 from lm.training import checkpoint
 from lm.training.config import RunConfig
@@ -91,7 +92,9 @@ def _filled(config: RunConfig, vocabulary: int, folder: Path) -> CompressiveTran
     topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
     checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
     if topkast.matrices:
-        put_sets(topkast, checkpoint.Tensors([folder / checkpoint.SETS]))
+        sets = TensorFile(folder / checkpoint.SETS, checkpoint.MEND)
+        require_sets(topkast, sets)
+        put_sets(topkast, sets)
     return model
 
 

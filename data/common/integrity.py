@@ -32,20 +32,21 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, value | {SEAL: hash_json(value)})
 
 
-def read_sealed(path: Path, mend: str) -> Any:
+def read_sealed(path: Path, mend: str, sealed: bool = True) -> Any:
     """A JSON value, without the hash that `write_sealed` put beside its fields.
 
-    mend: what the user can do about a file that has changed; ends the sentence. ValueError for one
-    that is not JSON or does not match its hash. Look at `is_sealed` for whether there is one.
+    mend: what the user can do about a file that has changed; ends the sentence; sealed: whether a
+    file without a hash is told. ValueError for one that is not JSON or does not match its hash.
     """
     try:
         value = read_json(path)
     except ValueError as error:
         raise ValueError(f"{error}; {mend}") from None
     if isinstance(value, dict) and SEAL in value:
-        sealed = value.pop(SEAL)
-        if sealed != hash_json(value):
+        if value.pop(SEAL) != hash_json(value):
             raise ValueError(f"{path} {CHANGED}: it does not match its hash; {mend}")
+    elif sealed:
+        tell_unchecked(path)
     return value
 
 

@@ -32,20 +32,21 @@ class Record(BaseModel):
     )
 
 
-def read_record(kind: type[Kind], path: Path, mend: str) -> Kind:
+def read_record(kind: type[Kind], path: Path, mend: str, sealed: bool = True) -> Kind:
     """Read a JSON file as a record, and check it against its hash if it has one.
 
     Args:
         kind: a `Record`, or any annotation that pydantic knows, such as `list[Entry]`.
         path: the file.
         mend: what the user can do about a file that is not as it must be; ends the sentence.
+        sealed: whether `write_sealed` writes such files, so that one without a hash is told.
 
     Raises:
         ValueError: not JSON, changed since it was written (`write_sealed`), or a field that is
             missing, unknown, mistyped or out of range.
         OSError: the file cannot be read.
     """
-    value = read_sealed(path, mend)
+    value = read_sealed(path, mend, sealed)
     try:
         return as_record(kind, value)
     except ValueError as error:

@@ -7,7 +7,7 @@ of the file that matters is covered, and a reader of a few tensors pays for thes
 import errno
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,28 @@ class TensorFile(Mapping[str, Tensor]):
             raise ValueError(f"{self.path} {CHANGED}: {name} does not match its hash; {self.mend}")
         return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor that the file has, without reading it."""
+        return tuple(self.file.get_slice(name).get_shape())
+
+    def take(self, name: str, dtype: torch.dtype | None, shape: Sequence[int | None]) -> Tensor:
+        """A tensor that must have this type (none: any of floating point) and shape (none: any).
+
+        Raises:
+            ValueError: it is another, or one that the file lacks or that has changed.
+        """
+        tensor = self[name]
+        fits = len(shape) == tensor.ndim and all(
+            size in (None, has) for size, has in zip(shape, tensor.shape, strict=True)
+        )
+        typed = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
+        if not (fits and typed):
+            raise ValueError(
+                f"{self.path} holds {name} as {spoken(tensor.dtype, tensor.shape)}, not as "
+                f"{spoken(dtype, shape)}; {self.mend}"
+            )
+        return tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
@@ -127,3 +149,9 @@ class TensorFile(Mapping[str, Tensor]):
 def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
     """All tensors of a file; arguments and errors as of `TensorFile`."""
     return dict(TensorFile(path, mend))
+
+
+def spoken(dtype: torch.dtype | None, shape: Sequence[int | None]) -> str:
+    """Type and shape in words, such as "float32 [3, 4]"."""
+    kind = "numbers" if dtype is None else str(dtype).removeprefix("torch.")
+    return f"{kind} [{', '.join('any' if size is None else str(size) for size in shape)}]"

@@ -6,8 +6,10 @@ as a base, and after that only the units that have been in B since and have left
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from data.common.tensors import TensorFile
 from lm.sparse.topkast import TopKast
 
 
@@ -33,6 +35,33 @@ def sets(topkast: TopKast) -> dict[str, Tensor]:
         tensors[f"{name}/left"] = numbers.int()
         tensors[f"{name}/left_values"] = matrix.reservoir[numbers]
     return tensors
+
+
+def require_sets(topkast: TopKast, file: TensorFile) -> None:
+    """See that a file has the sets of these matrices.
+
+    Raises:
+        ValueError: it lacks some, or has sets of other matrices or numbers that no unit has.
+    """
+    for name, matrix in topkast.matrices.items():
+        units = matrix.layout.units
+        index = file.take(f"{name}/index", torch.int32, matrix.module.index.shape)
+        left = file.take(f"{name}/left", torch.int32, (None,))
+        file.take(f"{name}/left_values", None, (len(left), matrix.layout.size))
+        file.take(f"{name}/ever", torch.uint8, matrix.ever.packed.shape)
+        for numbers in (index, left):
+            inside = bool(((numbers >= 0) & (numbers < units)).all())
+            if not inside or len(numbers.unique()) < len(numbers):
+                raise ValueError(
+                    f"{file.path} chooses units of {name} that there are not; {file.mend}"
+                )
+
+
+def require_base(topkast: TopKast, file: TensorFile) -> None:
+    """See that a file has the reservoirs of these matrices; ValueError otherwise."""
+    for name, matrix in topkast.matrices.items():
+        if not file.take(name, None, matrix.reservoir.shape).isfinite().all():
+            raise ValueError(f"{file.path} has numbers in {name} that are not finite; {file.mend}")
 
 
 def put_back(topkast: TopKast, base: Mapping[str, Tensor], sets: Mapping[str, Tensor]) -> None:

@@ -20,22 +20,25 @@ ranks or another stage may read what one wrote.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
 
-from data.common.files import read_json
+from data.common.schema import Count, Record, Size, read_record
+from data.common.tensors import TensorFile
 from lm.model import CompressiveTransformer, MemoryState
+from lm.sparse.routes import Route
 from lm.training.dist import World
+from lm.training.whole import STEP
 
 LATEST = "latest"
 WEIGHTS = "model.safetensors"
 STATE = "state.json"
 SETS = "sparse.safetensors"
+MEND = "use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,43 @@ class Snapshot:
     links: dict[str, Path]
     """Files that an earlier checkpoint has too."""
     state: dict[str, Any]
-    """What goes to state.json: the same on every rank."""
+    """What goes to state.json beside the step, fields of CheckpointState: the same on all ranks."""
+
+
+class VocabularyState(Record):
+    """Which vocabulary the weights are for."""
+
+    hash: str
+    size: Size
+
+
+class SparseState(Record):
+    """What there is to know of sparse matrices beside their tensors."""
+
+    reservoir: Annotated[str, Field(pattern=r"^reservoir-\d+\.safetensors$")]
+    """File of the checkpoint that has the weights outside the sets."""
+    changed: dict[str, float]
+    routes: dict[str, Route]
+
+
+class CheckpointState(Record):
+    """state.json."""
+
+    step: Count
+    ranks: Count
+    """How many wrote optimiser and memory; 0: the weights are all there is."""
+    shards: str
+    """Hash of the shards."""
+    vocabulary: VocabularyState | None = None
+    lanes: dict[str, Count | list[Count]] = Field(default_factory=dict)
+    """Reading positions, of all lanes."""
+    skipped: Count = 0
+    sparse: Annotated[SparseState | None, BeforeValidator(lambda value: value or None)] = None
+    probe: float | None = None
+    """Nats of the first segments of the training split, as the weights were saved."""
+    validation_bits_per_byte: float | None = None
+    steps: Size | None = None
+    seconds: float | None = None
 
 
 def newest(run: Path) -> Path | None:
@@ -76,40 +115,43 @@ def load_weights(model: CompressiveTransformer, path: Path) -> None:
     """Read the weights of a checkpoint into a model.
 
     Raises:
-        ValueError: the file is damaged, or belongs to a model of other sizes.
+        ValueError: the file is damaged, lacks a weight or has one that is no number, or belongs to
+            a model of other sizes.
     """
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); use another checkpoint") from error
+    file = TensorFile(path, MEND)
     parameters = dict(model.named_parameters())
-    wrong = sorted(tensors.keys() ^ parameters.keys()) or [
-        name for name, p in parameters.items() if p.shape != tensors[name].shape
-    ]
+    wrong = sorted(set(file) ^ parameters.keys())
     if wrong:
-        raise ValueError(f"{path} holds weights of another model: {wrong[0]} does not match")
+        how = "lacks" if wrong[0] in parameters else "has"
+        raise ValueError(
+            f"{path} holds weights of another model: it {how} {wrong[0]}, {len(wrong)} names "
+            f"differ; {MEND}"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            weight = file.take(name, torch.float32, parameter.shape)
+            if not weight.isfinite().all():
+                raise ValueError(f"{path} has numbers in {name} that are not finite; {MEND}")
+            parameter.copy_(weight)
 
 
 class Tensors(Mapping[str, Tensor]):
-    """Tensors of several safetensors files by name, read when they are asked for."""
+    """Tensors of several files by name, checked as they are asked for."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self.files: dict[str, Any] = {}
-        for path in paths:
-            try:
-                file = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{path} cannot be read ({error}); use another checkpoint"
-                ) from error
-            self.files |= dict.fromkeys(file.keys(), file)
+        self.files = {
+            name: file for path in paths for file in [TensorFile(path, MEND)] for name in file
+        }
+        self.folder = paths[0].parent if paths else Path()
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self.files[name].get_tensor(name)
-        return tensor
+        """A tensor by name; ValueError where no file has it, or it has changed."""
+        if name not in self.files:
+            raise ValueError(f"{self.folder} lacks {name}; {MEND}")
+        return self.files[name][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -118,9 +160,29 @@ class Tensors(Mapping[str, Tensor]):
         return len(self.files)
 
 
-def optimizer_tensors(folder: Path, state: dict[str, Any]) -> Tensors:
-    """The whole optimiser state of a checkpoint, as lm.training.whole wants it."""
-    return Tensors([folder / f"optimizer-{rank}.safetensors" for rank in range(state["ranks"])])
+def optimizer_tensors(
+    folder: Path, state: CheckpointState, parameters: Mapping[str, nn.Parameter]
+) -> Tensors:
+    """The whole optimiser state of a checkpoint, as lm.training.whole wants it.
+
+    Raises:
+        ValueError: a file is damaged, or it is not the state of these parameters.
+    """
+    tensors = Tensors([folder / f"optimizer-{rank}.safetensors" for rank in range(state.ranks)])
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, file in tensors.files.items():
+        name, _, entry = key.rpartition("/")
+        found.setdefault(name, {})[entry] = file.shape(key)
+    entries = set().union(*found.values())
+    for name, has in found.items():
+        parameter = parameters.get(name)
+        # At stage 3 a parameter is whole on no rank.
+        shape = None if parameter is None else getattr(parameter, "ds_shape", parameter.shape)
+        if parameter is None or any(
+            has.get(entry) != (() if entry == STEP else shape) for entry in entries
+        ):
+            raise ValueError(f"{folder} has not the optimiser's whole state of {name}; {MEND}")
+    return tensors
 
 
 def rank_tensors(memory: MemoryState, world: World) -> dict[str, Tensor]:
@@ -140,7 +202,7 @@ def rank_tensors(memory: MemoryState, world: World) -> dict[str, Tensor]:
 
 
 def restore_rank(
-    folder: Path, state: dict[str, Any], memory: MemoryState, world: World, seed: int
+    folder: Path, state: CheckpointState, memory: MemoryState, world: World, seed: int
 ) -> MemoryState:
     """Set this rank's random generators and return the memory of its lanes.
 
@@ -153,35 +215,67 @@ def restore_rank(
         memory: of this rank's lanes; its shapes say which part of the lanes it is.
         world: this rank.
         seed: the run's.
+
+    Raises:
+        ValueError: a file is damaged, or has memory of other shapes.
     """
-    ranks = [Tensors([folder / f"rank-{rank}.safetensors"]) for rank in range(state["ranks"])]
-    if world.size == len(ranks):
-        mine = ranks[world.rank]
-        torch.set_rng_state(mine["rng.cpu"])
-        if "rng.cuda" in mine and world.device.type == "cuda":
-            torch.cuda.set_rng_state(mine["rng.cuda"], world.device)
-        stored = _memory(mine)
+    paths = [folder / f"rank-{rank}.safetensors" for rank in range(state.ranks)]
+    if world.size == len(paths):
+        mine = TensorFile(paths[world.rank], MEND)
+        _set_generators(mine, world)
+        stored = _memory(mine, memory)
     else:
-        words = np.random.SeedSequence([seed, state["step"], world.rank]).generate_state(2)
+        words = np.random.SeedSequence([seed, state.step, world.rank]).generate_state(2)
         torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
         first = world.rank * memory.lanes
-        everyone = MemoryState.concatenate([_memory(tensors) for tensors in ranks])
+        everyone = MemoryState.concatenate(
+            [_memory(TensorFile(path, MEND), memory) for path in paths]
+        )
         stored = everyone.lane_slice(slice(first, first + memory.lanes))
+    if stored.lanes != memory.lanes:
+        raise ValueError(f"{folder} has the memory of another number of lanes; {MEND}")
     dtype = memory.memory[0].dtype
     return stored.map(lambda t: t.to(world.device, dtype if t.is_floating_point() else None))
 
 
-def _memory(tensors: Mapping[str, Tensor]) -> MemoryState:
-    layers = sum(name.startswith("memory.") for name in tensors)
-    return MemoryState(
-        tuple(tensors[f"memory.{layer}"] for layer in range(layers)),
-        tuple(tensors[f"compressed.{layer}"] for layer in range(layers)),
-        tensors["memory_count"],
-        tensors["compressed_count"],
+def _set_generators(mine: TensorFile, world: World) -> None:
+    try:
+        torch.set_rng_state(mine["rng.cpu"])
+        if "rng.cuda" in mine and world.device.type == "cuda":
+            torch.cuda.set_rng_state(mine["rng.cuda"], world.device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{mine.path} holds no state of random generators ({error}); {MEND}"
+        ) from None
+
+
+def _memory(file: TensorFile, like: MemoryState) -> MemoryState:
+    """The memory in a rank's file, in the shapes of `like` but for the number of lanes."""
+
+    def layers(name: str, shaped: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(
+            file.take(f"{name}.{layer}", None, (None, *slots.shape[1:]))
+            for layer, slots in enumerate(shaped)
+        )
+
+    def count(name: str, most: int) -> Tensor:
+        live = file.take(name, torch.int64, (None,))
+        if len(live) and not 0 <= int(live.min()) <= int(live.max()) <= most:
+            raise ValueError(f"{file.path} counts more slots in {name} than there are; {MEND}")
+        return live
+
+    state = MemoryState(
+        layers("memory", like.memory),
+        layers("compressed", like.compressed),
+        count("memory_count", max(slots.shape[1] for slots in like.memory)),
+        count("compressed_count", max(slots.shape[1] for slots in like.compressed)),
     )
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a checkpoint."""
-    state: dict[str, Any] = read_json(folder / STATE)
+    parts = [*state.memory, *state.compressed, state.compressed_count]
+    if any(len(part) != state.lanes for part in parts):
+        raise ValueError(f"{file.path} has parts of different numbers of lanes; {MEND}")
     return state
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """state.json of a checkpoint; ValueError if it is damaged."""
+    return read_record(CheckpointState, folder / STATE, MEND)

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+from lm.training.checkpoint import CheckpointState
 from lm.training.config import TrainingConfig
 
 
@@ -14,12 +15,13 @@ class Length:
     has the learning rate of the same share of a run with a known number of steps.
     """
 
-    def __init__(self, training: TrainingConfig, state: dict[str, Any]) -> None:
-        """`state`: that of the checkpoint which the run continues from; empty for a new run."""
+    def __init__(self, training: TrainingConfig, state: CheckpointState | None) -> None:
+        """`state`: that of the checkpoint which the run continues from; none for a new run."""
         self.budget = None if training.minutes is None else 60 * training.minutes
-        self.steps: int = training.steps or state.get("steps", sys.maxsize)
+        before = None if state is None else state.steps
+        self.steps: int = training.steps or before or sys.maxsize
         """The last step's number, beyond all steps as long as nothing is known."""
-        self._before: float = state.get("seconds", 0.0)
+        self._before: float = 0.0 if state is None else state.seconds or 0.0
         self._agreed = self._before
         self._started = time.monotonic()
 

@@ -38,7 +38,7 @@ class Loop:
         training, report = trainer.config.training, trainer.config.report
         self.trainer, self.run = trainer, run
         before = newest(run) if trainer.step else None
-        self.length = Length(training, read_state(before) if before else {})
+        self.length = Length(training, read_state(before) if before else None)
         self.observer = Observer(trainer)
         self.sinks = open_sinks(run, trainer.config, trainer.step) if trainer.world.first else []
         self.writer = Writer(run, trainer.world, training)

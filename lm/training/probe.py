@@ -30,13 +30,13 @@ def probe(module: Unroll, shards: Shards, device: torch.device) -> float:
     return losses["nats"][0].item()
 
 
-def check_probe(value: float, stored: float, precision: str, folder: Path) -> None:
+def check_probe(value: float, stored: float | None, precision: str, folder: Path) -> None:
     """Compare the probe of a restored model with that of the saved one.
 
     Raises:
         ValueError: they differ by more than rounding.
     """
-    if not abs(value - stored) <= TOLERANCE[precision] * abs(stored):
+    if stored is not None and not abs(value - stored) <= TOLERANCE[precision] * abs(stored):
         raise ValueError(
             f"{folder} does not give the loss it was saved with ({value:.4f} instead of "
             f"{stored:.4f} nats), so its weights are damaged; continue from another checkpoint by "

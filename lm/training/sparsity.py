@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from data.common.tensors import TensorFile
 from lm.model import CompressiveTransformer
 from lm.sparse import state
 from lm.sparse.routes import Route, candidates, measured, take
 from lm.sparse.topkast import sparsify
 from lm.training import whole
-from lm.training.checkpoint import SETS, Tensors
+from lm.training.checkpoint import MEND, SETS, STATE, SparseState
 from lm.training.config import RunConfig
 from lm.training.dist import World
 
@@ -133,7 +134,7 @@ class Sparsity:
             return {}
         return {"reservoir": self.base, "changed": self.changed, "routes": self.routes}
 
-    def restore(self, folder: Path, step: int, stored: dict[str, Any]) -> None:
+    def restore(self, folder: Path, step: int, stored: SparseState | None) -> None:
         """Take over what a checkpoint holds.
 
         Args:
@@ -146,8 +147,12 @@ class Sparsity:
         """
         if not self.topkast.matrices:
             return
-        self.base, self.changed = stored["reservoir"], stored["changed"]
-        base, sets = (Tensors([folder / name]) for name in (stored["reservoir"], SETS))
+        if stored is None:
+            raise ValueError(f"{folder / STATE} says nothing of the sparse matrices; {MEND}")
+        self.base, self.changed = stored.reservoir, dict(stored.changed)
+        base, sets = (TensorFile(folder / name, MEND) for name in (stored.reservoir, SETS))
+        state.require_base(self.topkast, base)
+        state.require_sets(self.topkast, sets)
         state.put_back(self.topkast, base, sets)
         # The sets of this step are chosen when training goes on.
         self.topkast.at(step - 1)

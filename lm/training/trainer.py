@@ -19,7 +19,7 @@ from data.shards import Shards
 from lm.feeding import ReadAhead
 from lm.model import CompressiveTransformer, MemoryState
 from lm.training import checkpoint, whole
-from lm.training.checkpoint import Snapshot
+from lm.training.checkpoint import CheckpointState, Snapshot
 from lm.training.compiling import compile_layers
 from lm.training.compression import compression_norms
 from lm.training.config import RunConfig
@@ -63,8 +63,8 @@ class Trainer:
         if folder is not None:
             state = self._matching_state(folder)
             checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
-            self.sparsity.restore(folder, state["step"], state.get("sparse", {}))
-        stored = {} if folder is None else state.get("sparse", {}).get("routes", {})
+            self.sparsity.restore(folder, state.step, state.sparse)
+        stored = {} if folder is None or state.sparse is None else state.sparse.routes
         self.sparsity.choose_routes(config, world, stored)
         if training.activation_checkpointing:
             checkpoint_activations(self.model)
@@ -264,35 +264,35 @@ class Trainer:
         }
         return Snapshot(self.step, files, links, state)
 
-    def _matching_state(self, folder: Path) -> dict[str, Any]:
+    def _matching_state(self, folder: Path) -> CheckpointState:
         state = checkpoint.read_state(folder)
-        if state["shards"] != self.shards.hash:
+        if state.shards != self.shards.hash:
             raise ValueError(
                 f"{folder} was trained on other shards than {self.shards.path}; prepare the same "
                 "shards again or give another --run folder"
             )
         steps = self.config.training.steps
-        if steps is not None and state["step"] > steps:
-            raise ValueError(f"{folder} has {state['step']} steps; training.steps {steps} is less")
+        if steps is not None and state.step > steps:
+            raise ValueError(f"{folder} has {state.step} steps; training.steps {steps} is less")
         return state
 
-    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+    def _restore(self, folder: Path, state: CheckpointState) -> None:
         """Take over all that a checkpoint holds beside the weights, which the model has already."""
         training = self.config.training
-        whole.set_optimizer(
-            self.engine, self.stored, self.optimizer, checkpoint.optimizer_tensors(folder, state)
-        )
-        self.step, self.skipped = state["step"], state["skipped"]
+        parameters = dict(self.stored.named_parameters())
+        tensors = checkpoint.optimizer_tensors(folder, state, parameters)
+        whole.set_optimizer(self.engine, self.stored, self.optimizer, tensors)
+        self.step, self.skipped = state.step, state.skipped
         self.memory = checkpoint.restore_rank(folder, state, self.memory, self.world, training.seed)
         lanes, first = self.memory.lanes, self.world.rank * self.memory.lanes
         self.lanes.load_state(
             {
                 name: value[first : first + lanes] if isinstance(value, list) else value
-                for name, value in state["lanes"].items()
+                for name, value in state.lanes.items()
             }
         )
         value = probe(self.module, self.shards, self.world.device)
-        check_probe(value, state["probe"], training.precision, folder)
+        check_probe(value, state.probe, training.precision, folder)
 
     def _gathered_lanes(self) -> dict[str, Any]:
         """Cursors of all lanes, in lane order."""

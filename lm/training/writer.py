@@ -10,9 +10,11 @@ import shutil
 import threading
 from pathlib import Path
 
-from data.common.files import atomic_path, publish_folder, remove_folder, sync, write_json
+from data.common.files import atomic_path, publish_folder, remove_folder, sync
+from data.common.integrity import write_sealed
+from data.common.schema import as_record
 from data.common.tensors import save_tensors
-from lm.training.checkpoint import LATEST, STATE, Snapshot, read_state
+from lm.training.checkpoint import LATEST, STATE, CheckpointState, Snapshot, read_state
 from lm.training.config import TrainingConfig
 from lm.training.dist import World
 
@@ -91,8 +93,9 @@ class Writer:
                 save_tensors(tensors, partial / name)
                 sync(partial / name)
             if self.world.first:
-                write_json(partial / STATE, {"step": snapshot.step, **snapshot.state})
-        except OSError as error:
+                state = as_record(CheckpointState, {"step": snapshot.step, **snapshot.state})
+                write_sealed(partial / STATE, state.model_dump(exclude_unset=True))
+        except (OSError, ValueError) as error:
             self.error = error
 
     def _publish(self, snapshot: Snapshot, final: Path) -> None:
@@ -119,7 +122,7 @@ def clear_out(folder: Path, training: TrainingConfig) -> None:
     if training.keep_every is not None:
         kept |= {step for step in steps if step % training.keep_every == 0}
     if training.keep_best:
-        scores = {step: read_state(path).get(SCORE) for step, path in steps.items()}
+        scores = {step: read_state(path).validation_bits_per_byte for step, path in steps.items()}
         scored = [(score, step) for step, score in scores.items() if score is not None]
         kept |= {min(scored)[1]} if scored else set()
     for step in steps.keys() - kept:

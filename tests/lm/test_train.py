@@ -70,8 +70,8 @@ def test_signals_deaths_and_other_numbers_of_ranks_lose_nothing(
     assert [status for status, _ in ends(start(command, 2))] == [0, 0]
     assert_close_records(records(whole), records(run))
     states = [read_state(folder / "checkpoints" / "step-00000060") for folder in (whole, run)]
-    assert states[0]["lanes"] == states[1]["lanes"]
-    assert (states[0]["ranks"], states[1]["ranks"]) == (1, 2)
+    assert states[0].lanes == states[1].lanes
+    assert (states[0].ranks, states[1].ranks) == (1, 2)
 
 
 @pytest.mark.dist

@@ -18,7 +18,7 @@ MINUTE = TrainingConfig(minutes=1.0)
 
 def steps_at(seconds: list[float]) -> list[int]:
     """The number of steps as it is estimated while each step takes so many seconds."""
-    run, spent, estimates = Length(MINUTE, {}), 0.0, []
+    run, spent, estimates = Length(MINUTE, None), 0.0, []
     for step, second in enumerate(seconds, start=1):
         spent += second
         run.fit(step, spent)
@@ -40,7 +40,7 @@ def test_a_run_ends_in_time_when_the_pace_changes(later: float) -> None:
 
 
 def test_what_was_announced_as_the_last_step_is_the_last() -> None:
-    run = Length(MINUTE, {})
+    run = Length(MINUTE, None)
     run.fit(9, 55.0)
     assert run.steps == 10
     run.fit(9, 70.0)
@@ -50,7 +50,7 @@ def test_what_was_announced_as_the_last_step_is_the_last() -> None:
 
 
 def test_a_number_of_steps_stays() -> None:
-    run = Length(TrainingConfig(steps=7), {})
+    run = Length(TrainingConfig(steps=7), None)
     run.fit(3, 1e9)
     assert (run.steps, run.known, run.state()) == (7, 7, {})
 

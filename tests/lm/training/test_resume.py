@@ -1,6 +1,5 @@
 """Resuming: bit for bit at every stage, on other stages and ranks, and refused when damaged."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from lm.training import checkpoint, dist
 from lm.training.config import RunConfig
 from lm.training.loop import Loop
 from lm.training.trainer import Trainer
+from tests.damage import rewrite
 from tests.runs import saved, with_training
 
 pytestmark = pytest.mark.usefixtures("partition_everything")
@@ -126,8 +126,7 @@ def test_damaged_files_and_other_shards_are_refused(
         (copy / name).write_bytes((copy / name).read_bytes()[:-10])
         with pytest.raises(ValueError, match=rf"{name} cannot be read"):
             Trainer(run_config, shards, world, copy)
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"shards": "0" * 64}))
+    rewrite(folder / "state.json", shards="0" * 64)
     with pytest.raises(ValueError, match="trained on other shards"):
         Trainer(run_config, shards, world, folder)
 
