@@ -26,12 +26,12 @@ def intact(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemorySt
 
 def absent(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemoryState:
     """No compressed memory: every slot is empty and nothing attends to it."""
-    return replace(memory, compressed_count=torch.zeros_like(memory.compressed_count))
+    return memory.with_counts(compressed=torch.zeros_like(memory.compressed_count))
 
 
 def zeroed(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemoryState:
     """Zero vectors in every slot, which attention still finds there."""
-    return replace(memory, compressed=tuple(map(torch.zeros_like, memory.compressed)))
+    return memory.with_named(compressed=tuple(map(torch.zeros_like, memory.compressed)))
 
 
 def shuffled(config: ModelConfig, memory: MemoryState, generator: torch.Generator) -> MemoryState:
@@ -46,15 +46,14 @@ def shuffled(config: ModelConfig, memory: MemoryState, generator: torch.Generato
             return slots_BCD
         return slots_BCD.gather(1, order_BC[:, :, None].expand(-1, -1, slots_BCD.shape[2]))
 
-    return replace(memory, compressed=tuple(map(reorder, memory.compressed)))
+    return memory.with_named(compressed=tuple(map(reorder, memory.compressed)))
 
 
 def exchanged(_: ModelConfig, memory: MemoryState, __: torch.Generator) -> MemoryState:
     """Compressed memory of the next lane, which reads another part of the split."""
-    return replace(
-        memory,
-        compressed=tuple(slots.roll(-1, dims=0) for slots in memory.compressed),
-        compressed_count=memory.compressed_count.roll(-1),
+    compressed = tuple(slots.roll(-1, dims=0) for slots in memory.compressed)
+    return memory.with_named(compressed=compressed).with_counts(
+        compressed=memory.compressed_count.roll(-1)
     )
 
 
@@ -94,7 +93,8 @@ class AblatedScorer(Scorer):
             for true, read in zip(memory.compressed, after.compressed, strict=True)
         )
         counts = advance_counts(config, memory, config.segment)
-        restored = replace(after, compressed=compressed, compressed_count=counts.compressed)
+        restored = after.with_named(compressed=compressed)
+        restored = restored.with_counts(compressed=counts.after["compressed"])
         return replace(output, memory=restored)
 
     def foreign(self) -> float:

@@ -1,7 +1,8 @@
-"""Where attention goes: the share of it that falls on compressed memory, memory and the segment.
+"""Where attention goes: the share that falls on pinned slots (sinks), compressed memory, memory and
+the segment.
 
 The diagnostic of the paper's section 5.5 and figure 2, where each store is cut by age into six
-buckets. Shapes: B lanes, S slots of [compressed ; memory ; segment], L layers.
+buckets. Shapes: B lanes, S slots of [pinned ; compressed ; memory ; segment], L layers.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from lm.model import CompressiveTransformer, MemoryState
 from lm.model.attention import Attended
 
-STORES = ("compressed", "memory", "segment")
+STORES = ("pinned", "compressed", "memory", "segment")
 
 
 class AttentionMass:
@@ -32,7 +33,8 @@ class AttentionMass:
     def __init__(self, model: CompressiveTransformer) -> None:
         self.model = model
         config, device = model.config, model.embedding.weight.device
-        slots = config.slots + config.segment
+        self.pinned = max(block.attention.pinned for block in model.layers)
+        slots = self.pinned + config.slots + config.segment
         self.received_LS = torch.zeros(config.layers, slots, dtype=torch.float64, device=device)
         """Attention received, summed over lanes, heads and queries."""
         self.lanes = torch.zeros((), dtype=torch.float64, device=device)
@@ -102,9 +104,11 @@ class AttentionMass:
         A store with fewer slots than buckets has a bucket a slot, one without slots none.
         """
         config = self.model.config
-        sizes = (config.compressed, config.memory, config.segment)
-        parts = zip(STORES, self.shares_LS.split(sizes, dim=1), strict=True)
-        return {name: _bucketed(part, min(buckets, part.shape[1])) for name, part in parts}
+        sizes = (self.pinned, config.compressed, config.memory, config.segment)
+        stores = dict(zip(STORES, self.shares_LS.split(sizes, dim=1), strict=True))
+        if not self.pinned:
+            del stores["pinned"]
+        return {name: _bucketed(part, min(buckets, part.shape[1])) for name, part in stores.items()}
 
     def by_store(self) -> dict[str, Tensor]:
         """Share of each store; [L]. A layer's shares sum to 1."""

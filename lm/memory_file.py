@@ -29,26 +29,17 @@ def model_hash(model: CompressiveTransformer) -> str:
 def save_memory(path: Path, session: Session) -> None:
     """Write everything that a session knows of its texts, the open segment included."""
     reader, memory = session.reader, session.reader.memory
-    tensors = {
-        "memory_count": memory.memory_count,
-        "compressed_count": memory.compressed_count,
+    tensors = memory.tensors() | {
         "lengths": torch.tensor(reader.lengths),
         "last": reader.last_BD,
         "seen": session.seen_BV,
     }
     for index in range(len(reader.layers)):
-        tensors |= {f"{name}.{index}": part for name, part in _of_layer(memory, index).items()}
         tensors |= {f"open.{name}.{index}": part for name, part in _rooms(reader, index).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         save_tensors(ready, temporary, {"kind": KIND, "model": model_hash(session.loaded.model)})
-
-
-def _of_layer(memory: MemoryState, index: int) -> dict[str, Tensor]:
-    """A layer's memory by name."""
-    names = ("memory", "compressed", "keys", "values")
-    return {name: getattr(memory, name)[index] for name in names}
 
 
 def _rooms(reader: Reader, index: int) -> dict[str, Tensor]:
@@ -88,16 +79,12 @@ def load_memory(path: Path, loaded: LoadedRun) -> Session:
     model = loaded.model
     device = model.embedding.weight.device
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    layers = range(model.config.layers)
-    memory, compressed, keys, values = (
-        tuple(tensors[f"{name}.{index}"] for index in layers)
-        for name in ("memory", "compressed", "keys", "values")
-    )
-    counts = tensors["memory_count"], tensors["compressed_count"]
-    reader = Reader(model, MemoryState(memory, compressed, *counts, keys, values))
+    own = ("lengths", "last", "seen")
+    stored = {n: t for n, t in tensors.items() if n not in own and not n.startswith("open.")}
+    reader = Reader(model, MemoryState.from_tensors(stored))
     reader.lengths = tensors["lengths"].tolist()
     reader.last_BD = tensors["last"]
-    for index in layers:
+    for index in range(model.config.layers):
         for name, room in _rooms(reader, index).items():
             room.copy_(tensors[f"open.{name}.{index}"])
     return Session(loaded, reader, tensors["seen"])

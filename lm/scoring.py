@@ -7,7 +7,7 @@ Shapes: B lanes of this rank, T tokens of a segment, D documents, N tokens of th
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -188,16 +188,21 @@ class Scorer:
         self.settle()
         progress = torch.tensor([self.step, self.tokens, self.bytes])
         tensors = {"progress": progress, "document_nats": torch.from_numpy(self.document_nats)}
-        for number, tensor in enumerate(flat(self.memory)):
-            tensors[f"memory.{number}"] = tensor.cpu().contiguous()
+        for name, tensor in self.memory.tensors().items():
+            tensors[f"state.{name}"] = tensor.cpu().contiguous()
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on exactly where `state` was taken of a scorer that was made the same way."""
         self.step, self.tokens, self.bytes = state["progress"].tolist()
         self.document_nats = state["document_nats"].numpy().copy()
-        stored = iter([state[f"memory.{n}"] for n in range(len(flat(self.memory)))])
-        self.memory = self.memory.map(lambda tensor: next(stored).to(tensor.device))
+        device = self.memory.memory_count.device
+        kept = {
+            name.removeprefix("state."): tensor.to(device)
+            for name, tensor in state.items()
+            if name.startswith("state.")
+        }
+        self.memory = MemoryState.from_tensors(kept)
 
 
 def keeping_keys(model: CompressiveTransformer, empty: MemoryState) -> MemoryState:
@@ -207,11 +212,11 @@ def keeping_keys(model: CompressiveTransformer, empty: MemoryState) -> MemorySta
     config = model.config
 
     def nothing(layer: int) -> Tensor:
-        shape = (empty.lanes, config.heads, config.at(layer).slots, config.head_width)
+        shape = (empty.lanes, config.stored_heads, config.at(layer).slots, config.head_width)
         return empty.memory[layer].new_zeros(shape)
 
     zeros = tuple(nothing(layer) for layer in range(config.layers))
-    return replace(empty, keys=zeros, values=zeros)
+    return empty.with_named(keys=zeros, values=zeros)
 
 
 def arriving(tensor: Tensor) -> Callable[[], Tensor]:
@@ -228,18 +233,6 @@ def arriving(tensor: Tensor) -> Callable[[], Tensor]:
         return host
 
     return arrived
-
-
-def flat(memory: MemoryState) -> list[Tensor]:
-    """All tensors of a memory, in the order in which `MemoryState.map` visits them."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    memory.map(note)
-    return found
 
 
 def score(

@@ -77,7 +77,7 @@ def _taken(lock: FileLock, path: Path) -> bool:
             time.sleep(0.01)
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
-                raise _closed(path, error.strerror) from None
+                raise _closed(path, error.strerror or str(error)) from None
             line = f"the file system of {path.parent} has no locks ({error.strerror}); "
             warn(line + "see that no other process writes there")
             return True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.model.config import ModelConfig
-from lm.model.embedding import VocabularyHead, cross_entropy
+from lm.model.embedding import VocabularyHead, cross_entropy, embedding_scale
 
 
 def cluster_bounds(config: ModelConfig, vocabulary: int) -> list[tuple[int, int]]:
@@ -49,7 +49,7 @@ class AdaptiveEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
-        self.scale = config.width**0.5
+        self.scale = embedding_scale(config)
         self.bounds = cluster_bounds(config, vocabulary)
         self.clusters = cluster_matrices(config, vocabulary)
         self.projections = nn.ModuleList(

@@ -1,7 +1,8 @@
-"""Attention over [compressed ; memory ; segment]: what every scheme of positions shares.
+"""Attention over [pinned ; compressed ; memory ; segment]: what every scheme of positions shares.
 
-Shapes: B lanes, T queries, C compressed slots, M memory slots, N = C + M, S = N + segment tokens,
-H heads, d dimensions of a head, D = H d width.
+Shapes: B lanes, T queries, k pinned slots (pinned.py), C compressed slots, M memory slots,
+N = k + C + M, S = N + segment tokens, H heads of queries, K of keys and values, d dimensions of a
+head, D width.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lm.model.compression import USES_ATTENTION
 from lm.model.config import ModelConfig
@@ -34,7 +36,7 @@ class Reading(NamedTuple):
     """How a segment is read."""
 
     live_BN: Tensor
-    """Which slots of [compressed ; memory] may be seen."""
+    """Which slots of [pinned ; compressed ; memory] may be seen."""
     dropout: float = 0.0
     """Share of the attention weights that is dropped."""
     received: bool = False
@@ -65,20 +67,28 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
     what queries read with them.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, pinned: int = 0) -> None:
+        """pinned: number of pinned slots k."""
         super().__init__()
-        self.config = config
+        self.config, self.pinned = config, pinned
         self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
-        self.query_key_value = Linear(config.width, 3 * config.width, bias=False)
-        self.output = Linear(config.width, config.width, bias=False)
+        self.query_width = config.heads * config.head_width
+        stored, bias = config.stored_heads * config.head_width, config.attention_bias
+        self.query_key_value = Linear(
+            config.width, self.query_width + 2 * stored, bias=bias != "none"
+        )
+        self.output = Linear(self.query_width, config.width, bias=bias == "all")
+        if config.query_key_norm:
+            self.query_norm = nn.RMSNorm(config.head_width, config.norm_epsilon)
+            self.key_norm = nn.RMSNorm(config.head_width, config.norm_epsilon)
 
     def positions(self) -> PositionsT:
         """What `read` needs to know of the positions of a whole segment."""
         raise NotImplementedError
 
     def place(self, key_BHnd: Tensor, positions: PositionsT, first: int) -> Tensor:
-        """Keys of n slots, from slot `first` of [compressed ; memory ; segment] on, with their
-        positions.
+        """Keys of n slots, from slot `first` of [pinned ; compressed ; memory ; segment] on, with
+        their positions.
         """
         raise NotImplementedError
 
@@ -98,7 +108,7 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
 
         Args:
             query_BHTd: scaled queries.
-            slots: parts of [compressed ; memory ; segment].
+            slots: parts of [pinned ; compressed ; memory ; segment].
             positions: of the segment.
             reading: how it is read.
         """
@@ -125,7 +135,7 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
 
         Args:
             inputs_BTD: inputs of the segment.
-            memory: parts of [compressed ; memory].
+            memory: parts of [pinned ; compressed ; memory].
             live_BN: which slots of memory may be seen.
         """
         query, key, value = self.queries_keys_values(inputs_BTD)
@@ -135,9 +145,9 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         read, received = self.read(query, slots, self.positions(), reading)
         return Attended(self.join_heads(read), query, slots, received)
 
-    def split_heads(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, H, T, d]."""
-        return x_BTD.unflatten(-1, (self.config.heads, -1)).transpose(1, 2)
+    def split_heads(self, x_BTh: Tensor) -> Tensor:
+        """[B, T, H d] -> [B, H, T, d], for any number of heads."""
+        return x_BTh.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
 
     def join_heads(self, read_BHTd: Tensor) -> Tensor:
         """Mix what the heads read: [B, H, T, d] -> [B, T, D]."""
@@ -151,11 +161,31 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
             stored_BnD: the parts.
             detached: let no gradient reach the weights.
         """
-        projected = self.query_key_value.rows(stored_BnD, self.config.width, constant=detached)
-        return [Slots(*map(self.split_heads, both.chunk(2, dim=-1))) for both in projected]
+        first, bias = self.query_width, self.query_key_value.bias
+        projected = self.query_key_value.rows(stored_BnD, first, constant=detached)
+        if bias is not None:
+            added = bias[first:].detach() if detached else bias[first:]
+            projected = [both + added for both in projected]
+        parts = [map(self.split_heads, both.chunk(2, dim=-1)) for both in projected]
+        return [Slots(self.normed_keys(key, detached), value) for key, value in parts]
+
+    def normed_keys(self, key_BHnd: Tensor, detached: bool = False) -> Tensor:
+        """Keys after their norm, if they have one."""
+        if not self.config.query_key_norm:
+            return key_BHnd
+        norm = self.key_norm
+        gain = norm.weight.detach() if detached else norm.weight
+        return F.rms_norm(key_BHnd, norm.normalized_shape, gain, norm.eps)
 
     def queries_keys_values(self, inputs_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries, keys and values of the segment, each [B, H, T, d]."""
-        query, key, value = self.query_key_value(inputs_BTD).chunk(3, dim=-1)
-        scaled = query * self.config.head_width**-0.5
-        return self.split_heads(scaled), self.split_heads(key), self.split_heads(value)
+        """Scaled queries [B, H, T, d], keys and values [B, K, T, d] of the segment."""
+        queries = self.query_width
+        joined = self.query_key_value(inputs_BTD)
+        stored = (joined.shape[-1] - queries) // 2
+        query, key, value = joined.split([queries, stored, stored], dim=-1)
+        scale = self.config.head_width**-0.5
+        key_BHTd, value_BHTd = self.split_heads(key), self.split_heads(value)
+        if self.config.query_key_norm:
+            normed = self.query_norm(self.split_heads(query)) * scale
+            return normed, self.normed_keys(key_BHTd), value_BHTd
+        return self.split_heads(query * scale), key_BHTd, value_BHTd

@@ -72,16 +72,16 @@ def _empty(x_BHnd: Tensor) -> Tensor:
 
 
 def _tables(
-    memory_key: Tensor, compressed_key: Tensor | None, chunks: _Chunks
+    memory_key: Tensor, compressed_key: Tensor | None, pinned: int, chunks: _Chunks
 ) -> tuple[DistanceTable, DistanceTable | None]:
     """The tables of memory with the segment, and of compressed memory."""
     queries, lanes = chunks.queries, chunks.most
     if compressed_key is None:
-        return DistanceTable(memory_key, chunks.keys, queries, queries, lanes), None
+        return DistanceTable(memory_key, chunks.keys - pinned, queries, queries, lanes), None
     far = compressed_key.shape[1] - queries
     block = FAR_QUERIES if queries % FAR_QUERIES == 0 else queries
     return (
-        DistanceTable(memory_key, chunks.keys - far, queries, queries, lanes),
+        DistanceTable(memory_key, chunks.keys - pinned - far, queries, queries, lanes),
         DistanceTable(compressed_key, far, queries, block, lanes),
     )
 
@@ -89,7 +89,7 @@ def _tables(
 class BlockedAttention(torch.autograd.Function):
     """shift_attention.attend, called as
     .apply(query, *positions, live_BN, dropped, received, *keys, *values), with the keys and values
-    of each part of [compressed ; memory ; segment].
+    of each part of [pinned ; compressed ; memory ; segment], for as many heads as the queries.
     """
 
     @staticmethod
@@ -101,6 +101,7 @@ class BlockedAttention(torch.autograd.Function):
         memory_key: Tensor,
         compressed_bias: Tensor | None,
         compressed_key: Tensor | None,
+        pinned: int,
         live_BN: Tensor,
         dropped: Tensor | None,
         received: bool,
@@ -110,8 +111,8 @@ class BlockedAttention(torch.autograd.Function):
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         (lanes, heads, queries, _), slots = query.shape, live_BN.shape[1]
         chunks = _Chunks(query, slots + queries)
-        near, far = _tables(memory_key, compressed_key, chunks)
-        first = 0 if far is None else far.keys
+        near, far = _tables(memory_key, compressed_key, pinned, chunks)
+        first = pinned + (0 if far is None else far.keys)
         future = torch.full((queries, queries), float("-inf"), dtype=query.dtype).triu(1)
         dead = None if bool(live_BN.all()) else ~live_BN.repeat_interleave(heads, dim=0)[:, None]
         dropped = None if dropped is None else dropped.flatten(0, 1)
@@ -121,10 +122,11 @@ class BlockedAttention(torch.autograd.Function):
         for part, rows in chunks:
             scores = weights[rows]
             biased = _biased(query, memory_bias, part, query_room)
+            scores[:, :, :pinned] = 0
             near.scores(biased, scores[:, :, first:])
             if far is not None and compressed_bias is not None:
                 biased = _biased(query, compressed_bias, part, query_room)
-                far.scores(biased, scores[:, :, :first])
+                far.scores(biased, scores[:, :, pinned:first])
             biased = _biased(query, content_bias, part, query_room)
             scores.baddbmm_(biased, _join(keys, part, room).transpose(1, 2))
             scores[:, :, slots:] += future
@@ -144,6 +146,7 @@ class BlockedAttention(torch.autograd.Function):
             dropped,
             *parts,
         )
+        ctx.pinned = pinned
         total = weights.view(lanes, -1, chunks.keys).sum(dim=1) if received else None
         if total is not None:
             ctx.mark_non_differentiable(total)
@@ -157,8 +160,9 @@ class BlockedAttention(torch.autograd.Function):
         compressed_bias, compressed_key, weights, dropped, *parts = rest
         keys, values = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         chunks = _Chunks(query, weights.shape[2])
-        near_table, far_table = _tables(memory_key, compressed_key, chunks)
-        first = 0 if far_table is None else far_table.keys
+        pinned = ctx.pinned
+        near_table, far_table = _tables(memory_key, compressed_key, pinned, chunks)
+        first = pinned + (0 if far_table is None else far_table.keys)
         near = DistanceGradient(near_table)
         far = None if far_table is None else DistanceGradient(far_table)
         grad_query, grads = _empty(query), [_empty(part) for part in parts]
@@ -190,7 +194,7 @@ class BlockedAttention(torch.autograd.Function):
             total += back(1, near.back(grad_scores[:, :, first:], biased))
             if far is not None:
                 biased = _biased(query, compressed_bias, part, query_room)
-                total += back(2, far.back(grad_scores[:, :, :first], biased))
+                total += back(2, far.back(grad_scores[:, :, pinned:first], biased))
             grad_query[part] = total
         return (
             grad_query,
@@ -198,6 +202,7 @@ class BlockedAttention(torch.autograd.Function):
             near.total(),
             grad_biases[2],
             None if far is None else far.total(),
+            None,
             None,
             None,
             None,

@@ -16,6 +16,8 @@ from lm.model.feedforward import FeedForward
 from lm.model.gates import GATES
 from lm.model.linear import total_penalty
 from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
+from lm.model.norms import make_norm
+from lm.model.pinned import PinnedMemory, pinned_memories
 from lm.model.reconstruction import (
     Decoder,
     LossSum,
@@ -61,13 +63,15 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = make_norm(config)
+        self.pinned = nn.ModuleList(pinned_memories(config))
+        pinned = sum(part.number for part in self.pinned_memories)
         self.attention: MemoryAttention[Any]
         if config.positions == "relative":
-            self.attention = RelativeAttention(config)
+            self.attention = RelativeAttention(config, pinned)
         else:
-            self.attention = RotaryAttention(config)
-        self.feedforward_norm = nn.LayerNorm(config.width)
+            self.attention = RotaryAttention(config, pinned)
+        self.feedforward_norm = make_norm(config)
         self.feedforward = FeedForward(config)
         self.attention_gate = GATES[config.gate](config.width)
         self.feedforward_gate = GATES[config.gate](config.width)
@@ -75,6 +79,23 @@ class Block(nn.Module):
             self.compression = COMPRESSIONS[config.compression](config)
             if config.reconstruction == "auto_encoding":
                 self.decoder = Decoder(config)
+
+    @property
+    def pinned_memories(self) -> list[PinnedMemory]:
+        """The kinds of memory beside the two, farthest first."""
+        return [part for part in self.pinned if isinstance(part, PinnedMemory)]
+
+    def empty(self, memory: LayerMemory) -> LayerMemory:
+        """What lanes that have read nothing keep in this layer.
+
+        Args:
+            memory: both memories of the lanes.
+        """
+        kept = dict(memory)
+        like_BD = memory["memory"].new_empty(len(memory["memory"]), self.config.width)
+        for part in self.pinned_memories:
+            kept |= part.init(like_BD)
+        return kept
 
     def forward(
         self,
@@ -89,7 +110,7 @@ class Block(nn.Module):
         Args:
             hidden_BTD: the residual stream.
             memory: this layer's memory before the segment.
-            live_BN: live slots of [compressed ; memory] of layers with memory.
+            live_BN: live slots of [pinned ; compressed ; memory] of layers with memory.
             counts: how the live counts move with this segment.
             losses: whether the reconstruction loss is computed.
         """
@@ -105,15 +126,23 @@ class Block(nn.Module):
         return LayerStep(hidden, after, loss, penalty)
 
     def slots(self, memory: LayerMemory) -> list[Slots]:
+        """What [pinned ; compressed ; memory] is projected to, in parts."""
+        lanes = len(memory["memory"])
+        pinned = [part.read(memory, lanes) for part in self.pinned_memories]
+        if not pinned:
+            return self.stored_slots(memory)
+        return [*self.attention.project(*pinned), *self.stored_slots(memory)]
+
+    def stored_slots(self, memory: LayerMemory) -> list[Slots]:
         """What [compressed ; memory] is projected to, in parts."""
-        if memory.kept is not None:
-            return [memory.kept]
-        stored = (memory.compressed_BCD, memory.memory_BMD)
+        if "keys" in memory:
+            return [Slots(memory["keys"], memory["values"])]
+        stored = (memory["compressed"], memory["memory"])
         return self.attention.project(*stored[0 if self.config.compressed else 1 :])
 
     def live(self, live_BN: Tensor) -> Tensor:
         """Of the slots of layers with memory, those that this layer has: all or none."""
-        return live_BN[:, live_BN.shape[1] - self.config.slots :]
+        return live_BN[:, live_BN.shape[1] - self.config.slots - self.attention.pinned :]
 
     def inputs(self, hidden_BTD: Tensor) -> Tensor:
         """What attention reads of the segment, and what enters memory."""
@@ -148,27 +177,33 @@ class Block(nn.Module):
             Memory afterwards, and the block that was compressed, if any.
         """
         config = self.config
-        old, live, recent = evict(config, memory.memory_BMD, entering.inputs_BTD, counts.evicted)
-        compressed, block, new_kept = memory.compressed_BCD, None, None
+        old, live, recent = evict(config, memory["memory"], entering.inputs_BTD, counts.evicted)
+        compressed, block, new_kept = memory["compressed"], None, None
         if config.compressed:
             received = entering.received_BS
+            if received is not None:
+                received = received[:, self.attention.pinned :]
             used = None if received is None else average_use(config, received)
             new = self.compression(Evicted(old, live, used, compressed[:, -1], counts.begun))
             compressed, block = push(compressed, new), Compressed(old, new)
-            new_kept = self.attention.project(new)[0] if memory.kept else None
-        kept = self._move_kept(memory.kept, entering.slots, new_kept)
-        return LayerMemory(recent, compressed, kept), block
+            new_kept = self.attention.project(new)[0] if "keys" in memory else None
+        after = {"memory": recent, "compressed": compressed}
+        if "keys" in memory:
+            after |= self._move_kept(memory, entering.slots, new_kept)
+        for part in self.pinned_memories:
+            after |= part.commit(memory, counts.before, entering.inputs_BTD.detach())
+        return after, block
 
-    def _move_kept(self, kept: Slots | None, tokens: Slots, new: Slots | None) -> Slots | None:
+    def _move_kept(
+        self, memory: LayerMemory, tokens: Slots, new: Slots | None
+    ) -> dict[str, Tensor]:
         """Kept keys and values take the way of the slots that they belong to."""
-        if kept is None:
-            return None
-        moved = []
-        for index in range(2):
-            far, near = kept[index].split([self.config.compressed, self.config.memory], dim=2)
+        moved = {}
+        for index, name in enumerate(("keys", "values")):
+            far, near = memory[name].split([self.config.compressed, self.config.memory], dim=2)
             old = [far] if new is None else queue(far, new[index])
-            moved.append(torch.cat([*old, *queue(near, tokens[index])], dim=2))
-        return Slots(*moved)
+            moved[name] = torch.cat([*old, *queue(near, tokens[index])], dim=2)
+        return moved
 
     def _reconstruction(self, block: Compressed, counts: Counts, attended: Attended) -> LossSum:
         """The loss that trains this layer's compression function."""
@@ -178,9 +213,10 @@ class Block(nn.Module):
             return auto_encoding(
                 old, self.decoder(block.new_BwD), live_mask(counts.evicted, old.shape[1])
             )
-        queries, first = config.segment, config.compressed
-        leaving = section(attended.slots, first, first + queries)
+        queries, first = config.segment, self.attention.pinned + config.compressed
+        leaving = section(attended.slots, first, first + queries).for_heads(config.heads)
         (new,) = self.attention.project(block.new_BwD, detached=True)
+        new = new.for_heads(config.heads)
         return attention_reconstruction(
             attended.query_BHTd,
             (*leaving, live_mask(counts.evicted, queries)),

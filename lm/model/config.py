@@ -5,7 +5,7 @@ from typing import Literal
 
 CompressionName = Literal["conv", "dilated", "mean", "max", "most_used", "low_pass"]
 ReconstructionName = Literal["attention", "auto_encoding", "none"]
-Activation = Literal["relu", "gelu", "swiglu", "geglu"]
+Activation = Literal["relu", "gelu", "silu", "swiglu", "geglu"]
 GateName = Literal["none", "relu", "input", "output", "highway", "sigmoid_tanh", "gru"]
 
 DILATIONS = (1, 2, 4)
@@ -27,12 +27,26 @@ class ModelConfig:
     width: int = 512
     """Width d of the residual stream."""
     heads: int = 8
-    """Attention heads; each has width / heads dimensions."""
+    """Attention heads of queries."""
+    key_value_heads: int | None = None
+    """Heads of keys and values, each shared by as many heads of queries; none: as many as these."""
+    head_size: int | None = None
+    """Dimensions of one head; none: width / heads."""
+    query_key_norm: bool = False
+    """RMS norm of each head's queries and keys, before their positions."""
+    attention_bias: Literal["none", "inputs", "all"] = "none"
+    """Biases of the maps to queries, keys and values (inputs), and of the output map too (all)."""
     feedforward: int = 2048
     """Hidden units of each feed-forward sub-layer."""
     activation: Activation = "relu"
     """Non-linearity of the feed-forward sub-layer; swiglu and geglu are gated and have a second
     input matrix."""
+    feedforward_bias: bool = True
+    """Biases of the feed-forward maps."""
+    norm_kind: Literal["layer", "rms"] = "layer"
+    """layer: layer norm; rms: division by the root mean square alone, without a bias."""
+    norm_epsilon: float = 1e-5
+    """What norms add to the variance or mean square."""
     norm: Literal["pre", "post"] = "pre"
     """Layer norm of each sub-layer's input (authors' code), or of the residual sum (paper,
     Algorithm 1). What enters memory is the input of attention, so post keeps it unnormed."""
@@ -43,6 +57,20 @@ class ModelConfig:
     compressed slots (authors' code); rotary: places in time, compressed slots at the centre of the
     tokens they were made from; rotary_slots: the same, but each compressed slot counts as one
     token."""
+    rotary_base: float = 10000.0
+    """Base of the wavelengths of rotary positions."""
+    rotary_share: float = 1.0
+    """Share of each head's dimensions, the first ones, that rotary positions turn."""
+    rotary_scaling: Literal["none", "linear", "llama3"] = "none"
+    """How wavelengths are stretched by rotary_factor: all alike (linear), or those that are long
+    beside the rotary_trained length, with a smooth passage (llama3)."""
+    rotary_factor: float = 1.0
+    """See rotary_scaling."""
+    rotary_trained: int | None = None
+    """Tokens of context that the wavelengths were trained on; only with llama3."""
+    rotary_bounds: tuple[float, float] = (1.0, 4.0)
+    """Turns within that length below which wavelengths are stretched whole, and above which not;
+    only with llama3."""
     sinusoids: int | None = None
     """Sinusoids that encode a relative distance; none: as many as the width (authors' code). Few
     (head width + 2 sinusoids up to 256) let fused kernels compute relative attention on a GPU."""
@@ -66,6 +94,14 @@ class ModelConfig:
     """Loss that trains the compression function. attention: what the segment would have read from
     the old block; auto_encoding: the old block itself, through a decoder; none: only the likelihood
     of later segments, where training unrolls several in one graph."""
+    sinks: int = 0
+    """Slots at the far end, before compressed memory, that stay visible for ever: many models rest
+    their attention there (attention sinks, Xiao et al., arXiv 2309.17453)."""
+    sink: Literal["first_tokens", "learnt"] = "first_tokens"
+    """What they hold: the first tokens that a lane has read, from when they leave memory on; or
+    learnt vectors."""
+    memories: tuple[str, ...] = ()
+    """Further kinds of memory by their names in lm/model/pinned.py."""
     memory_layers: tuple[int, ...] | None = None
     """Layers, counted from 0, that have memory; the others read their segment only. None: all."""
     empty: Literal["masked", "attended"] = "masked"
@@ -73,6 +109,10 @@ class ModelConfig:
     code)."""
     tied: bool = True
     """Share the words' vectors between the token embedding and the output projection."""
+    embedding_scale: float | None = None
+    """What token embeddings are multiplied by; none: the root of the width."""
+    head_bias: bool = True
+    """Biases of the output projection."""
     cutoffs: tuple[int, ...] | None = None
     """Adaptive input and softmax: ids at which a cluster of rarer words begins, for vocabularies
     ordered from frequent to rare. None: one matrix for all words."""
@@ -89,13 +129,10 @@ class ModelConfig:
         for name in ("layers", "width", "heads", "feedforward", "segment", "rate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("memory", "compressed"):
+        for name in ("memory", "compressed", "sinks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name} must be at least 0, not {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(
-                f"model.width must be a multiple of model.heads, not {self.width} over {self.heads}"
-            )
+        self._check_heads()
         self._check_positions()
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -108,15 +145,46 @@ class ModelConfig:
             )
         if not self.slots and self.empty == "attended":
             raise ValueError("model.empty has no effect without memory; set it to masked")
+        self._check_sinks()
         if self.memory_layers is not None:
             self._check_memory_layers(self.memory_layers)
         if self.compressed:
             self._check_compression()
         self._check_vocabulary()
 
+    def _check_heads(self) -> None:
+        if self.head_size is None and self.width % self.heads:
+            raise ValueError(
+                f"model.width must be a multiple of model.heads, not {self.width} over {self.heads}"
+            )
+        if self.head_size is not None and self.head_size < 1:
+            raise ValueError(f"model.head_size must be at least 1, not {self.head_size}")
+        if self.stored_heads < 1 or self.heads % self.stored_heads:
+            raise ValueError(
+                "model.heads must be a multiple of model.key_value_heads, not "
+                f"{self.heads} over {self.stored_heads}"
+            )
+        if self.norm_epsilon <= 0:
+            raise ValueError(f"model.norm_epsilon must be positive, not {self.norm_epsilon}")
+
+    def _check_sinks(self) -> None:
+        if not self.sinks and self.sink != "first_tokens":
+            raise ValueError("model.sink has no effect with model.sinks 0")
+        if self.sinks > self.segment and self.sink == "first_tokens":
+            raise ValueError(
+                f"model.sinks must fit into the first segment of {self.segment} tokens, not "
+                f"{self.sinks}"
+            )
+        if not self.slots and (self.sinks or self.memories):
+            raise ValueError("model.sinks and model.memories stand before a memory; give it slots")
+
     def _check_vocabulary(self) -> None:
         if self.head_chunk is not None and self.head_chunk < 1:
             raise ValueError(f"model.head_chunk must be at least 1, not {self.head_chunk}")
+        if self.embedding_scale is not None and self.embedding_scale <= 0:
+            raise ValueError(f"model.embedding_scale must be positive, not {self.embedding_scale}")
+        if self.cutoffs is not None and not self.head_bias:
+            raise ValueError("model.head_bias must be true with model.cutoffs")
         if self.cutoffs is None:
             if self.cluster_divisor != 4:
                 raise ValueError("model.cluster_divisor has no effect without model.cutoffs")
@@ -135,6 +203,7 @@ class ModelConfig:
 
     def _check_positions(self) -> None:
         if self.positions == "relative":
+            self._refuse_rotary()
             if self.encoded < 2 or self.encoded % 2:
                 name = "width" if self.sinusoids is None else "sinusoids"
                 raise ValueError(
@@ -147,11 +216,37 @@ class ModelConfig:
                 f"model.sinusoids has no effect with model.positions {self.positions}; set it to "
                 "null"
             )
-        if self.head_width % 2:
+        if self.turned % 2 or not 0 < self.turned <= self.head_width:
             raise ValueError(
-                f"model.width / model.heads must be even for rotary positions, not "
-                f"{self.head_width}"
+                "the turned dimensions of a head must be even for rotary positions, not "
+                f"{self.turned} of {self.head_width}: change model.heads, model.head_size or "
+                "model.rotary_share"
             )
+        self._check_scaling()
+
+    def _refuse_rotary(self) -> None:
+        for name in ("base", "share", "scaling", "factor", "trained", "bounds"):
+            default = type(self).__dataclass_fields__[f"rotary_{name}"].default
+            if getattr(self, f"rotary_{name}") != default:
+                raise ValueError(f"model.rotary_{name} has no effect with model.positions relative")
+
+    def _check_scaling(self) -> None:
+        if self.rotary_base <= 1:
+            raise ValueError(f"model.rotary_base must be above 1, not {self.rotary_base}")
+        if self.rotary_factor < 1 or (self.rotary_scaling == "none" and self.rotary_factor != 1):
+            raise ValueError(
+                "model.rotary_factor must be at least 1 and needs a model.rotary_scaling, not "
+                f"{self.rotary_factor} with {self.rotary_scaling}"
+            )
+        if (self.rotary_trained is not None) != (self.rotary_scaling == "llama3"):
+            raise ValueError(
+                "model.rotary_trained belongs to model.rotary_scaling llama3, not "
+                f"{self.rotary_scaling}"
+            )
+        if self.rotary_trained is not None and self.rotary_trained < 1:
+            raise ValueError(f"model.rotary_trained must be at least 1, not {self.rotary_trained}")
+        if not 0 < self.rotary_bounds[0] < self.rotary_bounds[1]:
+            raise ValueError(f"model.rotary_bounds must rise from 0, not {self.rotary_bounds}")
 
     def _check_memory_layers(self, layers: tuple[int, ...]) -> None:
         if not self.slots:
@@ -166,7 +261,16 @@ class ModelConfig:
         """The config as one layer sees it: with memory or without."""
         if self.memory_layers is None or layer in self.memory_layers:
             return self
-        return replace(self, memory=0, compressed=0, memory_layers=None, empty="masked")
+        return replace(
+            self,
+            memory=0,
+            compressed=0,
+            memory_layers=None,
+            empty="masked",
+            sinks=0,
+            sink="first_tokens",
+            memories=(),
+        )
 
     def _check_compression(self) -> None:
         name = self.compression
@@ -187,7 +291,17 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         """Dimensions of one attention head."""
-        return self.width // self.heads
+        return self.width // self.heads if self.head_size is None else self.head_size
+
+    @property
+    def stored_heads(self) -> int:
+        """Heads K of keys and values."""
+        return self.heads if self.key_value_heads is None else self.key_value_heads
+
+    @property
+    def turned(self) -> int:
+        """Dimensions of a head that rotary positions turn."""
+        return round(self.head_width * self.rotary_share)
 
     @property
     def encoded(self) -> int:

@@ -14,12 +14,18 @@ OPTIONS = getattr(nn, "LinearCrossEntropyOptions", None)
 """Of torch's chunked cross-entropy, from torch 2.13 on."""
 
 
+def embedding_scale(config: ModelConfig) -> float:
+    """What token embeddings are multiplied by."""
+    scale = config.embedding_scale
+    return config.width**0.5 if scale is None else scale
+
+
 class Embedding(nn.Module):
-    """Tokens to vectors, scaled by sqrt(D) so that a tied matrix suits both its uses."""
+    """Tokens to vectors, scaled (by sqrt(D), so that a tied matrix suits both its uses)."""
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
-        self.scale = config.width**0.5
+        self.scale = embedding_scale(config)
         self.weight = nn.Parameter(torch.empty(vocabulary, config.width))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -67,7 +73,7 @@ class Head(VocabularyHead):
     def __init__(self, config: ModelConfig, vocabulary: int, tied: nn.Parameter | None) -> None:
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(vocabulary, config.width)) if tied is None else tied
-        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.head_bias else None
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Unnormalised log-probabilities [B, T, V]."""

@@ -12,6 +12,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     # In place: nothing else reads the largest tensor of a layer.
     "relu": F.relu_,
     "gelu": F.gelu,
+    "silu": F.silu,
     "swiglu": F.silu,
     "geglu": F.gelu,
 }
@@ -28,8 +29,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.activation in GATED
         self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[config.activation]
-        self.inner = Linear(config.width, config.feedforward * (2 if self.gated else 1))
-        self.outer = Linear(config.feedforward, config.width)
+        inner, bias = config.feedforward * (2 if self.gated else 1), config.feedforward_bias
+        self.inner = Linear(config.width, inner, bias=bias)
+        self.outer = Linear(config.feedforward, config.width, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

@@ -53,7 +53,8 @@ class Work:
     """Work per token, by part of the model.
 
     projections: queries, keys, values and output of the segment; memory_projections: keys and
-    values of memory, projected anew each segment, to which no gradient goes; positions: projection
+    values of memory, projected anew each segment, to which no gradient goes; sinks: those of
+    attention sinks, likewise; positions: projection
     of the encoded distances, shared by the lanes; content_scores, position_scores; values: their
     weighted sums; feedforward; gates; compression; reconstruction; embedding: projections of
     adaptive input; head.
@@ -110,7 +111,7 @@ def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) 
         products = _layer(at, lanes)
         del products["reconstruction"]
         if kept:
-            new = Product(lanes * at.windows, at.width, 2 * at.width, 1)
+            new = Product(lanes * at.windows, at.width, 2 * at.stored_heads * at.head_width, 1)
             products["memory_projections"] = [new] if at.compressed else []
         for name, some in products.items():
             parts.setdefault(name, []).extend(some)
@@ -124,12 +125,18 @@ def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) 
 def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:
     """Products of one layer that reads a segment of every lane."""
     width, segment, head = config.width, config.segment, config.head_width
-    rows, heads, keys = lanes * segment, lanes * config.heads, config.slots + segment
+    queries, stored = config.heads * head, 2 * config.stored_heads * head
+    rows, heads = lanes * segment, lanes * config.heads
+    keys = config.sinks + config.slots + segment
     inner = config.feedforward * (2 if config.activation in GATED else 1)
     memories = (config.compressed, config.memory)[0 if config.compressed else 1 :]
     parts = {
-        "projections": [Product(rows, width, 3 * width, 3), Product(rows, width, width, 3)],
-        "memory_projections": [Product(lanes * n, width, 2 * width, 2) for n in memories],
+        "projections": [
+            Product(rows, width, queries + stored, 3),
+            Product(rows, queries, width, 3),
+        ],
+        "memory_projections": [Product(lanes * n, width, stored, 2) for n in memories],
+        "sinks": [],
         "positions": [],
         "content_scores": [Product(segment, head, keys, 3, heads)],
         "position_scores": [],
@@ -142,12 +149,16 @@ def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:
         "compression": _compression(config, lanes) if config.compressed else [],
         "reconstruction": _reconstruction(config, lanes) if config.compressed else [],
     }
+    if config.sinks:
+        # Learnt sinks have a gradient of their own; first tokens are constants.
+        times = 3 if config.sink == "learnt" else 2
+        parts["sinks"].append(Product(lanes * config.sinks, width, stored, times))
     if config.positions == "relative":
         near = config.memory + segment
         far = [config.compressed + segment] if config.compressed else []
         for distances in [near, *far]:
             # Encoded distances are constants, so their projection has one gradient.
-            parts["positions"].append(Product(distances, config.encoded, width, 2))
+            parts["positions"].append(Product(distances, config.encoded, queries, 2))
             parts["position_scores"].append(Product(segment, head, distances, 3, heads))
     return parts
 
@@ -181,7 +192,7 @@ def _reconstruction(config: ModelConfig, lanes: int) -> list[Product]:
         # The target is read without gradient; queries and projections are constants.
         Product(segment, head, segment, 1, heads),
         Product(segment, segment, head, 1, heads),
-        Product(lanes * new, width, 2 * width, 2),
+        Product(lanes * new, width, 2 * config.stored_heads * head, 2),
         Product(segment, head, new, 2, heads),
         Product(segment, new, head, 3, heads),
     ]

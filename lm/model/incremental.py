@@ -19,7 +19,7 @@ from torch import Tensor
 from lm.model.blocks import Block, Entering
 from lm.model.memory import MemoryState, advance_counts
 from lm.model.open_attention import OpenKeys, Places, read_open
-from lm.model.slots import Slots
+from lm.model.slots import Slots, joined
 from lm.model.transformer import CompressiveTransformer
 
 
@@ -86,11 +86,12 @@ class Reader:
         """An open segment without tokens."""
         block = self.model.layers[index]
         config, lanes, like = block.config, self.lanes, self.last_BD
-        shape = (lanes, config.heads, config.segment, config.head_width)
+        shape = (lanes, config.stored_heads, config.segment, config.head_width)
         keys, values = self._memory_keys(index, self.memory)
         received = None
         if block.attention.counts_attention:
-            received = like.new_zeros(lanes, config.slots + config.segment)
+            slots = block.attention.pinned + config.slots
+            received = like.new_zeros(lanes, slots + config.segment)
         return OpenLayer(
             OpenKeys(keys, values, like.new_zeros(shape), like.new_zeros(shape)),
             like.new_zeros(lanes, config.segment, config.width),
@@ -99,10 +100,9 @@ class Reader:
 
     def _memory_keys(self, index: int, memory: MemoryState) -> tuple[Tensor, Tensor]:
         """Placed keys, and values, of a layer's memory."""
-        kept = memory.layer(index).kept
-        assert kept is not None
-        placed = self.model.layers[index].attention.place(kept[0], self.tables[index], 0)
-        return placed, kept[1]
+        block = self.model.layers[index]
+        key, value = joined(block.slots(memory.layers[index]))
+        return block.attention.place(key, self.tables[index], 0), value
 
     def _look(self) -> None:
         """Note which slots of memory are live, after it has moved."""
@@ -227,16 +227,17 @@ class Reader:
         rows: slice | list[int] = slice(None) if len(lanes) == self.lanes else lanes
         for index, (block, layer) in enumerate(zip(self.model.layers, self.layers, strict=True)):
             key, value = layer.keys.key_BHTd[rows], layer.keys.value_BHTd[rows]
-            key = block.attention.lift(key, self.tables[index], block.config.slots)
+            before = block.attention.pinned + block.config.slots
+            key = block.attention.lift(key, self.tables[index], before)
             received = None if layer.received_BS is None else layer.received_BS[rows]
             # Memory may take over what enters, and the next segment is written where this one is.
             entering = Entering(layer.inputs_BTD[rows].clone(), Slots(key, value), received)
-            layers.append(block.move(entering, memory.layer(index), counts)[0])
+            layers.append(block.move(entering, memory.layers[index], counts)[0])
             if layer.received_BS is not None:
                 layer.received_BS[rows] = 0.0
         for lane in lanes:
             self.lengths[lane] = 0
-        self._remember(lanes, MemoryState.of_layers(layers, counts))
+        self._remember(lanes, MemoryState(tuple(layers), counts.after))
 
     def _memory_of(self, lanes: list[int]) -> MemoryState:
         """Memory of some lanes of text, one lane each."""

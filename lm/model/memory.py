@@ -1,48 +1,52 @@
 """Memory as a value: what a model knows of the past, and how it moves on.
 
 Shapes: B lanes, M memory slots, C compressed slots, T tokens of a segment, w slots that they are
-compressed to, D width, H heads of d dimensions.
+compressed to, D width, d dimensions of a head.
 Slots are oldest first and live slots stand at the right end, next to the segment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lm.model.config import ModelConfig
-from lm.model.slots import Slots
+
+LayerMemory = Mapping[str, Tensor]
+"""What one layer keeps, by name, lane first. Every layer has
+
+    memory      [B, M, D]  normed inputs of the attention sub-layer
+    compressed  [B, C, D]  compressed blocks of older memory
+
+and, where they are kept (`CompressiveTransformer.keep_keys`), what attention projects
+[compressed ; memory] to, without positions, [B, K, C + M, d] with K key-value heads:
+
+    keys, values           they belong to fixed weights
+
+and whatever the kinds of memory in lm/model/pinned.py add."""
 
 
 @dataclass(frozen=True)
 class MemoryState:
-    """Both memories of every layer, and how many slots are live in each lane.
+    """What a model keeps of the past: named tensors for each layer, named counts for each lane.
 
-    Empty slots may hold anything: whoever reads memory masks them by the counts.
+    All that lanes do is written here once, over the names; so is the way to disk and back.
+    Empty slots may hold anything: whoever reads memory masks them by the counts. A lane whose
+    counts are zero has read nothing.
     """
 
-    memory: tuple[Tensor, ...]
-    """Per layer [B, M, D]: layer-normed inputs of the attention sub-layer."""
-    compressed: tuple[Tensor, ...]
-    """Per layer [B, C, D]: compressed blocks of older memory."""
-    memory_count: Tensor
-    """[B] int64, live slots of memory."""
-    compressed_count: Tensor
-    """[B] int64, live slots of compressed memory."""
-    keys: tuple[Tensor, ...] = ()
-    """Per layer [B, H, C + M, d], what attention projects [compressed ; memory] to, without
-    positions; or nothing, and then it is projected anew for each segment. Kept keys and values
-    belong to fixed weights."""
-    values: tuple[Tensor, ...] = ()
+    layers: tuple[LayerMemory, ...]
+    counts: Mapping[str, Tensor]
+    """[B] int64 each: live slots of `memory` and of `compressed`; where a kind of memory asks for
+    it, tokens `read`."""
 
     @staticmethod
     def empty(
         config: ModelConfig, lanes: int, device: torch.device | str, dtype: torch.dtype
     ) -> "MemoryState":
-        """Memory of `lanes` lanes in which no slot is live."""
+        """Both memories of `lanes` lanes, in which no slot is live."""
 
         def zeros(slots: int) -> Tensor:
             return torch.zeros(lanes, slots, config.width, device=device, dtype=dtype)
@@ -50,10 +54,11 @@ class MemoryState:
         layers = [config.at(layer) for layer in range(config.layers)]
         count = torch.zeros(lanes, dtype=torch.int64, device=device)
         return MemoryState(
-            tuple(zeros(layer.memory) for layer in layers),
-            tuple(zeros(layer.compressed) for layer in layers),
-            count,
-            count.clone(),
+            tuple(
+                {"memory": zeros(layer.memory), "compressed": zeros(layer.compressed)}
+                for layer in layers
+            ),
+            {"memory": count, "compressed": count.clone()},
         )
 
     @property
@@ -61,33 +66,79 @@ class MemoryState:
         """Number of lanes B."""
         return self.memory_count.shape[0]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "MemoryState":
-        """Apply a function to every tensor (each has the lane as its first dimension)."""
-        return MemoryState(
-            tuple(function(slots) for slots in self.memory),
-            tuple(function(slots) for slots in self.compressed),
-            function(self.memory_count),
-            function(self.compressed_count),
-            tuple(function(keys) for keys in self.keys),
-            tuple(function(values) for values in self.values),
-        )
+    @property
+    def kept(self) -> bool:
+        """Whether keys and values are kept."""
+        return "keys" in self.layers[0]
 
-    def layer(self, index: int) -> "LayerMemory":
-        """What one layer has."""
-        kept = Slots(self.keys[index], self.values[index]) if self.keys else None
-        return LayerMemory(self.memory[index], self.compressed[index], kept)
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """Memory of every layer, [B, M, D]."""
+        return self.named("memory")
+
+    @property
+    def compressed(self) -> tuple[Tensor, ...]:
+        """Compressed memory of every layer, [B, C, D]."""
+        return self.named("compressed")
+
+    @property
+    def memory_count(self) -> Tensor:
+        """[B], live slots of memory."""
+        return self.counts["memory"]
+
+    @property
+    def compressed_count(self) -> Tensor:
+        """[B], live slots of compressed memory."""
+        return self.counts["compressed"]
+
+    def named(self, name: str) -> tuple[Tensor, ...]:
+        """One of the named tensors, of every layer."""
+        return tuple(layer[name] for layer in self.layers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it under flat names, `memory.0`, ..., `memory_count`, ...: what goes to disk."""
+        flat = {
+            f"{name}.{index}": tensor
+            for index, layer in enumerate(self.layers)
+            for name, tensor in layer.items()
+        }
+        return flat | {f"{name}_count": count for name, count in self.counts.items()}
 
     @staticmethod
-    def of_layers(layers: list["LayerMemory"], counts: "Counts") -> "MemoryState":
-        """Memory after a segment."""
-        kept = [layer.kept for layer in layers if layer.kept is not None]
+    def from_tensors(tensors: Mapping[str, Tensor]) -> "MemoryState":
+        """The inverse of `tensors`; ValueError where layers do not follow each other or a name is
+        of neither form.
+        """
+        layers: dict[int, dict[str, Tensor]] = {}
+        counts = {}
+        for flat, tensor in tensors.items():
+            name, _, index = flat.rpartition(".")
+            if name and index.isdecimal():
+                layers.setdefault(int(index), {})[name] = tensor
+            elif flat.endswith("_count"):
+                counts[flat.removesuffix("_count")] = tensor
+            else:
+                raise ValueError(f"{flat} is no part of a memory")
+        if sorted(layers) != list(range(len(layers))) or not {"memory", "compressed"} <= {*counts}:
+            raise ValueError("a part of the memory is missing")
+        return MemoryState(tuple(layers[index] for index in range(len(layers))), counts)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "MemoryState":
+        """Apply a function to every tensor (each has the lane as its first dimension)."""
+        return self.join([self], lambda tensors: function(tensors[0]))
+
+    @staticmethod
+    def join(
+        states: list["MemoryState"], function: Callable[[list[Tensor]], Tensor]
+    ) -> "MemoryState":
+        """A state of what `function` makes of the tensors that several states have by one name."""
+        first = states[0]
         return MemoryState(
-            tuple(layer.memory_BMD for layer in layers),
-            tuple(layer.compressed_BCD for layer in layers),
-            counts.memory,
-            counts.compressed,
-            tuple(keys for keys, _ in kept),
-            tuple(values for _, values in kept),
+            tuple(
+                {name: function([state.layers[i][name] for state in states]) for name in layer}
+                for i, layer in enumerate(first.layers)
+            ),
+            {name: function([state.counts[name] for state in states]) for name in first.counts},
         )
 
     def detach(self) -> "MemoryState":
@@ -100,105 +151,80 @@ class MemoryState:
 
     def with_lanes(self, lanes_n: Tensor, part: "MemoryState") -> "MemoryState":
         """The same with other memory in some lanes, given by index."""
-
-        def put(name: str) -> tuple[Tensor, ...]:
-            layers = zip(getattr(self, name), getattr(part, name), strict=True)
-            return tuple(mine.index_copy(0, lanes_n, other) for mine, other in layers)
-
-        return MemoryState(
-            put("memory"),
-            put("compressed"),
-            self.memory_count.index_copy(0, lanes_n, part.memory_count),
-            self.compressed_count.index_copy(0, lanes_n, part.compressed_count),
-            put("keys"),
-            put("values"),
-        )
+        return self.join([self, part], lambda pair: pair[0].index_copy(0, lanes_n, pair[1]))
 
     @staticmethod
     def concatenate(parts: list["MemoryState"]) -> "MemoryState":
         """Join the lanes of several states, in order."""
-
-        def join(name: str) -> tuple[Tensor, ...]:
-            layers = zip(*(getattr(part, name) for part in parts), strict=True)
-            return tuple(torch.cat(layer) for layer in layers)
-
-        return MemoryState(
-            join("memory"),
-            join("compressed"),
-            torch.cat([p.memory_count for p in parts]),
-            torch.cat([p.compressed_count for p in parts]),
-            join("keys"),
-            join("values"),
-        )
+        return MemoryState.join(parts, torch.cat)
 
     def reset(self, reset_B: Tensor) -> "MemoryState":
         """Forget everything in the lanes where `reset_B` is true."""
-        keep = ~reset_B
-        return replace(
-            self,
-            memory_count=self.memory_count * keep,
-            compressed_count=self.compressed_count * keep,
+        return self.with_counts(**{name: count * ~reset_B for name, count in self.counts.items()})
+
+    def with_counts(self, **counts: Tensor) -> "MemoryState":
+        """The same with other counts."""
+        return replace(self, counts={**self.counts, **counts})
+
+    def with_named(self, **named: tuple[Tensor, ...]) -> "MemoryState":
+        """The same with tensors added or replaced, given for every layer by name."""
+        layers = (
+            {**layer, **{name: tensors[i] for name, tensors in named.items()}}
+            for i, layer in enumerate(self.layers)
         )
+        return replace(self, layers=tuple(layers))
 
     def zero_filled(self, config: ModelConfig) -> "MemoryState":
         """The same with zero vectors in every empty slot, which count as live from now on."""
         compressed = live_mask(self.compressed_count, config.compressed)
         memory = live_mask(self.memory_count, config.memory)
         both = torch.cat([compressed, memory], dim=1)[:, None]
+        live = {"memory": memory, "compressed": compressed, "keys": both, "values": both}
 
-        def fill(layers: tuple[Tensor, ...], live: Tensor) -> tuple[Tensor, ...]:
+        def fill(name: str, slots: Tensor) -> Tensor:
             # A layer without memory has no slots at all.
-            return tuple(
-                torch.where(live[..., None], slots, 0.0) if slots.shape[-2] else slots
-                for slots in layers
-            )
+            if name not in live or not slots.shape[-2]:
+                return slots
+            return torch.where(live[name][..., None], slots, 0.0)
 
-        return MemoryState(
-            fill(self.memory, memory),
-            fill(self.compressed, compressed),
-            torch.full_like(self.memory_count, config.memory),
-            torch.full_like(self.compressed_count, config.compressed),
-            fill(self.keys, both),
-            fill(self.values, both),
+        layers = ({name: fill(name, x) for name, x in layer.items()} for layer in self.layers)
+        return replace(self, layers=tuple(layers)).with_counts(
+            memory=torch.full_like(self.memory_count, config.memory),
+            compressed=torch.full_like(self.compressed_count, config.compressed),
         )
-
-
-class LayerMemory(NamedTuple):
-    """Memory of one layer."""
-
-    memory_BMD: Tensor
-    compressed_BCD: Tensor
-    kept: Slots | None
-    """What [compressed ; memory] is projected to, if that is kept."""
 
 
 @dataclass(frozen=True)
 class Counts:
     """How the live counts move when T tokens enter (each [B]; int64 where nothing else is said)."""
 
-    begun: Tensor
-    """Whether compressed memory held anything before; bool."""
+    before: Mapping[str, Tensor]
+    """All counts before the tokens enter."""
+    after: Mapping[str, Tensor]
+    """And afterwards."""
     evicted: Tensor
     """Live slots among the T oldest of [memory ; segment]."""
     new_compressed: Tensor
     """Live slots among the w that they are compressed to."""
-    memory: Tensor
-    """Live memory slots afterwards."""
-    compressed: Tensor
-    """Live compressed slots afterwards."""
+
+    @property
+    def begun(self) -> Tensor:
+        """Whether compressed memory held anything before; bool."""
+        return self.before["compressed"] > 0
 
 
 def advance_counts(config: ModelConfig, state: MemoryState, tokens: int) -> Counts:
     """Live counts before and after `tokens` tokens enter memory."""
-    evicted = (state.memory_count + tokens - config.memory).clamp(0, tokens)
+    before = state.counts
+    evicted = (before["memory"] + tokens - config.memory).clamp(0, tokens)
     new_compressed = (evicted + config.rate - 1) // config.rate
-    return Counts(
-        begun=state.compressed_count > 0,
-        evicted=evicted,
-        new_compressed=new_compressed,
-        memory=(state.memory_count + tokens).clamp(max=config.memory),
-        compressed=(state.compressed_count + new_compressed).clamp(max=config.compressed),
-    )
+    after = {
+        "memory": (before["memory"] + tokens).clamp(max=config.memory),
+        "compressed": (before["compressed"] + new_compressed).clamp(max=config.compressed),
+    }
+    if "read" in before:
+        after["read"] = before["read"] + tokens
+    return Counts(before, after, evicted, new_compressed)
 
 
 def live_mask(count_B: Tensor, slots: int) -> Tensor:

@@ -23,8 +23,8 @@ class Places(NamedTuple):
     keys: int
     """Tokens L of the open segment that some query may see."""
     hidden_BtS: Tensor | None
-    """bool, true where a query may not see a key of [compressed ; memory ; segment up to L]; None
-    where every query may see all of them."""
+    """bool, true where a query may not see a key of [compressed ; memory ; segment up to L] of
+    layers with memory; None where every query may see all of them."""
     dead_Bt: Tensor | None
     """bool, true for tokens that are not there; None where all are."""
 
@@ -57,28 +57,38 @@ def unfold(x_BHtn: Tensor, lanes: int) -> Tensor:
     return x_BHtn.unflatten(2, (shared, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def products(query_BHtd: Tensor, key_BHnd: Tensor) -> Tensor:
-    """Products of queries and keys that lanes share, [B, H, t, n]; keys are not copied for them."""
-    folded = fold(query_BHtd, key_BHnd.shape[0])
-    return unfold(folded @ key_BHnd.transpose(-1, -2), query_BHtd.shape[0])
+def product(x_BHtm: Tensor, y_BKmn: Tensor) -> Tensor:
+    """Matrix products [B, H, t, n], where neighbouring heads share the right factor of K heads and
+    neighbouring lanes that of B' lanes; it is not copied for them.
+    """
+    lanes, heads = x_BHtm.shape[:2]
+    folded, stored = fold(x_BHtm, y_BKmn.shape[0]), y_BKmn.shape[1]
+    if stored != heads:
+        folded = folded.unflatten(1, (stored, -1)).flatten(2, 3)
+    result = folded @ y_BKmn
+    if stored != heads:
+        result = result.unflatten(2, (heads // stored, -1)).flatten(1, 2)
+    return unfold(result, lanes)
+
+
+def products(query_BHtd: Tensor, key_BKnd: Tensor) -> Tensor:
+    """Products of queries and keys, [B, H, t, n]."""
+    return product(query_BHtd, key_BKnd.transpose(-1, -2))
 
 
 def content_scores(query_BHtd: Tensor, keys: OpenKeys, length: int) -> Tensor:
     """Products of queries and keys of [compressed ; memory ; segment up to L], [B, H, t, S]."""
     memory = products(query_BHtd, keys.memory_key_BHNd)
-    segment = query_BHtd @ keys.key_BHTd[:, :, :length].transpose(-1, -2)
+    segment = products(query_BHtd, keys.key_BHTd[:, :, :length])
     return torch.cat([memory, segment], dim=-1)
 
 
 def weighted_values(weights_BHtS: Tensor, keys: OpenKeys) -> Tensor:
     """Sums of values weighted by attention, [B, H, t, d]."""
-    slots, lanes = keys.memory_value_BHNd.shape[2], weights_BHtS.shape[0]
+    slots = keys.memory_value_BHNd.shape[2]
     memory, segment = weights_BHtS.split([slots, weights_BHtS.shape[-1] - slots], dim=-1)
-    read = segment @ keys.value_BHTd[:, :, : segment.shape[-1]]
-    if not slots:
-        return read
-    folded = fold(memory, keys.memory_value_BHNd.shape[0])
-    return read + unfold(folded @ keys.memory_value_BHNd, lanes)
+    read = product(segment, keys.value_BHTd[:, :, : segment.shape[-1]])
+    return read + product(memory, keys.memory_value_BHNd) if slots else read
 
 
 def read_open(

@@ -36,9 +36,9 @@ FUSED_WIDTH = 256
 class RelativeAttention(MemoryAttention[Positions | WidePositions]):
     """Multi-head attention with relative positions."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        width, heads = config.width, config.heads
+    def __init__(self, config: ModelConfig, pinned: int = 0) -> None:
+        super().__init__(config, pinned)
+        width, heads = self.query_width, config.heads
         self.position_key = Linear(config.encoded, width, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, config.head_width))
         self.position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
@@ -72,7 +72,9 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
         near = distances(config.memory, config.segment, device)
         memory_key = self._position_keys(self.position_key, near)
         if not config.compressed:
-            return Positions(self.content_bias, self.position_bias, memory_key, None, None)
+            return Positions(
+                self.content_bias, self.position_bias, memory_key, None, None, self.pinned
+            )
         far = distances(config.compressed, config.segment, device)
         return Positions(
             self.content_bias,
@@ -80,6 +82,7 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
             memory_key,
             self.compressed_position_bias,
             self._position_keys(self.compressed_position_key, far),
+            self.pinned,
         )
 
     def _position_keys(self, projection: LinearMap, distances_W: Tensor) -> Tensor:
@@ -100,6 +103,7 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
             self.compressed_position_bias if far else None,
             by_head(self.compressed_position_key) if far else None,
             self.config.compressed,
+            self.pinned,
         )
 
     def place(self, key_BHnd: Tensor, _: Positions | WidePositions, __: int) -> Tensor:
@@ -126,11 +130,13 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
         segment, compressed = self.config.segment, self.config.compressed
         content = content_scores(query_BHtd + tables.content_bias[:, None], keys, places.keys)
         near = products(query_BHtd + tables.memory_bias[:, None], tables.memory_key[None])
-        near = scores_by_key(near, content.shape[-1] - compressed, segment, places)
+        near = scores_by_key(near, content.shape[-1] - compressed - self.pinned, segment, places)
+        near = F.pad(near, (self.pinned, 0)) if self.pinned and not compressed else near
         if tables.compressed_key is None or tables.compressed_bias is None:
             return content + near
         far = products(query_BHtd + tables.compressed_bias[:, None], tables.compressed_key[None])
         far = scores_by_key(far, compressed, segment, places)
+        far = F.pad(far, (self.pinned, 0)) if self.pinned else far
         return content + torch.cat([far, near], dim=-1)
 
     def read(
@@ -145,7 +151,7 @@ class RelativeAttention(MemoryAttention[Positions | WidePositions]):
             return attend_widened(query_BHTd, joined(slots), positions, reading), None
         if self.route() != "blocked":
             return attend(query_BHTd, joined(slots), positions, reading)
-        keys, values = zip(*slots, strict=True)
+        keys, values = zip(*(part.for_heads(self.config.heads) for part in slots), strict=True)
         dropped = dropped_weights(query_BHTd, sum(part.number for part in slots), reading)
         read, received = BlockedAttention.apply(
             query_BHTd, *positions, reading.live_BN, dropped, reading.received, *keys, *values

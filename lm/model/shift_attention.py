@@ -27,6 +27,8 @@ class Positions(NamedTuple):
     """v', [H, d]; None without compressed memory"""
     compressed_key: Tensor | None
     """r', [H, W', d], likewise; distance 0 is not read"""
+    pinned: int = 0
+    """Slots before compressed memory, which have no place: only their content is scored."""
 
 
 def relative_shift(scores: Tensor, keys: int) -> Tensor:
@@ -75,22 +77,23 @@ def scores_by_key(scores_BHtW: Tensor, keys: int, segment: int, places: Places) 
 def attend(
     query_BHTd: Tensor, slots: Slots, positions: Positions, reading: Reading
 ) -> tuple[Tensor, Tensor | None]:
-    """Relative attention of a segment over [compressed ; memory ; segment].
+    """Relative attention of a segment over [pinned ; compressed ; memory ; segment].
 
     Returns the heads' outputs [B, H, T, d] and, if asked, the attention [B, S] that each key
     received, summed over heads and queries, before dropout and without gradient.
     """
-    queries = query_BHTd.shape[2]
+    queries, slots = query_BHTd.shape[2], slots.for_heads(query_BHTd.shape[1])
     content = (query_BHTd + positions.content_bias[:, None]) @ slots.key_BHnd.transpose(-1, -2)
     near = (query_BHTd + positions.memory_bias[:, None]) @ positions.memory_key.transpose(-1, -2)
-    compressed = 0
-    parts = []
+    before = positions.pinned
+    parts = [near.new_zeros(*near.shape[:3], before)] if before else []
     if positions.compressed_key is not None and positions.compressed_bias is not None:
         compressed = positions.compressed_key.shape[1] - queries
+        before += compressed
         far = query_BHTd + positions.compressed_bias[:, None]
         far = far @ positions.compressed_key.transpose(-1, -2)
         parts.append(relative_shift(far, compressed))
-    parts.append(relative_shift(near, slots.number - compressed))
+    parts.append(relative_shift(near, slots.number - before))
     scores = content + torch.cat(parts, dim=-1)
     scores = scores.masked_fill(~visible(reading, queries), float("-inf"))
     weights = scores.softmax(dim=-1)

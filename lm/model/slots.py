@@ -1,7 +1,7 @@
 """What attention projects slots to, in parts that lie side by side: memories and the segment.
 
 Parts are read where they are as long as a kernel can; to join them is a copy. Shapes: B lanes, H
-heads of d dimensions, n slots of a part.
+key-value heads of d dimensions, n slots of a part.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,14 @@ class Slots(NamedTuple):
     def number(self) -> int:
         """Number of slots n."""
         return self.key_BHnd.shape[2]
+
+    def for_heads(self, heads: int) -> "Slots":
+        """The same for so many heads of queries: key-value heads repeated, side by side."""
+        stored = self.key_BHnd.shape[1]
+        if stored == heads:
+            return self
+        shared = heads // stored
+        return Slots(*(x.repeat_interleave(shared, dim=1) for x in self))
 
     def narrow(self, first: int, stop: int) -> "Slots":
         """Some of them, as views."""

@@ -4,7 +4,7 @@ Shapes: B lanes, T tokens of a segment, M memory slots, C compressed slots, D wi
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from lm.model.blocks import Block
 from lm.model.config import ModelConfig
 from lm.model.embedding import Embedding, Head, VocabularyHead
 from lm.model.memory import MemoryState, advance_counts, live_mask
+from lm.model.norms import make_norm
+from lm.model.pinned import LearntSinks
 from lm.model.reconstruction import LossSum, stack_losses
 from lm.model.slots import joined
 
@@ -42,7 +44,7 @@ class CompressiveTransformer(nn.Module):
         self.vocabulary = vocabulary
         self.embedding, head = vocabulary_ends(config, vocabulary)
         self.blocks = nn.ModuleList(Block(config.at(layer)) for layer in range(config.layers))
-        self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
+        self.norm = make_norm(config) if config.norm == "pre" else nn.Identity()
         self.head = head
         self.initialise()
 
@@ -54,7 +56,8 @@ class CompressiveTransformer(nn.Module):
         | linear weights | truncated normal, variance 2 / (sqrt(layers) fan-in) (authors' code) |
         | embedding, head | truncated normal, variance 1 / D |
         | biases | 0; of gates, what keeps the layer close to the identity |
-        | layer norms | gain 1, bias 0 (torch's default) |
+        | norms | gain 1, bias 0 (torch's default) |
+        | learnt sinks | truncated normal, variance 1, as what norms make |
         """
         scale = 2.0 / math.sqrt(self.config.layers)
         for module in self.modules():
@@ -64,6 +67,8 @@ class CompressiveTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, Embedding | Head):
                 _truncated_normal(module.weight, self.config.width**-0.5)
+            elif isinstance(module, LearntSinks):
+                _truncated_normal(module.weight, 1.0)
             elif isinstance(module, nn.ParameterList):
                 for words in module:
                     _truncated_normal(words, self.config.width**-0.5)
@@ -76,7 +81,12 @@ class CompressiveTransformer(nn.Module):
     def empty_memory(self, lanes: int) -> MemoryState:
         """Memory of `lanes` lanes that have read nothing."""
         weight = self.embedding.weight
-        return MemoryState.empty(self.config, lanes, weight.device, weight.dtype)
+        both = MemoryState.empty(self.config, lanes, weight.device, weight.dtype)
+        pairs = zip(self.layers, both.layers, strict=True)
+        memory = MemoryState(tuple(block.empty(layer) for block, layer in pairs), both.counts)
+        if any(block.pinned_memories for block in self.layers):
+            return memory.with_counts(read=torch.zeros_like(memory.memory_count))
+        return memory
 
     def forward(
         self,
@@ -109,7 +119,7 @@ class CompressiveTransformer(nn.Module):
             raise ValueError(
                 f"a segment has model.segment = {config.segment} tokens, not {tokens_BT.shape[1]}"
             )
-        if memory.keys and self.training:
+        if memory.kept and self.training:
             raise ValueError("memory with kept keys and values is for model.eval() only")
         hidden, memory = self.embed(tokens_BT), self.readable(memory)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
@@ -117,13 +127,13 @@ class CompressiveTransformer(nn.Module):
         losses = self.training if losses is None else losses
         layers, reconstructions, penalties = [], [], []
         for index, block in enumerate(self.layers):
-            step = block(hidden, memory.layer(index), live, counts, losses)
+            step = block(hidden, memory.layers[index], live, counts, losses)
             hidden = step.hidden_BTD
             layers.append(step.memory)
             reconstructions.append(step.reconstruction)
             if step.penalty is not None:
                 penalties.append(step.penalty)
-        after = MemoryState.of_layers(layers, counts)
+        after = MemoryState(tuple(layers), counts.after)
         auxiliary, by_layer = {}, {}
         every = stack_losses(reconstructions)
         if every is not None:
@@ -143,12 +153,12 @@ class CompressiveTransformer(nn.Module):
         """The same memory with the keys and values that the present weights give it, which all
         memory that follows from it keeps too. Reading is faster then: slots are projected once.
         """
-        if memory.keys:
+        if memory.kept:
             return memory
         memory = self.readable(memory)
-        kept = [joined(block.slots(memory.layer(i))) for i, block in enumerate(self.layers)]
-        return replace(
-            memory,
+        pairs = zip(self.layers, memory.layers, strict=True)
+        kept = [joined(block.stored_slots(layer)) for block, layer in pairs]
+        return memory.with_named(
             keys=tuple(key.contiguous() for key, _ in kept),
             values=tuple(value.contiguous() for _, value in kept),
         )
@@ -158,9 +168,13 @@ class CompressiveTransformer(nn.Module):
         return memory.zero_filled(self.config) if self.config.empty == "attended" else memory
 
     def live(self, memory: MemoryState) -> Tensor:
-        """[B, C + M] bool: the slots of [compressed ; memory] that hold something."""
+        """[B, k + C + M] bool: the slots of [pinned ; compressed ; memory] that hold something, of
+        layers with memory.
+        """
+        pinned = next((block.pinned_memories for block in self.layers if block.pinned), [])
         return torch.cat(
             [
+                *(part.live(memory.counts) for part in pinned),
                 live_mask(memory.compressed_count, self.config.compressed),
                 live_mask(memory.memory_count, self.config.memory),
             ],

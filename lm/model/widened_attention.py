@@ -38,6 +38,8 @@ class WidePositions(NamedTuple):
     """W_r' by heads, [H, d, P]"""
     compressed: int
     """Number of compressed slots C."""
+    pinned: int
+    """Number of slots k before them, whose content alone is scored."""
 
 
 def _widened_queries(biased_BHTd: Tensor, map_HdP: Tensor, place_T: Tensor) -> Tensor:
@@ -56,24 +58,27 @@ def _widened_keys(place_S: Tensor, width: int, like: Tensor) -> Tensor:
 def attend_widened(
     query_BHTd: Tensor, slots: Slots, positions: WidePositions, reading: Reading
 ) -> Tensor:
-    """Relative attention of a segment over [compressed ; memory ; segment], [B, H, T, d]."""
+    """Relative attention of a segment over [pinned ; compressed ; memory ; segment],
+    [B, H, T, d].
+    """
+    slots = slots.for_heads(query_BHTd.shape[1])
     key_BHSd, queries, device = slots.key_BHnd, query_BHTd.shape[2], query_BHTd.device
-    compressed = positions.compressed
+    compressed, pinned = positions.compressed, positions.pinned
     sinusoids_P = positions.memory_map.shape[2]
     # Places are counted from the first token of the segment.
     place_T = torch.arange(queries, device=device)
-    near_S = torch.arange(queries + compressed - slots.number, queries, device=device)
+    near_S = torch.arange(queries + pinned + compressed - slots.number, queries, device=device)
     wide_query = [query_BHTd + positions.content_bias[:, None]]
     biased = query_BHTd + positions.memory_bias[:, None]
     wide_query.append(_widened_queries(biased, positions.memory_map, place_T))
-    wide_key = F.pad(_widened_keys(near_S, sinusoids_P, key_BHSd), (0, 0, compressed, 0))
+    wide_key = F.pad(_widened_keys(near_S, sinusoids_P, key_BHSd), (0, 0, pinned + compressed, 0))
     if positions.compressed_bias is not None and positions.compressed_map is not None:
         biased = query_BHTd + positions.compressed_bias[:, None]
         wide_query.append(_widened_queries(biased, positions.compressed_map, place_T))
         # Compressed slots count one each, directly before the segment (authors' code).
         far_S = torch.arange(-compressed, 0, device=device)
         far_key = _widened_keys(far_S, sinusoids_P, key_BHSd)
-        far_key = F.pad(far_key, (0, 0, 0, slots.number - compressed))
+        far_key = F.pad(far_key, (0, 0, pinned, slots.number - pinned - compressed))
         wide_key = torch.cat([wide_key, far_key], dim=-1)
     return F.scaled_dot_product_attention(
         torch.cat(wide_query, dim=-1),

@@ -193,12 +193,7 @@ def rank_tensors(memory: MemoryState, world: World) -> dict[str, Tensor]:
     tensors = {"rng.cpu": torch.get_rng_state()}
     if world.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(world.device)
-    for layer, (slots, compressed) in enumerate(zip(memory.memory, memory.compressed, strict=True)):
-        tensors[f"memory.{layer}"] = slots.cpu().contiguous()
-        tensors[f"compressed.{layer}"] = compressed.cpu().contiguous()
-    tensors["memory_count"] = memory.memory_count.cpu()
-    tensors["compressed_count"] = memory.compressed_count.cpu()
-    return tensors
+    return tensors | {n: t.cpu().contiguous() for n, t in memory.tensors().items()}
 
 
 def restore_rank(
@@ -251,27 +246,19 @@ def _set_generators(mine: TensorFile, world: World) -> None:
 
 def _memory(file: TensorFile, like: MemoryState) -> MemoryState:
     """The memory in a rank's file, in the shapes of `like` but for the number of lanes."""
-
-    def layers(name: str, shaped: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(
-            file.take(f"{name}.{layer}", None, (None, *slots.shape[1:]))
-            for layer, slots in enumerate(shaped)
-        )
-
-    def count(name: str, most: int) -> Tensor:
-        live = file.take(name, torch.int64, (None,))
-        if len(live) and not 0 <= int(live.min()) <= int(live.max()) <= most:
+    counts = {f"{name}_count" for name in like.counts}
+    stored = {
+        name: file.take(name, torch.int64 if name in counts else None, (None, *part.shape[1:]))
+        for name, part in like.tensors().items()
+    }
+    state = MemoryState.from_tensors(stored)
+    for name, live in state.counts.items():
+        # Slots of that name, where there are any, are counted; other counts have no bound.
+        slots = [layer[name].shape[1] for layer in like.layers if name in layer]
+        beyond = bool(slots) and bool((live > max(slots)).any())
+        if beyond or bool((live < 0).any()):
             raise ValueError(f"{file.path} counts more slots in {name} than there are; {MEND}")
-        return live
-
-    state = MemoryState(
-        layers("memory", like.memory),
-        layers("compressed", like.compressed),
-        count("memory_count", max(slots.shape[1] for slots in like.memory)),
-        count("compressed_count", max(slots.shape[1] for slots in like.compressed)),
-    )
-    parts = [*state.memory, *state.compressed, state.compressed_count]
-    if any(len(part) != state.lanes for part in parts):
+    if any(len(part) != state.lanes for part in stored.values()):
         raise ValueError(f"{file.path} has parts of different numbers of lanes; {MEND}")
     return state
 

@@ -124,7 +124,7 @@ def test_shuffling_keeps_live_slots_live() -> None:
     memory = model.empty_memory(2)
     for part in torch.arange(32).repeat(2, 1).split(8, dim=1):
         memory = model(part, memory).memory
-    memory = replace(memory, compressed_count=torch.tensor([4, 6]))
+    memory = memory.with_counts(compressed=torch.tensor([4, 6]))
     changed = CHANGES["shuffled"](MODEL, memory, torch.Generator().manual_seed(0))
     for before, after in zip(memory.compressed, changed.compressed, strict=True):
         assert not torch.equal(before, after)

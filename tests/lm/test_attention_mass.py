@@ -17,6 +17,7 @@ CASES = {
     "Transformer-XL": replace(TINY, compressed=0),
     "no memory": replace(TINY, memory=0, compressed=0),
     "memory in one layer": replace(TINY, memory_layers=(1,)),
+    "sinks": replace(TINY, sinks=2, memory=7, compressed=6),
     "most used": replace(TINY, compression="most_used", reconstruction="none"),
 }
 
@@ -30,7 +31,8 @@ def naive_shares(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> torch.
     monkeypatch.setattr(oracle, "softmax", lambda s: noted.append(softmax(s)) or noted[-1])
     monkeypatch.setattr(oracle.Oracle, "auxiliary", lambda *_: (torch.zeros(()), 0))
     oracle.Oracle(model).segment(tokens[0, -4:].tolist(), oracle.live_slots(memory, 0))
-    shares = torch.zeros(config.layers, config.slots + config.segment, dtype=torch.float64)
+    slots = config.sinks + config.slots + config.segment
+    shares = torch.zeros(config.layers, slots, dtype=torch.float64)
     for number, weights in enumerate(noted):
         layer, query = number // (config.heads * 4), number % 4
         first = shares.shape[1] - 4 + query + 1 - len(weights)
@@ -54,7 +56,10 @@ def test_equals_the_weights_of_the_oracle(name: str, monkeypatch: pytest.MonkeyP
     stores = mass.by_store()
     torch.testing.assert_close(sum(stores.values()), torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(stores["segment"], expected[:, -4:].sum(1))
-    torch.testing.assert_close(stores["compressed"], expected[:, : config.compressed].sum(1))
+    far = config.sinks + config.compressed
+    torch.testing.assert_close(stores["compressed"], expected[:, config.sinks : far].sum(1))
+    if config.sinks:
+        assert stores["pinned"].min() > 0
 
 
 def test_buckets_go_from_old_to_new() -> None:

@@ -102,7 +102,7 @@ def test_kept_keys_change_nothing(shards: Shards, change: dict[str, Any], reset:
     for keep in (True, False):
         nats = np.full(len(split.tokens), np.nan)
         scorer = Scorer(model, split, config, token_nats=nats, keep_keys=keep)
-        assert bool(scorer.memory.keys) == keep
+        assert scorer.memory.kept == keep
         for _ in scorer:
             pass
         costs.append(nats)

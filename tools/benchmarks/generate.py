@@ -216,9 +216,8 @@ def own_loop(reader: Reader, last: Tensor, tokens: int) -> Callable[[], object]:
 
 def reader_tensors(reader: Reader) -> Iterator[Tensor]:
     """Everything that a reader holds of its texts."""
-    memory = reader.memory
-    for parts in (memory.memory, memory.compressed, memory.keys, memory.values):
-        yield from parts
+    for memory in reader.memory.layers:
+        yield from memory.values()
     for layer in reader.layers:
         yield from (layer.keys.key_BHTd, layer.keys.value_BHTd, layer.inputs_BTD)
 

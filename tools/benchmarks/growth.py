@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lm.model import CompressiveTransformer, ModelConfig
-from lm.scoring import flat
 from tools.benchmarks.step import BYTES, SMALL, own_step
 from tools.timing import core_clock, machine, pick_device, report, take_turns
 
@@ -70,7 +69,7 @@ def main(
 def state_bytes(config: ModelConfig) -> int:
     """Bytes of one lane's memory."""
     memory = CompressiveTransformer(config, BYTES).empty_memory(1)
-    return sum(tensor.nbytes for tensor in flat(memory))
+    return sum(tensor.nbytes for tensor in memory.tensors().values())
 
 
 def saved_bytes(config: ModelConfig, lanes: int, device: torch.device) -> int:

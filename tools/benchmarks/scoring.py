@@ -71,10 +71,9 @@ def main(
 
 def filled(config: ModelConfig, memory: MemoryState) -> MemoryState:
     """Memory whose every slot counts as live, whatever it holds."""
-    return replace(
-        memory,
-        memory_count=torch.full_like(memory.memory_count, config.memory),
-        compressed_count=torch.full_like(memory.compressed_count, config.compressed),
+    return memory.with_counts(
+        memory=torch.full_like(memory.memory_count, config.memory),
+        compressed=torch.full_like(memory.compressed_count, config.compressed),
     )
 
 

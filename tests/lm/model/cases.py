@@ -57,6 +57,46 @@ SHAPES = {
         f"gate {name}": replace(TINY, gate=name)
         for name in ("relu", "input", "output", "highway", "sigmoid_tanh", "gru")
     },
+    "key-value heads": replace(TINY, heads=4, key_value_heads=2, memory=7),
+    "key-value heads, rotary, wide heads": replace(
+        TINY, positions="rotary", heads=4, key_value_heads=1, head_size=4
+    ),
+    "heads wider than their share": replace(TINY, head_size=6, memory=2, segment=5, rate=3),
+    "query-key norm": replace(TINY, query_key_norm=True),
+    "query-key norm, rotary": replace(TINY, query_key_norm=True, positions="rotary"),
+    "biased inputs of attention": replace(TINY, attention_bias="inputs", memory=7),
+    "all biases of attention, rotary": replace(TINY, attention_bias="all", positions="rotary"),
+    "no biases, rms": replace(TINY, feedforward_bias=False, head_bias=False, norm_kind="rms"),
+    "rms, post-norm": replace(TINY, norm_kind="rms", norm_epsilon=1e-2, norm="post"),
+    "silu, embeddings as they are": replace(TINY, activation="silu", embedding_scale=1.0),
+    "rotary, half turned": replace(TINY, positions="rotary", rotary_share=0.5, memory=7),
+    "rotary, slow": replace(TINY, positions="rotary", rotary_base=50.0),
+    "rotary, stretched": replace(
+        TINY, positions="rotary", rotary_scaling="linear", rotary_factor=4.0
+    ),
+    "rotary, Llama 3's": replace(
+        TINY,
+        positions="rotary",
+        rotary_scaling="llama3",
+        rotary_factor=8.0,
+        rotary_trained=32,
+        rotary_bounds=(1.0, 4.0),
+        head_size=8,
+    ),
+    **{
+        f"sinks, {label}": replace(TINY, sinks=2, **settings)
+        for label, settings in {
+            "relative": {"memory": 7},
+            "relative, learnt": {"sink": "learnt"},
+            "relative, Transformer-XL": {"compressed": 0, "memory": 6},
+            "rotary": {"positions": "rotary"},
+            "rotary, learnt": {"positions": "rotary", "sink": "learnt"},
+            "memory shorter": {"memory": 2, "segment": 5, "rate": 3},
+            "most used": {"compression": "most_used", "reconstruction": "none", "memory": 7},
+            "few sinusoids": {"sinusoids": 2},
+            "in one layer": {"memory_layers": (1,)},
+        }.items()
+    },
     "memory in one layer": replace(TINY, memory_layers=(1,)),
     "attended zeros": replace(TINY, empty="attended", memory=6),
     "attended zeros, auto-encoding": replace(

@@ -5,7 +5,9 @@ shapes to get wrong. Slow and float64; every fast path is compared with it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +23,16 @@ class LaneMemory:
 
     memory: list[Slots]
     compressed: list[Slots]
+    first: list[Slots]
+    """Per layer, the first vectors that were stored, which become sinks."""
+    read: int = 0
+    """Tokens read."""
+
+    def detached(self) -> "LaneMemory":
+        def cut(layers: list[Slots]) -> list[Slots]:
+            return [[slot.detach() for slot in layer] for layer in layers]
+
+        return LaneMemory(cut(self.memory), cut(self.compressed), cut(self.first), self.read)
 
 
 @dataclass
@@ -39,13 +51,18 @@ def empty_lane(config: ModelConfig) -> LaneMemory:
     return LaneMemory(
         [[zero] * layer.memory * attended for layer in layers],
         [[zero] * layer.compressed * attended for layer in layers],
+        [[] for _ in layers],
     )
 
 
-def layer_norm(x_D: Tensor, gain_D: Tensor, bias_D: Tensor) -> Tensor:
+def layer_norm(x_D: Tensor, gain_D: Tensor, bias_D: Tensor, epsilon: float) -> Tensor:
     mean = x_D.mean()
     variance = ((x_D - mean) ** 2).mean()
-    return (x_D - mean) / torch.sqrt(variance + 1e-5) * gain_D + bias_D
+    return (x_D - mean) / torch.sqrt(variance + epsilon) * gain_D + bias_D
+
+
+def rms_norm(x_D: Tensor, gain_D: Tensor, epsilon: float) -> Tensor:
+    return x_D / torch.sqrt((x_D**2).mean() + epsilon) * gain_D
 
 
 def softmax(scores: list[Tensor]) -> list[Tensor]:
@@ -62,6 +79,10 @@ def weighted_sum(weights: list[Tensor], values: list[Tensor]) -> Tensor:
 
 def softmax_read(scores: list[Tensor], values: list[Tensor]) -> Tensor:
     return weighted_sum(softmax(scores), values)
+
+
+Map = Callable[[int, Tensor], Tensor]
+"""Of a head's number and an input vector."""
 
 
 class Oracle:
@@ -81,44 +102,75 @@ class Oracle:
         d = self.config.head_width
         return matrix_DD[h * d : (h + 1) * d]
 
+    def maps(self, layer: int, constant: bool = False) -> tuple[Map, Map, Map]:
+        """Queries, keys and values of a head of queries: functions of its number and an input."""
+        config, d = self.config, self.config.head_width
+        stored, shared = config.stored_heads, config.heads // config.stored_heads
+        sizes = [config.heads * d, stored * d, stored * d]
+        named = {name: self.get(layer, name) for name in self.of_attention(layer)}
+        if constant:
+            named = {name: weight.detach() for name, weight in named.items()}
+        weights = named["attention.query_key_value.weight"].split(sizes)
+        bias = named.get("attention.query_key_value.bias", torch.zeros(sum(sizes))).split(sizes)
+
+        def apply(part: int, h: int, x_D: Tensor) -> Tensor:
+            head = h if part == 0 else h // shared
+            y = self.head(weights[part], head) @ x_D + bias[part][head * d : (head + 1) * d]
+            if config.query_key_norm and part < 2:
+                gain = named[f"attention.{('query', 'key')[part]}_norm.weight"]
+                y = rms_norm(y, gain, config.norm_epsilon)
+            return y / math.sqrt(d) if part == 0 else y
+
+        return partial(apply, 0), partial(apply, 1), partial(apply, 2)
+
+    def of_attention(self, layer: int) -> list[str]:
+        prefix = f"blocks.{layer}."
+        names = [name.removeprefix(prefix) for name in self.parameters if name.startswith(prefix)]
+        return [name for name in names if name.startswith("attention.")]
+
+    def sinks(self, layer: int, before: LaneMemory) -> Slots:
+        """Slots at the far end: learnt, or the first tokens that memory has lost."""
+        config = self.config.at(layer)
+        if config.sinks and config.sink == "learnt":
+            return list(self.get(layer, "pinned.0.weight"))
+        return before.first[layer][: max(0, before.read - config.memory)]
+
     def attention(
-        self, layer: int, inputs: Slots, memory: Slots, compressed: Slots
+        self, layer: int, inputs: Slots, memory: Slots, compressed: Slots, sinks: Slots
     ) -> tuple[Slots, list[Slots], list[float]]:
         """Outputs per token, the scaled queries per head and token, and the average attention that
         each slot of memory and each token received over heads and the queries that see it.
         """
         config = self.config
         score = relative_score if config.positions == "relative" else rotary_score
-        w_q, w_k, w_v = self.get(layer, "attention.query_key_value.weight").split(config.width)
+        make_query, make_key, make_value = self.maps(layer)
         outputs_per_head, queries_per_head = [], []
         received = [0.0] * (len(memory) + len(inputs))
         for h in range(config.heads):
-            q_rows, k_rows, v_rows = self.head(w_q, h), self.head(w_k, h), self.head(w_v, h)
             reads, queries = [], []
             for i, x in enumerate(inputs):
-                query = (q_rows @ x) / math.sqrt(config.head_width)
+                query, recent = make_query(h, x), memory + inputs[: i + 1]
                 scores, values = [], []
-                for j, slot in enumerate(compressed):
-                    age = len(compressed) - 1 - j
-                    scores.append(score(self, layer, h, Pair(query, k_rows @ slot, i, age, True)))
-                    values.append(v_rows @ slot)
-                recent = memory + inputs[: i + 1]
-                for j, slot in enumerate(recent):
-                    age = len(recent) - 1 - j
-                    scores.append(score(self, layer, h, Pair(query, k_rows @ slot, i, age, False)))
-                    values.append(v_rows @ slot)
+                for kind, slots in (("sink", sinks), ("compressed", compressed), ("own", recent)):
+                    # Sinks are counted from the first, whichever are live.
+                    count = config.sinks if kind == "sink" else len(slots)
+                    for j, slot in enumerate(slots):
+                        pair = Pair(query, make_key(h, slot), i, count - 1 - j, kind)
+                        scores.append(score(self, layer, h, pair))
+                        values.append(make_value(h, slot))
                 weights = softmax(scores)
                 reads.append(weighted_sum(weights, values))
                 for j in range(len(recent)):
                     viewers = len(inputs) - max(0, j - len(memory))
-                    share = float(weights[len(compressed) + j].detach())
+                    share = float(weights[len(sinks) + len(compressed) + j].detach())
                     received[j] += share / (viewers * config.heads)
                 queries.append(query)
             outputs_per_head.append(reads)
             queries_per_head.append(queries)
         output = self.get(layer, "attention.output.weight")
+        bias = self.parameters.get(f"blocks.{layer}.attention.output.bias", 0.0)
         mixed = [
-            output @ torch.cat([outputs_per_head[h][i] for h in range(config.heads)])
+            output @ torch.cat([outputs_per_head[h][i] for h in range(config.heads)]) + bias
             for i in range(len(inputs))
         ]
         return mixed, queries_per_head, received
@@ -152,19 +204,18 @@ class Oracle:
     def reconstruction(
         self, layer: int, queries: list[Slots], old: Slots, new: Slots
     ) -> tuple[Tensor, int]:
-        _, w_k, w_v = (
-            self.get(layer, "attention.query_key_value.weight").detach().split(self.config.width)
-        )
+        _, make_key, make_value = self.maps(layer, constant=True)
         total, count = torch.zeros((), dtype=torch.float64), 0
         for h in range(self.config.heads):
-            k_rows, v_rows = self.head(w_k, h), self.head(w_v, h)
             for query in queries[h]:
                 fixed = query.detach()
                 target = softmax_read(
-                    [fixed @ (k_rows @ slot) for slot in old], [v_rows @ slot for slot in old]
+                    [fixed @ make_key(h, slot) for slot in old],
+                    [make_value(h, slot) for slot in old],
                 ).detach()
                 read = softmax_read(
-                    [fixed @ (k_rows @ slot) for slot in new], [v_rows @ slot for slot in new]
+                    [fixed @ make_key(h, slot) for slot in new],
+                    [make_value(h, slot) for slot in new],
                 )
                 total = total + ((target - read) ** 2).sum()
                 count += target.numel()
@@ -174,17 +225,21 @@ class Oracle:
         """One lane, one segment."""
         config = self.config
         embedding = self.parameters["embedding.weight"]
-        hidden = [embedding[token] * math.sqrt(config.width) for token in tokens]
-        after = LaneMemory([], [])
+        scale = config.embedding_scale or math.sqrt(config.width)
+        hidden = [embedding[token] * scale for token in tokens]
+        after = LaneMemory([], [], [], before.read + len(tokens))
         loss, count = torch.zeros((), dtype=torch.float64), 0
         for layer in range(config.layers):
             here = config.at(layer)
             memory, compressed = before.memory[layer], before.compressed[layer]
             inputs = [self.norm(layer, "attention_norm", x) for x in hidden]
             inputs = inputs if config.norm == "pre" else hidden
-            mixed, queries, received = self.attention(layer, inputs, memory, compressed)
+            sinks = self.sinks(layer, before)
+            mixed, queries, received = self.attention(layer, inputs, memory, compressed, sinks)
             hidden = [self.after_attention(layer, x, y) for x, y in zip(hidden, mixed, strict=True)]
-            joined = memory + [x.detach() for x in inputs]
+            stored = [x.detach() for x in inputs]
+            joined = memory + stored
+            after.first.append(before.first[layer] if before.read else stored[: here.sinks])
             overflow = max(0, len(joined) - here.memory)
             evicted = joined[:overflow]
             after.memory.append(joined[overflow:])
@@ -195,14 +250,19 @@ class Oracle:
                 loss, count = loss + part, count + elements
             after.compressed.append(compressed)
         if config.norm == "pre":
-            gain, bias = self.parameters["norm.weight"], self.parameters["norm.bias"]
-            hidden = [layer_norm(x, gain, bias) for x in hidden]
-        weight, offset = self.parameters["head.weight"], self.parameters["head.bias"]
+            hidden = [self.normed("norm", x) for x in hidden]
+        weight, offset = self.parameters["head.weight"], self.parameters.get("head.bias", 0.0)
         logits = torch.stack([weight @ x + offset for x in hidden])
         return LaneResult(logits, after, loss, count)
 
     def norm(self, layer: int, name: str, x_D: Tensor) -> Tensor:
-        return layer_norm(x_D, self.get(layer, f"{name}.weight"), self.get(layer, f"{name}.bias"))
+        return self.normed(f"blocks.{layer}.{name}", x_D)
+
+    def normed(self, name: str, x_D: Tensor) -> Tensor:
+        gain, epsilon = self.parameters[f"{name}.weight"], self.config.norm_epsilon
+        if self.config.norm_kind == "rms":
+            return rms_norm(x_D, gain, epsilon)
+        return layer_norm(x_D, gain, self.parameters[f"{name}.bias"], epsilon)
 
     def after_attention(self, layer: int, x_D: Tensor, y_D: Tensor) -> Tensor:
         if self.config.norm == "post":
@@ -246,18 +306,20 @@ class Oracle:
     def feedforward(self, layer: int, x_D: Tensor) -> Tensor:
         kind = self.config.activation
         inner = self.get(layer, "feedforward.inner.weight") @ x_D
-        inner = inner + self.get(layer, "feedforward.inner.bias")
+        biases = [f"blocks.{layer}.feedforward.{part}.bias" for part in ("inner", "outer")]
+        inner_bias, outer_bias = (self.parameters.get(name, 0.0) for name in biases)
+        inner = inner + inner_bias
         value = torch.ones((), dtype=torch.float64)
         if kind in ("swiglu", "geglu"):
             inner, value = inner[: len(inner) // 2], inner[len(inner) // 2 :]
         if kind == "relu":
             active = torch.clamp(inner, min=0)
-        elif kind == "swiglu":
+        elif kind in ("swiglu", "silu"):
             active = inner * torch.sigmoid(inner)
         else:
             active = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
         outer = self.get(layer, "feedforward.outer.weight") @ (active * value)
-        return outer + self.get(layer, "feedforward.outer.bias")
+        return outer + outer_bias
 
 
 def live_slots(state: MemoryState, lane: int) -> LaneMemory:
@@ -266,4 +328,6 @@ def live_slots(state: MemoryState, lane: int) -> LaneMemory:
     return LaneMemory(
         [list(layer[lane, layer.shape[1] - m :]) for layer in state.memory],
         [list(layer[lane, layer.shape[1] - c :]) for layer in state.compressed],
+        [list(layer["sinks"][lane]) if "sinks" in layer else [] for layer in state.layers],
+        int(state.counts["read"][lane]) if "read" in state.counts else 0,
     )
