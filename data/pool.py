@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -78,6 +79,8 @@ _here: dict[str, Any] = {}
 def start_worker(work: Callable[..., Any], shared: Any) -> None:
     """Keep what every call needs, and leave if the parent is killed."""
     _here.update(work=work, shared=shared)
+    # Ctrl-C reaches every process of a terminal; the parent ends the work for all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent: Any = multiprocessing.parent_process()
 
     def leave() -> None:

@@ -24,7 +24,7 @@ from lm.training.config import RunConfig, TrainingConfig
 from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
 from lm.training.runlog import MetricsLog, write_environment
-from lm.training.stopping import STOPPED
+from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 
 PACKED = "packed.safetensors"
@@ -126,10 +126,11 @@ def learn(
     capacity.guard(trainer.model)
     describe(config, shards, folder)
     MetricsLog(folder / "metrics.jsonl").cut(trainer.step)
-    loop = Loop(trainer, folder)
-    loop.stop.listen()
-    if not loop.train():
-        raise SystemExit(STOPPED)
+    stop = StopRequest(joined=True)
+    with stop.listening():
+        finished = Loop(trainer, folder, stop).train()
+    if not finished:
+        stop.end(trainer.step)
     entry = pack(trainer.model, shards, folder, packing, capacity)
     entry["packed"] = quality(load_packed(folder, [*before, folder]), shards)
     write_json(folder / ENTRY, entry)

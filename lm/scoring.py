@@ -244,6 +244,7 @@ def score(
     limit: int | None = None,
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
     progress: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> Score:
     """Score every token of a split once; arguments and errors are those of Scorer.
 
@@ -255,11 +256,13 @@ def score(
         limit: read only this many segments of each lane.
         reduce: sums a float64 tensor over ranks.
         progress: show progress.
+        between: called before each segment; what it raises ends the pass.
     """
     scorer = Scorer(model, split, config, rows=rows)
     count = len(scorer) if limit is None else min(limit, len(scorer))
     with Progress(f"score {split.name}", count, "segment", enabled=progress) as bar:
         while scorer.step < count:
+            between()
             scorer.advance()
             bar.update()
     return scorer.result(reduce)

@@ -17,7 +17,7 @@ from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
 from lm.training.report import ReportConfig
 from lm.training.runlog import MetricsLog, write_environment
-from lm.training.stopping import STOPPED
+from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 
 
@@ -44,7 +44,18 @@ def main(
         power: matrices that are powers of their parameters.
     """
     config = RunConfig(data, model, optim, training, report, sparse, power)
-    shards = open_shards(data.shards)
+    stop = StopRequest()
+    with stop.listening():
+        train(config, run, stop)
+
+
+def train(config: RunConfig, run: Path, stop: StopRequest) -> None:
+    """Begin a run or go on with it, to its end or until `stop`.
+
+    Raises:
+        SystemExit: stopped; the status is that of lm.training.stopping.
+    """
+    shards = open_shards(config.data.shards)
     folder = checkpoint.newest(run)
     if folder is not None:
         if not (run / "config.yaml").is_file():
@@ -55,20 +66,18 @@ def main(
         config = resumed(config, load_config(RunConfig, run / "config.yaml"), str(run))
     elif (run / "config.yaml").exists() or (run.exists() and any(run.iterdir())):
         _require_unfinished(run)
-    world = dist.join(training.timeout)
+    world = dist.join(config.training.timeout)
+    stop.joined = True
     with dist.ending_together(world):
         trainer = _trainer(config, shards, world, folder)
         if folder is not None:
             _say(world, f"continue {run} from step {trainer.step}")
         if world.first:
             _describe(run, trainer)
-        loop = Loop(trainer, run)
-        loop.stop.listen()
-        finished = loop.train()
+        finished = Loop(trainer, run, stop).train()
     dist.leave(world)
     if not finished:
-        _say(world, f"stopped by a signal at step {trainer.step}, saved; the same command goes on")
-        raise SystemExit(STOPPED)
+        stop.end(trainer.step, world.first)
 
 
 def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path | None) -> Trainer:

@@ -12,7 +12,6 @@ OUT/VARIANT/seed-N/result.json join the table.
 """
 
 import copy
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from multiprocessing import get_context
@@ -27,6 +26,7 @@ from data.common import command
 from data.common.command import dump_config, load_config
 from data.common.files import atomic_path, read_json, write_json
 from data.common.say import say
+from data.common.signals import handling
 from data.common.yamlfile import read_yaml
 from lm import train
 from lm.training import checkpoint
@@ -117,9 +117,9 @@ def train_apart(run: Path, config: RunConfig, threads: int) -> None:
     """
     process = get_context("spawn").Process(target=_train, args=(run, config, threads))
     process.start()
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    process.join()
-    signal.signal(signal.SIGTERM, before)
+    # Whatever asks to end is for the training, which saves; to be asked twice does it no harm.
+    with handling(lambda *_: process.terminate()):
+        process.join()
     if process.exitcode:
         raise SystemExit(abs(process.exitcode))
 

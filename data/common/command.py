@@ -32,6 +32,7 @@ from data.common.settings import (
     unknown,
     wrong_type,
 )
+from data.common.signals import Interrupted, handling, interrupt
 from data.common.yamlfile import dump_yaml
 
 __all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "load_config", "run"]
@@ -63,7 +64,8 @@ def run(
 
     Raises:
         SystemExit: status 2 after a mistake of the user (a ValueError or OSError from anywhere in
-            the program; LM_TRACEBACK=1 in the environment shows where), 130 after an interrupt.
+            the program; LM_TRACEBACK=1 in the environment shows where), 128 and its number
+            after a signal.
     """
     program = called or Path(sys.argv[0]).stem
     with forgiving() as shown:
@@ -71,8 +73,11 @@ def run(
             given = sys.argv[1:] if argv is None else argv
             arguments = _arguments(main, section, sections, given, called or _called())
             if arguments is not None:
-                main(**arguments)
+                with handling(interrupt):
+                    main(**arguments)
                 sys.stdout.flush()
+        except Interrupted as signal:
+            _exit(program, signal.sentence, signal.status)
         except KeyboardInterrupt:
             _exit(program, "interrupted", 130)
         except BrokenPipeError:

@@ -70,6 +70,14 @@ class SparseState(Record):
     routes: dict[str, Route]
 
 
+class Owed(Record):
+    """What was due after the step of a checkpoint and not done, because a signal came."""
+
+    validation: dict[str, float] | None = None
+    """Where attention went in the step, which the record of this validation holds too."""
+    sample: bool = False
+
+
 class CheckpointState(Record):
     """state.json."""
 
@@ -86,6 +94,7 @@ class CheckpointState(Record):
     probe: float | None = None
     """Nats of the first segments of the training split, as the weights were saved."""
     validation_bits_per_byte: float | None = None
+    owed: Owed = Owed()
     steps: Size | None = None
     seconds: float | None = None
 

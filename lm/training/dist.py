@@ -133,7 +133,20 @@ def join(timeout: float = 10.0) -> World:
         deepspeed.init_distributed(
             "nccl" if cuda else "gloo", verbose=False, timeout=timedelta(minutes=timeout)
         )
+    _name_collectives(deepspeed.comm.comm.cdb)
     if own_port:
         # It is this process's alone: a run that it starts must find another.
         del os.environ["MASTER_PORT"]
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def _name_collectives(backend: Any) -> None:
+    """Have DeepSpeed call two collectives by their present names; torch warns at each call by the
+    former ones.
+    """
+    for attribute, name in (
+        ("all_gather_function", "all_gather_single"),
+        ("reduce_scatter_function", "reduce_scatter_single"),
+    ):
+        if hasattr(torch.distributed, name):
+            setattr(backend, attribute, getattr(torch.distributed, name))

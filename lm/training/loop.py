@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.common.progress import Progress
 from data.common.say import warn
-from lm.training.checkpoint import newest, read_state
+from lm.training.checkpoint import Owed, newest, read_state
 from lm.training.length import Length
 from lm.training.meter import Meter, in_unit
 from lm.training.observer import Observer
 from lm.training.profiling import ProfileWindow
 from lm.training.report import open_sinks
-from lm.training.runlog import trained_seconds
-from lm.training.stopping import StopRequest
+from lm.training.runlog import MetricsLog, trained_seconds
+from lm.training.stopping import StopAskedError, StopRequest
 from lm.training.trainer import Trainer
 from lm.training.writer import SCORE, Writer
 
@@ -34,15 +35,20 @@ class Status:
 class Loop:
     """Trains to the last step, with records, validation and checkpoints on the way."""
 
-    def __init__(self, trainer: Trainer, run: Path) -> None:
+    def __init__(self, trainer: Trainer, run: Path, stop: StopRequest | None = None) -> None:
         training, report = trainer.config.training, trainer.config.report
         self.trainer, self.run = trainer, run
         before = newest(run) if trainer.step else None
-        self.length = Length(training, read_state(before) if before else None)
-        self.observer = Observer(trainer)
+        state = read_state(before) if before else None
+        self.length = Length(training, state)
+        self.stop = stop or StopRequest()
+        self.observer = Observer(trainer, self.give_way)
+        self.owed = Owed() if state is None else state.owed
+        if self.owed.validation is not None and trainer.world.first:
+            # A run that was killed after it had paid pays again.
+            MetricsLog(run / "metrics.jsonl").cut(trainer.step, without=SCORE)
         self.sinks = open_sinks(run, trainer.config, trainer.step) if trainer.world.first else []
         self.writer = Writer(run, trainer.world, training)
-        self.stop = StopRequest()
         self.meter = Meter(trainer, trained_seconds(run / "metrics.jsonl"))
         self.profile: ProfileWindow | None = None
         if report.profile is not None and trainer.world.first:
@@ -63,7 +69,8 @@ class Loop:
         trainer, training = self.trainer, self.trainer.config.training
         self.length.start()
         total, first = self.length.known, trainer.world.first
-        stopped = False
+        self.pay()
+        stopped = self.status().stop
         with Progress("train", total, enabled=first, begun=trainer.step) as bar:
             while trainer.step < self.length.steps and not stopped:
                 shown = self.step()
@@ -83,7 +90,7 @@ class Loop:
                 f"the checkpoint of step {trainer.step} could not be written; make room and "
                 "start the same command again"
             )
-        return trainer.step == self.length.steps
+        return trainer.step == self.length.steps and self.owed == Owed()
 
     def step(self) -> dict[str, str]:
         """One training step, and what is due to be looked at and written after it.
@@ -105,14 +112,37 @@ class Loop:
         if self.profile is not None:
             self.profile.after(trainer.step, last=trainer.step == self.length.steps)
         if validated:
-            shown |= self.validate()
+            self._owe(validation=self.observer.attention())
         every = trainer.config.report.sample_every
         if every is not None and self.due(every, trainer.step):
-            self.sample()
+            self._owe(sample=True)
+        return shown | self.pay()
+
+    def pay(self) -> dict[str, str]:
+        """Do what is owed, unless a rank is asked to stop meanwhile."""
+        shown = {}
+        try:
+            if self.owed.validation is not None:
+                shown = self.validate(self.owed.validation)
+                self._owe(validation=None)
+            if self.owed.sample:
+                self.sample()
+                self._owe(sample=False)
+        except StopAskedError:
+            pass
         return shown
 
-    def validate(self) -> dict[str, str]:
-        """Score the validation split and look at where attention goes."""
+    def _owe(self, **changes: Any) -> None:
+        self.owed = self.owed.model_copy(update=changes)
+
+    def give_way(self) -> None:
+        """Raise StopAskedError on all ranks if one is asked to stop."""
+        (asked,) = self.trainer.world.totals([self.stop.asked])
+        if asked:
+            raise StopAskedError
+
+    def validate(self, attention: dict[str, float]) -> dict[str, str]:
+        """Score the validation split; `attention` belongs to the same record."""
         score, step = self.observer.validate(), self.trainer.step
         self.score = (step, score.bits_per_byte)
         record = {"step": step, SCORE: score.bits_per_byte}
@@ -120,7 +150,7 @@ class Loop:
         value = in_unit(split, score.nats / score.tokens)
         if split.unit != "bits_per_byte":
             record[f"validation_{split.unit}"] = value
-        self.write(record | self.observer.attention())
+        self.write(record | attention)
         return {"valid": f"{value:.3f}"}
 
     def sample(self) -> None:
@@ -142,7 +172,7 @@ class Loop:
 
     def status(self) -> Status:
         """What the ranks agree on now."""
-        here = (self.stop.signal is not None, self.writer.busy, self.writer.error is not None)
+        here = (self.stop.asked, self.writer.busy, self.writer.error is not None)
         world = self.trainer.world
         stop, writing, failed, seconds = world.totals([*here, self.length.seconds()])
         return Status(bool(stop), bool(writing), bool(failed), seconds / world.size)
@@ -167,6 +197,7 @@ class Loop:
         if self.score is not None and self.score[0] == snapshot.step:
             snapshot.state[SCORE] = self.score[1]
         snapshot.state.update(self.length.state())
+        snapshot.state["owed"] = self.owed.model_dump()
         self.saved = snapshot.step
         self.writer.start(snapshot)
 

@@ -1,5 +1,6 @@
 """What is looked at between two steps: validation, where attention goes, and samples."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,8 +22,15 @@ class Observer:
     All methods are collective.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.world = trainer, trainer.world
+    def __init__(self, trainer: Trainer, between: Callable[[], None] = lambda: None) -> None:
+        """An observer of `trainer`.
+
+        Args:
+            trainer: what is looked at.
+            between: called on all ranks before each segment that is scored and each token that is
+                drawn; what it raises, on all ranks, ends that.
+        """
+        self.trainer, self.world, self.between = trainer, trainer.world, between
         self.split = trainer.shards.split("validation")
 
     def validate(self) -> Score:
@@ -38,6 +46,7 @@ class Observer:
             rows=slice(self.world.rank * share, (self.world.rank + 1) * share),
             limit=training.validation_segments,
             reduce=self.world.sum,
+            between=self.between,
         )
 
     def attention(self) -> dict[str, float]:
@@ -56,7 +65,10 @@ class Observer:
         trainer, length = self.trainer, self.trainer.config.report.sample_tokens
         with whole_weights(trainer.engine, trainer.model):
             if self.world.first or trainer.engine.zero_optimization_stage() == 3:
-                text = continuation(trainer.model, self.split, length, trainer.step)
+                text = continuation(trainer.model, self.split, length, trainer.step, self.between)
+            else:
+                for _ in range(length):
+                    self.between()
         if self.world.first:
             path.parent.mkdir(exist_ok=True)
             with atomic_path(path) as temporary:

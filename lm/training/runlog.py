@@ -61,13 +61,15 @@ class MetricsLog:
         self.size = path.stat().st_size if path.exists() else 0
         self.waiting = ""
 
-    def cut(self, step: int) -> None:
-        """Drop everything after `step`, which a resumed run will write again."""
+    def cut(self, step: int, without: str | None = None) -> None:
+        """Drop everything after `step`, which a resumed run will write again, and the records of
+        that step which have the key `without`.
+        """
         if not self.path.exists():
             return
         # A killed process may have left half a line at the end.
         whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-        kept = [line + "\n" for line in whole if json.loads(line)["step"] <= step]
+        kept = [line + "\n" for line in whole if stays(json.loads(line), step, without)]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(kept))
 
@@ -92,6 +94,12 @@ class MetricsLog:
         else:
             self.size += len(self.waiting.encode())
             self.waiting = ""
+
+
+def stays(record: Mapping[str, Any], step: int, without: str | None) -> bool:
+    """Whether a record belongs to what was done up to `step`, less its records with a key."""
+    last: int = record["step"]
+    return last < step or (last == step and without not in record)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Text that a model writes while it is being trained."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ PROMPT_SEGMENTS = 2
 
 @torch.no_grad()
 def continuation(
-    model: CompressiveTransformer, split: Split, tokens: int, seed: int
+    model: CompressiveTransformer, split: Split, tokens: int, seed: int, between: Callable[[], None]
 ) -> tuple[bytes, bytes]:
     """The first words of a split, and how the model goes on.
 
@@ -33,6 +34,7 @@ def continuation(
         split: text to begin with.
         tokens: length of the continuation.
         seed: of the draws.
+        between: called before each token; what it raises ends the writing.
     """
     vocabulary, device = split.vocabulary, model.embedding.weight.device
     prompt = split.tokens[: PROMPT_SEGMENTS * model.config.segment].astype(np.int64)
@@ -42,6 +44,7 @@ def continuation(
         reader = Reader(model, model.empty_memory(1))
         written = []
         for _ in range(tokens):
+            between()
             # Never a whole segment at once: at stage 3 a layer that is called as in training gives
             # its weights back.
             for part in pieces.split(max(1, model.config.segment - 1), dim=1):

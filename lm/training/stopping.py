@@ -1,23 +1,137 @@
-"""Signals that ask a run to save and stop."""
+"""Requests to save and stop: by a signal, or because the launcher of this rank is gone."""
 
+import os
 import signal
-from types import FrameType
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from data.common.say import say
+from data.common.signals import ENDING, handling
 
 STOPPED = 75
 """Exit status of a run that a signal has stopped: saved, and to be continued by the same command
 (EX_TEMPFAIL in BSD's sysexits.h)."""
 
+LAUNCHERS = ("torchrun", "torch.distributed", "deepspeed", "accelerate", "tools.ranks")
+"""Words in the command lines of programs that start ranks."""
+
+STATUS = "LM_RANKS_STATUS"
+"""Set in the environment of ranks whose launcher passes their exit status on."""
+
+
+class StopAskedError(Exception):
+    """What was going on between two steps is left, so that the run can be saved."""
+
+
+def stopped_status() -> int:
+    """Exit status of a rank that was stopped.
+
+    torchrun would report any but 0 as a failure, with a traceback and status 1.
+    """
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ and STATUS not in os.environ else STOPPED
+
 
 class StopRequest:
-    """Remembers SIGTERM and SIGUSR1, which the loop heeds between two steps."""
+    """Remembers that this rank was asked to stop, which the loop heeds between two steps.
 
-    def __init__(self) -> None:
+    Signals are read by a thread, because the main thread may for minutes wait in a collective,
+    where Python does not run handlers: before the ranks have joined, and at a second Ctrl-C, that
+    thread ends the process at once.
+    """
+
+    def __init__(self, joined: bool = False) -> None:
         self.signal: int | None = None
+        self.joined = joined
+        """Whether other ranks would notice if this one ended at once."""
+        self.launchers: list[psutil.Process] = []
 
-    def listen(self) -> None:
-        """Take the signals from now on; a second one of a kind does no harm."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+    @property
+    def asked(self) -> bool:
+        """Whether this rank is to stop."""
+        return self.signal is not None or any(map(gone, self.launchers))
 
-    def _remember(self, number: int, _: FrameType | None) -> None:
+    @property
+    def reason(self) -> str:
+        """What asked, as far as this rank knows."""
+        if self.signal is not None:
+            return signal.Signals(self.signal).name
+        return "the end of its launcher" if any(map(gone, self.launchers)) else "a signal"
+
+    def end(self, step: int, first: bool = True) -> NoReturn:
+        """End this rank, which has saved `step`; the first one says so."""
+        if first:
+            done = f"at step {step}, saved" if step else "before the first step"
+            say(f"stopped by {self.reason} {done}; the same command goes on")
+        raise SystemExit(stopped_status())
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Context in which signals are requests to stop."""
+        self.launchers = launchers()
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._read, args=(reading,), daemon=True)
+        thread.start()
+        try:
+            with handling(lambda *_: None):
+                yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writing)
+            thread.join()
+            os.close(reading)
+
+    def _read(self, reading: int) -> None:
+        while numbers := os.read(reading, 1):
+            self.hear(numbers[0])
+
+    def hear(self, number: int) -> None:
+        """Take a signal: the first is a request, a second Ctrl-C the end."""
+        if number not in ENDING:
+            return
+        name = signal.Signals(number).name
+        if not self.joined:
+            say(f"train: stopped by {name} before the first step; the same command begins again")
+            os._exit(stopped_status())
+        again = number == signal.SIGINT and self.signal == signal.SIGINT
+        if again:
+            say("train: ended at once; the same command goes on from the last checkpoint")
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            say("train: saves and stops after this step; Ctrl-C again ends it at once")
         self.signal = number
+
+
+def launchers() -> list[psutil.Process]:
+    """The processes above this one that have started it as a rank.
+
+    When they are killed they cannot tell it, and it would go on without anyone who looks after it.
+    """
+    found: list[psutil.Process] = []
+    if "RANK" not in os.environ:
+        return found
+    try:
+        for process in psutil.Process().parents():
+            program, *words = process.cmdline() or [""]
+            # A shell may end, as after `ssh HOST 'torchrun ... &'`, and the launcher go on.
+            python = Path(program).name.startswith("python")
+            if not (python and any(name in word for name in LAUNCHERS for word in words)):
+                break
+            found.append(process)
+    except psutil.Error:
+        pass
+    return found
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process has ended."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE or not process.is_running()
+    except psutil.Error:
+        return True
