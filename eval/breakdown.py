@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 from data.common import command
-from data.common.files import atomic_path, write_json
+from data.common.files import as_json
+from data.common.outputs import check_folder, check_output, writing
 from data.shards import Shards, Split
 from eval.ablation import CHANGES, AblatedScorer
 from eval.keeping import read_to_end
-from eval.protocol import Record, record
+from eval.labels import plain
+from eval.protocol import record
+from eval.records import Result
 from eval.score import ScoreConfig, text_for
 from eval.units import convert
 from eval.words import by_frequency, counts_line_ends, training_counts
 from lm.attention_mass import AttentionMass
-from lm.loading import LoadedRun, load_run
+from lm.loading import LoadedRun, load_run, parts_of
 from lm.model import MemoryState, SegmentOutput
 from lm.model.reconstruction import LossSum
 from lm.scoring import Scorer
@@ -67,10 +70,13 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         out: folder for breakdown-SPLIT.json and documents-SPLIT.csv, by default the run's.
     """
+    folder = out or run
+    check_folder(folder, *parts_of(run), shards)
+    for name in names(split):
+        if folder.is_dir():
+            check_output(folder / name)
     loaded = load_run(run, checkpoint, scoring)
     opened = text_for(loaded, shards)
-    folder = out or run
-    folder.mkdir(parents=True, exist_ok=True)
     part = opened.split(split)
     token_nats = np.full(len(part.tokens), np.nan, dtype=np.float32)
     scorer = WatchingScorer(loaded.model, part, scoring, token_nats=token_nats)
@@ -84,9 +90,18 @@ def main(
         "reconstruction": scorer.reconstruction(),
         "ablation": ablation(loaded, part, scoring),
     }
-    write_json(folder / f"breakdown-{split}.json", result)
-    write_documents(folder / f"documents-{split}.csv", part, scorer.document_nats)
+    folder.mkdir(parents=True, exist_ok=True)
+    record_name, documents_name = names(split)
+    # The list of documents first: whoever finds the record finds both.
+    with writing(folder / record_name) as place, writing(folder / documents_name) as documents:
+        place.write_text(as_json(result), encoding="utf-8")
+        write_documents(documents, part, scorer.document_nats)
     print(table(result))
+
+
+def names(split: str) -> tuple[str, str]:
+    """Names of the record and of the list of documents."""
+    return f"breakdown-{split}.json", f"documents-{split}.csv"
 
 
 class WatchingScorer(Scorer):
@@ -122,10 +137,23 @@ def frequency(
         return []
     counts = training_counts(shards.split("train"), counts_line_ends(shards))
     return [
-        asdict(bucket) | {"perplexity": convert(bucket.nats, "word_perplexity", bucket.words)}
+        asdict(bucket) | {"perplexity": perplexity(bucket.nats, bucket.words)}
         for bucket in by_frequency(split, token_nats, counts, edges)
         if bucket.words
     ]
+
+
+def perplexity(nats: float, words: int) -> float | None:
+    """Perplexity a word; None without words, or where it is beyond all floating-point numbers, as
+    that of one very long word may be.
+    """
+    found = convert(nats, "word_perplexity", words) if words else math.inf
+    return found if math.isfinite(found) else None
+
+
+def perplexity_shown(value: float | None) -> str:
+    """A perplexity as it is read."""
+    return "over 1e308" if value is None else f"{value:,.1f}"
 
 
 def by_position(split: Split, token_nats: np.ndarray, segment: int) -> list[dict[str, Any]]:
@@ -188,29 +216,30 @@ def ablation(loaded: LoadedRun, split: Split, config: BreakdownConfig) -> dict[s
 
 def write_documents(path: Path, split: Split, document_nats: np.ndarray) -> None:
     """One row a document: name and title, sizes, nats and units, in the order of the split."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(document_rows(split, document_nats))
 
 
 def document_rows(split: Split, document_nats: np.ndarray) -> Iterator[list[Any]]:
-    """The rows of `write_documents`; a unit without a denominator is left blank."""
+    """The rows of `write_documents`; a unit without a denominator is left blank. Names are those of
+    files or what a corpus says, and may hold anything: what cannot be read is written as escapes.
+    """
     for details, facts, nats in zip(split.details, split.documents, document_nats, strict=True):
         tokens, size, words = (int(facts[name]) for name in ("tokens", "bytes", "words"))
         bits = nats / math.log(2) / size if size else ""
-        perplexity = convert(nats, "word_perplexity", words) if words else ""
-        row = [details["name"], details.get("title", ""), tokens, size, words]
-        yield [*row, round(nats, 4), bits, perplexity]
+        row = [plain(details["name"]), plain(details.get("title", "")), tokens, size, words]
+        yield [*row, round(nats, 4), bits, perplexity(float(nats), words) or ""]
 
 
-def table(result: Record) -> str:
+def table(result: Result) -> str:
     """The breakdowns in lines."""
     lines = [f"{result['value']:.4f} {result['protocol']['unit'].replace('_', ' ')}"]
     if result["frequency"]:
         lines.append("by occurrences of the word in training: words, perplexity a word")
         lines += [
-            f"  {b['name']:<20}{b['words']:>10,}{b['perplexity']:14,.1f}"
+            f"  {b['name']:<20}{b['words']:>10,}{perplexity_shown(b['perplexity']):>14}"
             for b in result["frequency"]
         ]
     lines.append("by place in the document, in tokens: bits per byte, documents that reach it")

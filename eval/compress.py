@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from data.common import command
-from data.common.files import atomic_path, hash_file, hash_json
+from data.common.files import hash_json
 from data.common.optional import extra
+from data.common.outputs import check_output, writing
 from data.common.progress import Progress
-from eval.packing import Header, pack, unpack
-from lm.loading import LoadedRun, load_run
+from eval.keeping import require_finite
+from eval.packing import Header, most_tokens, pack, unpack
+from lm.loading import LoadedRun, load_run, parts_of
 from lm.model.incremental import Reader
 
 SUFFIX = ".lm"
@@ -38,6 +40,7 @@ def main(
     lanes: int | None = None,
     checkpoint: str | None = None,
     compare: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Compress a file with a trained model, or give it back.
 
@@ -50,18 +53,22 @@ def main(
             default one for every 4,096 tokens, 256 at most.
         checkpoint: name of the checkpoint, by default the newest.
         compare: also compress with xz, bzip2, zstd and brotli.
+        overwrite: replace a file that is there; what is read is never replaced.
     """
     if lanes is not None and lanes < 1:
         raise ValueError(f"lanes must be at least 1, not {lanes}")
+    if lanes is not None and decompress:
+        raise ValueError("lanes has no effect on decompression: the file says how many there are")
     if not file.is_file():
-        raise ValueError(f"{file} is not there; give a file")
+        raise ValueError(f"{file} is {'no file' if file.exists() else 'not there'}; give a file")
+    target = out or target_of(file, decompress)
+    check_output(target, file, *parts_of(run), overwrite=overwrite)
     others = compressors() if compare else {}
     content = file.read_bytes()
     loaded = load_run(run, checkpoint)
-    target = out or target_of(file, decompress)
     made = restore(loaded, content, file) if decompress else compress(loaded, content, lanes, file)
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(made)
+    with writing(target) as place:
+        place.write_bytes(made)
     print(f"{target}: {len(made):,} bytes from {len(content):,}")
     if not decompress and content:
         rows = {"this model": made}
@@ -128,11 +135,18 @@ def restore(loaded: LoadedRun, packed: bytes, file: Path) -> bytes:
             f"{file} was compressed with another model than {loaded.checkpoint}; give the run and "
             "checkpoint that it was made with"
         )
+    segments = max(1, -(-header.tokens // loaded.model.config.segment))
+    if header.tokens > most_tokens(payload, loaded.model.vocabulary) or header.lanes > segments:
+        raise ValueError(
+            f"{file} is damaged: {len(payload):,} bytes cannot hold {header.tokens:,} tokens in "
+            f"{header.lanes:,} lanes"
+        )
     threads = torch.get_num_threads()
     try:
         # The number of threads decides the order of sums, and so the last bits.
         torch.set_num_threads(header.threads)
-        content = loaded.vocabulary.decode(Coder(loaded, header).decode(payload))
+        tokens_N = Coder(loaded, header).decode(payload)
+        content = None if tokens_N is None else loaded.vocabulary.decode(tokens_N)
     except AssertionError:
         # What the coder says of words that fit no token.
         content = None
@@ -140,16 +154,15 @@ def restore(loaded: LoadedRun, packed: bytes, file: Path) -> bytes:
         torch.set_num_threads(threads)
     if content is None or sha256(content).digest()[:16] != header.content:
         raise ValueError(
-            f"{file} does not come back as it was: this machine rounds otherwise than the one that "
-            "compressed it; decompress it there"
+            f"{file} does not come back as it was: it was changed, or this machine rounds "
+            "otherwise than the one that compressed it; decompress it there"
         )
     return content
 
 
 def model_digest(loaded: LoadedRun) -> bytes:
     """What a compressed file knows its model by, 16 bytes: weights, shape and vocabulary."""
-    weights = hash_file(loaded.checkpoint / "model.safetensors")
-    parts = [weights, loaded.vocabulary.hash, asdict(loaded.model.config)]
+    parts = [loaded.weights, loaded.vocabulary.hash, asdict(loaded.model.config)]
     return bytes.fromhex(hash_json(parts))[:16]
 
 
@@ -183,6 +196,7 @@ class Coder:
             for step in range(length):
                 reader.read(last)
                 probabilities = reader.logits().float().softmax(dim=-1).cpu().numpy()
+                require_finite(bool(np.isfinite(probabilities).all()))
                 going = np.flatnonzero(begins + step < ends)
                 tokens = choose(begins[going] + step, probabilities[going])
                 # Lanes that are through read on from whatever they have, so shapes never change.
@@ -202,8 +216,8 @@ class Coder:
         words: np.ndarray = encoder.get_compressed()
         return words.astype("<u4").tobytes()
 
-    def decode(self, payload: bytes) -> np.ndarray:
-        """The tokens of a string of bits, [N]."""
+    def decode(self, payload: bytes) -> np.ndarray | None:
+        """The tokens of a string of bits, [N]; None if it goes on behind the last of them."""
         decoder = self.streams.RangeDecoder(np.frombuffer(payload, dtype="<u4").astype(np.uint32))
         tokens_N = np.zeros(self.total, dtype=np.int64)
 
@@ -213,7 +227,7 @@ class Coder:
             return chosen
 
         self.steps(choose)
-        return tokens_N
+        return tokens_N if decoder.maybe_exhausted() else None
 
 
 def compressors() -> dict[str, Callable[[bytes], bytes]]:

@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from data.common import command
-from data.common.files import write_json
+from data.common.outputs import check_output, write_result
 from data.shards import Split
 from eval.keeping import read_to_end
 from eval.protocol import record
 from eval.score import ScoreConfig, text_for
-from lm.loading import load_run
+from lm.loading import load_run, parts_of
 from lm.model import MemoryState, ModelConfig, SegmentOutput
 from lm.model.embedding import cross_entropy
 from lm.scoring import Scorer
@@ -43,6 +43,8 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the results, by default distance-SPLIT.json in the run's folder.
     """
+    target = json or run / f"distance-{split}.json"
+    check_output(target, *parts_of(run), shards, answers)
     if not scoring.reset_documents:
         raise ValueError("give --reset-documents: what is asked about stands in the same document")
     loaded = load_run(run, checkpoint, scoring)
@@ -56,7 +58,7 @@ def main(
         "reach": reach(loaded.model.config),
         "buckets": buckets(scorer.known_N, rows),
     }
-    write_json(json or run / f"distance-{split}.json", result)
+    write_result(target, result)
     print(table(result["distance"]))
 
 

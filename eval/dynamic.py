@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from data.common import command
-from data.common.files import write_json
+from data.common.outputs import check_output, write_result
 from data.common.progress import Progress
 from data.shards import Split
+from eval.keeping import advance
 from eval.protocol import record, spoken
 from eval.score import ScoreConfig, text_for
 from eval.units import convert
-from lm.loading import load_run
+from lm.loading import load_run, parts_of
 from lm.model import CompressiveTransformer, MemoryState, SegmentOutput
 from lm.scoring import Scorer
 
@@ -78,6 +79,8 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the results, by default dynamic-SPLIT.json in the run's folder.
     """
+    target = json or run / f"dynamic-{split}.json"
+    check_output(target, *parts_of(run), shards)
     loaded = load_run(run, checkpoint, scoring)
     opened = text_for(loaded, shards)
     part = opened.split(split)
@@ -97,7 +100,7 @@ def main(
         passes.append(found | {"lr": lr, "value": convert(found["nats"], unit, denominator)})
     how = {name: getattr(scoring, name) for name in ("optimizer", "every", "decay", "clip")}
     result["dynamic"] = how | {"unit": unit, "passes": passes}
-    write_json(json or run / f"dynamic-{split}.json", result)
+    write_result(target, result)
     print(table(result))
 
 
@@ -147,7 +150,7 @@ def one_pass(scorer: Scorer, limit: int | None, name: str) -> tuple[Scorer, dict
     marks = [(0.0, 0, 0)]
     with Progress(name, count, "segment") as bar:
         for step in range(1, count + 1):
-            scorer.advance()
+            advance(scorer)
             bar.update()
             if step in ends:
                 scorer.settle()

@@ -2,7 +2,10 @@
 
 import io
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -13,14 +16,19 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data.common.outputs import in_place, resolved, writing
+from eval.labels import drawn
+
 Results = Mapping[str, dict[str, Any]]
 """Results by the name of their run."""
+KINDS = ("png", "svg")
+"""What figures are drawn as."""
 
 
 def svg(figure: Figure) -> str:
     """A figure as SVG, the same bytes for the same figure; closes it."""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "none"}):
+    with quiet(), mpl.rc_context({"svg.hashsalt": "figure", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
@@ -30,15 +38,56 @@ def svg(figure: Figure) -> str:
 def axes_of(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """An empty figure."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_title(drawn(title), wrap=True)
+    axes.set_xlabel(drawn(x))
+    axes.set_ylabel(drawn(y))
     axes.grid(alpha=0.3)
     return figure, axes
 
 
+def add_legend(axes: Axes) -> None:
+    """A legend, if anything has a name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a file of the kind that its name says, a .png where it says none.
+
+    Raises:
+        ValueError: a kind that is not drawn; see `check_kind`.
+    """
+    kind = check_kind(path)
+    with writing(path) as place, quiet():
+        figure.savefig(place, dpi=120, format=kind)
+    plt.close(figure)
+
+
+def check_kind(path: Path) -> str:
+    """The kind of figure that a file's name says.
+
+    Raises:
+        ValueError: none that is drawn.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if in_place(resolved(path)):
+        return kind if kind in KINDS else "png"
+    if kind not in KINDS:
+        raise ValueError(f"{path} must end in .{' or .'.join(KINDS)}")
+    return kind
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Context in which signs that the font lacks are boxes without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def training_curve(axes: Axes, records: list[dict[str, Any]], label: str) -> None:
     """Add one run: a line of training losses and points of validation scores."""
+    label = drawn(label)
     losses = [(r["step"], r["loss"] / math.log(2)) for r in records if "loss" in r]
     key = "validation_bits_per_byte"
     scores = [(r["step"], r[key]) for r in records if key in r]
@@ -56,7 +105,7 @@ def training_curves(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
     )
     for name, records in metrics.items():
         training_curve(axes, records, name)
-    axes.legend()
+    add_legend(axes)
     return figure
 
 
@@ -73,21 +122,21 @@ def sweep(swept: dict[str, Any]) -> Figure:
             (p[x], p["value"]) for p in points if tuple(p[name] for name in others) == key
         )
         label = ", ".join(f"{name} {value}" for name, value in zip(others, key, strict=True))
-        axes.plot(*zip(*line, strict=True), "o-", label=label)
+        axes.plot(*zip(*line, strict=True), "o-", label=drawn(label))
     best = points[swept["best"]]
     axes.plot(best[x], best["value"], "k*", markersize=14, label="chosen")
-    axes.legend()
+    add_legend(axes)
     return figure
 
 
 def grouped_bars(axes: Axes, groups: list[str], bars: Mapping[str, list[float]]) -> None:
     """Bars side by side: one of each run in each group."""
-    width = 0.8 / len(bars)
+    width = 0.8 / max(1, len(bars))
     for number, (name, heights) in enumerate(bars.items()):
         places = [index + (number - (len(bars) - 1) / 2) * width for index in range(len(heights))]
-        axes.bar(places, heights, width, label=name)
-    axes.set_xticks(range(len(groups)), groups)
-    axes.legend()
+        axes.bar(places, heights, width, label=drawn(name))
+    axes.set_xticks(range(len(groups)), list(map(drawn, groups)))
+    add_legend(axes)
 
 
 def frequency(results: Results) -> Figure:
@@ -95,11 +144,24 @@ def frequency(results: Results) -> Figure:
     figure, axes = axes_of(
         "Words by frequency", "occurrences in the training text", "perplexity a word"
     )
-    some = next(iter(results.values()))["frequency"]
-    bars = {name: [b["perplexity"] for b in r["frequency"]] for name, r in results.items()}
-    grouped_bars(axes, [bucket["name"] for bucket in some], bars)
+    names, perplexities = by_bucket(results)
+    bars = {
+        run: [here.get(name) or math.nan for name in names] for run, here in perplexities.items()
+    }
+    grouped_bars(axes, names, bars)
     axes.set_yscale("log")
     return figure
+
+
+def by_bucket(results: Results) -> tuple[list[str], dict[str, dict[str, float | None]]]:
+    """Names of all buckets of words, and the perplexities of each run by name; runs may have been
+    cut at other frequencies.
+    """
+    found = {
+        run: {bucket["name"]: bucket["perplexity"] for bucket in result["frequency"]}
+        for run, result in results.items()
+    }
+    return list(dict.fromkeys(name for here in found.values() for name in here)), found
 
 
 def position(results: Results) -> Figure:
@@ -109,9 +171,11 @@ def position(results: Results) -> Figure:
     )
     for name, result in results.items():
         rows = result["position"]
-        axes.plot([r["to"] for r in rows], [r["bits_per_byte"] for r in rows], "o-", label=name)
+        axes.plot(
+            [r["to"] for r in rows], [r["bits_per_byte"] for r in rows], "o-", label=drawn(name)
+        )
     axes.set_xscale("log", base=2)
-    axes.legend()
+    add_legend(axes)
     return figure
 
 
@@ -125,12 +189,12 @@ def attention(result: dict[str, Any], name: str) -> Figure:
             continue
         places = range(place, place + buckets)
         mean = [sum(column) / len(layers) for column in zip(*layers, strict=True)]
-        axes.bar(places, mean, label=f"{store}, mean over layers")
+        axes.bar(places, mean, label=drawn(f"{store}, mean over layers"))
         for layer in layers:
             axes.plot(places, layer, ".", color="black", markersize=3)
         place += buckets
     axes.set_xticks([])
-    axes.legend()
+    add_legend(axes)
     return figure
 
 
@@ -174,7 +238,7 @@ def dynamic(result: dict[str, Any], name: str) -> Figure:
         ]
         axes.plot(*zip(*gains, strict=True), label=f"learning rate {found['lr']:g}")
     axes.axhline(0.0, color="black", linewidth=0.8)
-    axes.legend()
+    add_legend(axes)
     return figure
 
 
@@ -183,12 +247,14 @@ def distance(results: Results) -> Figure:
     figure, axes = axes_of("Recall", "distance in bytes, from", "bytes right")
     for name, result in results.items():
         rows = result["distance"]["buckets"]
-        axes.plot([r["from"] for r in rows], [r["accuracy"] for r in rows], "o-", label=name)
-    reach = next(iter(results.values()))["distance"]["reach"]
+        axes.plot([r["from"] for r in rows], [r["accuracy"] for r in rows], "o-", label=drawn(name))
+    reaches = [result["distance"]["reach"] for result in results.values()]
+    # What one run sees says nothing of another that sees further.
+    reach = reaches[0] if all(each == reaches[0] for each in reaches) else {}
     for number, (store, far) in enumerate(reach.items()):
         axes.axvline(far, color="black", linewidth=0.8, linestyle=(0, (number + 1, 2)))
-        axes.annotate(store, (far, 1.02), rotation=45, fontsize=8, annotation_clip=False)
+        axes.annotate(drawn(store), (far, 1.02), rotation=45, fontsize=8, annotation_clip=False)
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1)
-    axes.legend()
+    add_legend(axes)
     return figure

@@ -5,22 +5,39 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from data.common.files import atomic_path, hash_json
+from data.common.outputs import check_folder
 from data.common.progress import Progress
+from data.common.say import warn
 from data.common.tensors import save_tensors
 from lm.scoring import Scorer
+
+FORMAT = 2
+"""Of the kept state; an earlier one did not know the weights that it belongs to."""
 
 
 class Keeper:
     """Keeps a scorer's state in a folder while it reads, each minute and when it is interrupted."""
 
     def __init__(self, folder: Path, what: dict[str, Any], rank: int = 0) -> None:
-        """State in `folder` of this rank; `what` says of which score, in plain values."""
+        """State in `folder` of this rank.
+
+        Args:
+            folder: where it is kept; made if need be.
+            what: of which score it is, in plain values: weights and text by their hashes, and all
+                that decides how the text is read.
+            rank: of this process.
+
+        Raises:
+            ValueError: nothing can be written there.
+        """
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.file = folder, folder / f"state-{rank}.safetensors"
-        self.what = hash_json(what)
+        self.what = hash_json(what | {"format": FORMAT})
 
     def restore(self, scorer: Scorer) -> None:
         """Take the scorer to where it was, if anything is kept.
@@ -38,13 +55,45 @@ class Keeper:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.file} is damaged; {mend}") from error
         if what != self.what:
-            raise ValueError(f"{self.file} belongs to another score; {mend}")
-        scorer.load_state(state)
+            raise ValueError(
+                f"{self.file} belongs to another score, of other weights, another text or another "
+                f"way of reading it; {mend}"
+            )
+        try:
+            scorer.load_state(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.file} is damaged; {mend}") from error
 
     def save(self, scorer: Scorer) -> None:
-        """Write the scorer's state."""
-        with atomic_path(self.file) as temporary:
-            save_tensors(scorer.state(), temporary, {"what": json.dumps(self.what)})
+        """Write the scorer's state; where it finds no room, the score goes on without."""
+        try:
+            with atomic_path(self.file) as temporary:
+                save_tensors(scorer.state(), temporary, {"what": json.dumps(self.what)})
+        except OSError as error:
+            warn(f"{self.file} was not written ({error.strerror}); the score goes on without it")
+
+
+def require_finite(finite: bool) -> None:
+    """Refuse to report numbers of a model whose predictions are none.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    if not finite:
+        raise ValueError(
+            "the model's predictions are not finite numbers, so there is nothing to report: its "
+            "weights are damaged or its training went astray; use another --checkpoint"
+        )
+
+
+def advance(scorer: Scorer) -> None:
+    """Read the next segment of every lane.
+
+    Raises:
+        ValueError: what was read before costs no finite number of nats.
+    """
+    scorer.advance()
+    require_finite(bool(np.isfinite(scorer.document_nats).all()))
 
 
 def read_to_end(
@@ -64,7 +113,8 @@ def read_to_end(
     name, segments = f"score {scorer.split.name}", len(scorer)
     with Progress(name, segments, "segment", enabled=progress, begun=scorer.step) as bar:
         try:
-            for _ in scorer:
+            while scorer.step < len(scorer):
+                advance(scorer)
                 bar.update()
                 if keeper is not None and time.monotonic() - written > every:
                     keeper.save(scorer)
@@ -73,5 +123,7 @@ def read_to_end(
             if keeper is not None:
                 keeper.save(scorer)
             raise
+    scorer.settle()
+    require_finite(bool(np.isfinite(scorer.document_nats).all()))
     if keeper is not None:
         keeper.save(scorer)

@@ -1,5 +1,6 @@
 """The file format of eval.compress: a header of fixed size, the coder's words, a checksum."""
 
+import math
 import struct
 import zlib
 from dataclasses import astuple, dataclass
@@ -8,6 +9,13 @@ from pathlib import Path
 MAGIC, VERSION = b"LRLM", 1
 LAYOUT = struct.Struct("<16s16sQIH")
 SIZE = len(MAGIC) + 1 + LAYOUT.size
+WORD = 4
+"""Bytes of a word of the coder."""
+MOST_THREADS = 1024
+"""More than any machine computes with; a library ends the process when it gets fewer than it asks
+for."""
+PRECISION = 24
+"""Bits of the coder's probabilities, none of which is zero."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ def unpack(packed: bytes, file: Path) -> tuple[Header, bytes]:
     """Header and coder's words of a whole file.
 
     Raises:
-        ValueError: it is no such file, of another version, cut off or changed.
+        ValueError: it is no such file, of another version, cut off or changed, or its header says
+            what no file of this program says.
     """
     if packed[: len(MAGIC)] != MAGIC:
         raise ValueError(f"{file} was not made by eval.compress")
@@ -44,4 +53,23 @@ def unpack(packed: bytes, file: Path) -> tuple[Header, bytes]:
     if packed[len(MAGIC)] != VERSION:
         raise ValueError(f"{file} was made by another version of eval.compress")
     header = Header(*LAYOUT.unpack(body[len(MAGIC) + 1 : SIZE]))
-    return header, body[SIZE:]
+    payload = body[SIZE:]
+    if not 1 <= header.threads <= MOST_THREADS:
+        raise ValueError(f"{file} is damaged: it was made with {header.threads} threads")
+    if not 1 <= header.lanes <= max(1, header.tokens):
+        raise ValueError(
+            f"{file} is damaged: it has {header.lanes} lanes of {header.tokens} tokens"
+        )
+    if len(payload) % WORD:
+        raise ValueError(f"{file} is damaged: its text does not end with a word of the coder")
+    return header, payload
+
+
+def most_tokens(payload: bytes, vocabulary: int) -> int:
+    """So many tokens fit into the coder's words at most: none is more probable than all but the
+    least that every other token of the vocabulary keeps.
+    """
+    others = max(1, vocabulary - 1)
+    bits_each = -math.log1p(-others / 2**PRECISION) / math.log(2)
+    # The coder may leave out a word whose bits say nothing.
+    return int(8 * (len(payload) + WORD) / bits_each)

@@ -1,7 +1,11 @@
 """One report as Markdown and as a web page that needs no other file."""
 
+import html as markup
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
+
+from eval.labels import marked, plain
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -23,28 +27,35 @@ class Section:
     figure: str = ""
     """SVG."""
 
-    @property
-    def file(self) -> str:
-        """Name of the figure's file beside the Markdown."""
-        kept = "".join(c if c.isalnum() else "-" for c in self.title.lower())
-        return f"{kept}.svg"
+
+def with_files(sections: list[Section]) -> Iterator[tuple[str, Section]]:
+    """Each section with the name of its figure's file beside the Markdown: numbered, because names
+    may differ in nothing that a file's name can hold.
+    """
+    for number, section in enumerate(sections, 1):
+        words = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        yield f"figure-{number:02}-{words[:60].rstrip('-')}.svg", section
 
 
 def markdown(title: str, sections: list[Section]) -> str:
     """The report as Markdown that shows figures from files beside it."""
-    parts = [f"# {title}"]
-    for section in sections:
-        parts.append(f"## {section.title}")
+    parts = [f"# {marked(title)}"]
+    for file, section in with_files(sections):
+        parts.append(f"## {marked(section.title)}")
         if section.text:
-            parts.append(section.text)
+            parts.append(marked(section.text))
         if section.rows:
             rule = ("---", *("---:",) * (len(section.header) - 1))
-            table = [section.header, rule, *section.rows]
-            cells = [[cell.replace("|", "\\|") for cell in row] for row in table]
-            parts.append("\n".join("| " + " | ".join(row) + " |" for row in cells))
+            head, *rows = [list(map(marked, row)) for row in (section.header, *section.rows)]
+            parts.append("\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows)))
         if section.figure:
-            parts.append(f"![{section.title}]({section.file})")
+            parts.append(f"![{marked(section.title)}]({file})")
     return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """A text as it stands in a page, whatever it holds."""
+    return markup.escape(plain(text))
 
 
 def html(title: str, sections: list[Section]) -> str:

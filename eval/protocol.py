@@ -2,37 +2,47 @@
 
 import bz2
 import lzma
+import math
 from pathlib import Path
 from typing import Any
 
-from data.common.files import hash_file, read_json
 from data.shards import Shards, Split
+from eval.keeping import require_finite
+from eval.labels import plain
+from eval.records import FORMAT, Result
 from eval.units import LEVEL, RESAMPLES, all_units, convert, interval, sizes
 from lm.loading import LoadedRun
 from lm.model.flops import training_flops
 from lm.scoring import Score, ScoringConfig, resolved_warmup
 from lm.training.runlog import commit
 
-FORMAT = 2
 LENGTHS = ("segment", "memory", "compressed", "lanes", "warmup", "reset_documents", "dynamic")
 """How the text was read; lengths in tokens, or slots a layer."""
 SAME_TEXT = ("corpus", "text", "split", "unit", "denominator")
 """What the number is about. Shards may differ: another vocabulary reads the same text."""
-REQUIRED = ("value", "units", "nats", "protocol", "model", "checkpoint", "commit")
-
-Record = dict[str, Any]
 
 
 def record(
     loaded: LoadedRun, shards: Shards, split: str, config: ScoringConfig, result: Score
-) -> Record:
-    """A result as it is written to JSON."""
+) -> Result:
+    """A result as it is written to JSON.
+
+    Raises:
+        ValueError: the number is not finite.
+    """
     part = shards.split(split)
     size = sizes(part, result)
     denominator = size.denominator(part.unit)
+    value = convert(result.nats, part.unit, denominator)
+    require_finite(math.isfinite(result.nats))
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{result.nats:.6g} nats over {denominator:,} are a {spoken(part.unit)} beyond all "
+            "floating-point numbers; score a text of more words, or another model"
+        )
     return {
         "format": FORMAT,
-        "value": convert(result.nats, part.unit, denominator),
+        "value": value,
         "interval": {
             "bounds": interval(result, part, part.unit, denominator),
             "level": LEVEL,
@@ -50,7 +60,7 @@ def record(
         "model": describe_model(loaded),
         "checkpoint": {
             "name": loaded.checkpoint.name,
-            "sha256": hash_file(loaded.checkpoint / "model.safetensors"),
+            "sha256": loaded.weights,
         },
         "commit": commit(),
     }
@@ -90,27 +100,7 @@ def describe_model(loaded: LoadedRun) -> dict[str, Any]:
     }
 
 
-def read_result(path: Path) -> Record:
-    """A result that `eval.score` has written.
-
-    Raises:
-        ValueError: there is no such file, or it is not whole.
-    """
-    again = "score again with python -m eval.score --json"
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; {again} {path}")
-    try:
-        result = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is cut off or damaged; {again} {path}") from error
-    if not isinstance(result, dict) or any(name not in result for name in REQUIRED):
-        raise ValueError(f"{path} is not the result of a score; {again} {path}")
-    if result["format"] != FORMAT:
-        raise ValueError(f"{path} was written by another version; {again} {path}")
-    return result
-
-
-def require_comparable(results: dict[str, Record], anyway: bool = False) -> None:
+def require_comparable(results: dict[str, Result], anyway: bool = False) -> None:
     """Refuse to put results side by side that were not measured alike.
 
     Raises:
@@ -136,7 +126,7 @@ def compressors(split: Split) -> dict[str, float]:
     return {name: 8 * size / len(text) for name, size in sizes.items()}
 
 
-def lengths(result: Record) -> str:
+def lengths(result: Result) -> str:
     """How the text was read, in words."""
     found = {name: result["protocol"][name] for name in LENGTHS if name in result["protocol"]}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
@@ -147,10 +137,10 @@ def spoken(unit: str) -> str:
     return unit.replace("_", " ")
 
 
-def table(result: Record) -> str:
+def table(result: Result) -> str:
     """A result in a few lines, protocol included."""
     protocol, bounds = result["protocol"], result["interval"]["bounds"]
-    lines = [f"{protocol['corpus']} {protocol['split']}: {result['value']:.4f}"]
+    lines = [f"{plain(protocol['corpus'])} {protocol['split']}: {result['value']:.4f}"]
     lines[0] += f" {spoken(protocol['unit'])}"
     if bounds:
         lines[0] += f" ({LEVEL:.0%} of resampled documents: {bounds[0]:.4f} to {bounds[1]:.4f})"

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from data.common import command
-from data.common.files import write_json
+from data.common.outputs import check_output, write_result
 from eval.protocol import record, spoken
 from eval.score import ScoreConfig, scored, text_for, this_rank
-from lm.loading import load_run
+from lm.loading import load_run, parts_of
 from lm.sparse.config import Kind
 from lm.sparse.prune import Scope, prune
+from lm.training import dist
 
 LOGARITHMIC = "bits_per_byte"
 
@@ -25,6 +26,15 @@ class PruneConfig(ScoreConfig):
     """Matrices that are pruned."""
     scope: Scope = "matrix"
     """Whether the smallest weights of each matrix go, or the smallest of all together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sparsities or not all(0 <= share <= 1 for share in self.sparsities):
+            raise ValueError(
+                f"sparsities must be some shares between 0 and 1, not {list(self.sparsities)}"
+            )
+        if not self.kinds:
+            raise ValueError("kinds must name some matrices, such as '[attention, feedforward]'")
 
 
 def main(
@@ -45,21 +55,29 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the result, of which tools.plot draws a curve.
     """
+    check_output(json, *parts_of(run), shards)
     points: list[dict[str, Any]] = []
+    world = this_rank()
     for sparsity in pruning.sparsities:
         loaded = load_run(run, checkpoint, pruning)
         zero = prune(loaded.model, sparsity, pruning.kinds, pruning.scope)
         opened = text_for(loaded, shards)
-        result = scored(loaded, opened, split, pruning, this_rank()).result()
+        result = scored(loaded, opened, split, pruning, world).result(world.sum)
         whole = record(loaded, opened, split, pruning, result)
         # The logarithm of a perplexity, because that of a heavily pruned model is astronomical.
-        unit = LOGARITHMIC if LOGARITHMIC in whole["units"] else whole["protocol"]["unit"]
-        points.append({"sparsity": sparsity, "zero": zero, "value": whole["units"][unit]})
-        print(f"{sparsity:7.1%} zero  {whole['units'][unit]:.4f} {spoken(unit)}", flush=True)
+        unit, value = whole["protocol"]["unit"], whole["value"]
+        if LOGARITHMIC in whole["units"]:
+            unit, value = LOGARITHMIC, whole["units"][LOGARITHMIC]
+        points.append({"sparsity": sparsity, "zero": zero, "value": value})
+        if world.first:
+            print(f"{sparsity:7.1%} zero  {value:.4f} {spoken(unit)}", flush=True)
     chosen = {"kinds": list(pruning.kinds), "scope": pruning.scope, "unit": unit}
     kept = {name: whole[name] for name in ("protocol", "model", "checkpoint")}
-    if json is not None:
-        write_json(json, {"pruning": points, "alpha": loaded.config.power.alpha, **chosen, **kept})
+    result_file = {"pruning": points, "alpha": loaded.config.power.alpha, **chosen, **kept}
+    if world.first:
+        write_result(json, result_file)
+    if world.size > 1:
+        dist.leave(world)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,18 @@ bytes), a document a line: `text`, and `answers`, each [first byte, bytes, dista
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Literal, NamedTuple
 
+from data.common.machine import in_bytes, require_memory
+
 from data.common import command
-from data.common.files import atomic_path
+from data.common.files import hash_file
+from data.common.outputs import check_folder, writing_folder
 
 SENTENCE = "the river of a long road ran under its bridge and past our house into that wood"
 WORDS = tuple(SENTENCE.split())
@@ -27,6 +31,9 @@ KEY = 8
 """Letters of a string or code."""
 PAIRS = 8
 """Pairs of an associative document."""
+
+SPLITS = ("train", "validation", "test")
+ELSEWHERE = "remove it, or name another --out folder"
 
 TaskName = Literal["copy", "needle", "associative"]
 
@@ -60,24 +67,69 @@ class RecallConfig:
         if self.documents < 1 or self.held_out < 1:
             raise ValueError("documents and held_out must be at least 1")
 
+    def count(self, split: str) -> int:
+        """Documents of a split."""
+        return self.documents if split == "train" else self.held_out
+
+    def bytes(self, split: str) -> int:
+        """Bytes of a split's text, at least."""
+        rounds, rest = divmod(self.count(split), len(self.distances))
+        return rounds * sum(self.distances) + sum(self.distances[:rest])
+
 
 def main(recall: RecallConfig, out: Path) -> None:
     """Write text for a task of long-range recall.
 
     Args:
         recall: the task.
-        out: folder for the text.
+        out: folder for the text, which appears whole or not at all; one that is there must be
+            empty or hold the same text.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation", "test"):
-        draws = random.Random(f"{recall.seed} {recall.task} {split}")
-        count = recall.documents if split == "train" else recall.held_out
-        with atomic_path(out / f"{split}.jsonl") as temporary, temporary.open("w") as file:
-            for number in range(count):
-                distance = recall.distances[number % len(recall.distances)]
-                text, answers = TASKS[recall.task](draws, distance)
-                file.write(json.dumps({"text": text, "answers": answers}) + "\n")
+    check_folder(out)
+    check_room(recall, out)
+    if strange := {path.name for path in listed(out)} - {f"{split}.jsonl" for split in SPLITS}:
+        raise ValueError(f"{out} holds {min(strange)}, which is no text of recall; {ELSEWHERE}")
+    with writing_folder(out) as folder:
+        for split in SPLITS:
+            write_split(recall, split, folder / f"{split}.jsonl")
+        # The same call after one that was killed late finds its own work.
+        for path in listed(out):
+            if hash_file(path) != hash_file(folder / path.name):
+                raise ValueError(f"{path} is there already and holds another text; {ELSEWHERE}")
     print(f"python -m data.prepare --corpus text --vocabulary bytes --source {out} --shards SHARDS")
+
+
+def check_room(recall: RecallConfig, out: Path) -> None:
+    """Find out before the work whether the text can be made.
+
+    Raises:
+        ValueError: a document does not fit into memory, or all of them not onto the disk.
+    """
+    mend = "ask for fewer documents or shorter distances"
+    # While it is made, a document is a list of characters.
+    require_memory(8 * max(recall.distances), f"a document of {max(recall.distances)} bytes", mend)
+    needed = sum(map(recall.bytes, SPLITS))
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise ValueError(
+            f"the text takes at least {in_bytes(needed)}, but {there} has room for "
+            f"{in_bytes(free)}: {mend}"
+        )
+
+
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, which may not be there."""
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def write_split(recall: RecallConfig, split: str, path: Path) -> None:
+    """Write the documents of a split."""
+    draws = random.Random(f"{recall.seed} {recall.task} {split}")
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(recall.count(split)):
+            distance = recall.distances[number % len(recall.distances)]
+            text, answers = TASKS[recall.task](draws, distance)
+            file.write(json.dumps({"text": text, "answers": answers}) + "\n")
 
 
 def letters(draws: random.Random, count: int) -> str:

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from data.common import command
-from data.common.files import atomic_path, read_json
+from data.common.outputs import check_folder, writing_folder
+from data.common.schema import Record
 from eval import figures
+from eval.breakdown import perplexity_shown
 from eval.figures import Results
-from eval.pages import Section, html, markdown
-from eval.protocol import default_json, lengths, read_result, require_comparable, spoken
-from lm.training.runlog import read_metrics
+from eval.labels import plain
+from eval.logs import Line, step_of, trained, training_log
+from eval.pages import Section, html, markdown, with_files
+from eval.protocol import default_json, lengths, require_comparable, spoken
+from eval.records import Breakdown, Compressed, Distance, Dynamic, Result, read_result
+from lm.loading import parts_of
 
 
 def main(
@@ -32,52 +37,83 @@ def main(
         out: folder for report.md, report.html and the figures; none: print a short table.
         anyway: compare results that were scored under different protocols.
     """
-    folders = {folder.name: folder for folder in (run, *(beside or []))}
-    if len(folders) <= len(beside or []):
+    runs = [run, *(beside or [])]
+    folders = {plain(folder.resolve().name): folder for folder in runs}
+    if len(folders) < len(runs):
         raise ValueError("the folders of the runs must have different names")
+    check_folder(out, *(part for folder in runs for part in parts_of(folder)))
     results = {name: read_result(default_json(at, split)) for name, at in folders.items()}
     require_comparable(results, anyway)
+    metrics = {name: training_of(at, results[name]) for name, at in folders.items()}
     if out is None:
         for name, folder in folders.items():
-            print_table(folder, results[name])
+            print_table(folder, results[name], metrics[name])
         return
-    metrics = {name: read_metrics(at / "metrics.jsonl") for name, at in folders.items()}
     sections = [scores(results), training(metrics), *sweeps(results)]
     for part in ("validation", "test", "train"):
-        for kind, make in KINDS.items():
-            found = {name: at / f"{kind}-{part}.json" for name, at in folders.items()}
-            there = {name: read_result(path) for name, path in found.items() if path.is_file()}
+        for name_of_kind, (kind, make) in KINDS.items():
+            there = read_there(folders, f"{name_of_kind}-{part}.json", kind)
             if there:
+                for name, result in there.items():
+                    require_same_weights(name, results[name], result, anyway)
                 require_comparable(there, anyway)
                 sections += make(there, part)
-    paths = {name: at / f"compress-{split}.json" for name, at in folders.items()}
-    if packed := {name: read_json(path) for name, path in paths.items() if path.is_file()}:
+    if packed := read_there(folders, f"compress-{split}.json", Compressed):
+        for name, result in packed.items():
+            require_same_weights(name, results[name], result, anyway)
         sections.append(compression(packed, split))
     write(out, f"{', '.join(folders)}: {split} text", sections)
     print(out / "report.html")
 
 
-def print_table(run: Path, result: dict[str, Any]) -> None:
+def read_there(folders: dict[str, Path], file: str, kind: type[Record]) -> dict[str, Result]:
+    """The results of that name, of the runs that have one."""
+    paths = {name: folder / file for name, folder in folders.items()}
+    return {name: read_result(path, kind) for name, path in paths.items() if path.exists()}
+
+
+def require_same_weights(name: str, score: Result, other: Result, anyway: bool) -> None:
+    """Refuse to show results of a run side by side that are of different weights.
+
+    Raises:
+        ValueError: they are, and nobody said that this is meant.
+    """
+    ours, theirs = score["checkpoint"], other.get("checkpoint") or score["checkpoint"]
+    if ours["sha256"] != theirs["sha256"] and not anyway:
+        raise ValueError(
+            f"{name} has results of different weights ({ours['name']} and {theirs['name']}); make "
+            "the older ones again, or give --anyway to show them all the same"
+        )
+
+
+def print_table(run: Path, result: Result, metrics: list[Line]) -> None:
     """A run in a few lines, with the paths of its curve and samples."""
-    rows = summary(result, read_metrics(run / "metrics.jsonl"))
+    rows = summary(result, metrics)
     for path in (run / "curve.png", *sorted((run / "samples").glob("*"))):
         if path.exists():
-            rows.append((path.stem, str(path)))
+            rows.append((plain(path.stem), plain(path)))
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
 
 
-def summary(result: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def training_of(run: Path, result: Result) -> list[Line]:
+    """What a run has logged up to the weights that were scored.
+
+    Raises:
+        ValueError: the log is missing, empty or damaged.
+    """
+    return training_log(run, step_of(result["checkpoint"]["name"]))
+
+
+def summary(result: Result, metrics: list[Line]) -> list[tuple[str, str]]:
     """Rows of a table: what was trained, how fast, and the score with its protocol."""
-    last, speed = trained(metrics)
     protocol = result["protocol"]
     size = f"{result['model']['parameters']:,} parameters, {result['model']['layers']} layers"
-    rate = f"{speed:,.0f} tokens/s, {last['mfu']:.0%} of the matmul rate"
     rows = [
         ("model", f"{size} of width {result['model']['width']}"),
-        ("training", f"{last['step']:,} steps in {last['seconds'] / 60:.1f} minutes, {rate}"),
+        ("training", in_words(trained(metrics))),
         (
-            f"{protocol['corpus']} {protocol['split']}",
+            f"{plain(protocol['corpus'])} {protocol['split']}",
             f"{result['value']:.4f} {spoken(protocol['unit'])}",
         ),
     ]
@@ -86,11 +122,16 @@ def summary(result: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tuple
     return [*rows, ("protocol", lengths(result))]
 
 
-def trained(metrics: list[dict[str, Any]]) -> tuple[dict[str, Any], float]:
-    """The last record of a training, and its median speed in tokens per second."""
-    training = [record for record in metrics if "loss" in record]
-    speeds = sorted(record["tokens_per_second"] for record in training)
-    return training[-1], speeds[len(speeds) // 2]
+def in_words(found: dict[str, float | None]) -> str:
+    """Length and speed of a training, as far as they are known."""
+    said = f"{found['steps']:,} steps"
+    if found["seconds"] is not None:
+        said += f" in {found['seconds'] / 60:.1f} minutes"
+    if found["tokens_per_second"] is not None:
+        said += f", {found['tokens_per_second']:,.0f} tokens/s"
+    if found["mfu"] is not None:
+        said += f", {found['mfu']:.0%} of the matmul rate"
+    return said
 
 
 def scores(results: Results) -> Section:
@@ -106,7 +147,7 @@ def scores(results: Results) -> Section:
         rows.append((name, *values, bounds, parameters, lengths(result)))
     protocol = next(iter(results.values()))["protocol"]
     text = (
-        f"{protocol['corpus']}, {protocol['split']} split. The interval is that of "
+        f"{plain(protocol['corpus'])}, {protocol['split']} split. The interval is that of "
         f"{spoken(protocol['unit'])}, over documents drawn again."
     )
     compared = next(iter(results.values())).get("compressors", {})
@@ -116,12 +157,15 @@ def scores(results: Results) -> Section:
     return Section("Scores", text, header, tuple(rows))
 
 
-def training(metrics: dict[str, list[dict[str, Any]]]) -> Section:
+def training(metrics: dict[str, list[Line]]) -> Section:
     """Length and speed of each training, and its curve."""
     rows = []
     for name, records in metrics.items():
-        last, speed = trained(records)
-        rows.append((name, f"{last['step']:,}", f"{last['seconds'] / 60:.1f}", f"{speed:,.0f}"))
+        found = trained(records)
+        seconds, speed = found["seconds"], found["tokens_per_second"]
+        minutes = "" if seconds is None else f"{seconds / 60:.1f}"
+        speed_shown = "" if speed is None else f"{speed:,.0f}"
+        rows.append((name, f"{found['steps']:,}", minutes, speed_shown))
     header = ("run", "steps", "minutes", "tokens/s")
     figure = figures.svg(figures.training_curves(metrics))
     return Section("Training", "", header, tuple(rows), figure)
@@ -154,11 +198,11 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         return {name: result for name, result in results.items() if result[key]}
 
     if found := having("frequency"):
-        buckets = next(iter(found.values()))["frequency"]
-        header = ("run", *(bucket["name"] for bucket in buckets))
+        names, perplexities = figures.by_bucket(found)
+        header = ("run", *names)
         rows = [
-            (name, *(f"{bucket['perplexity']:,.1f}" for bucket in result["frequency"]))
-            for name, result in found.items()
+            (name, *(perplexity_shown(here[b]) if b in here else "" for b in names))
+            for name, here in perplexities.items()
         ]
         text = "Perplexity a word, by its occurrences in the training text."
         figure = figures.svg(figures.frequency(found))
@@ -175,12 +219,14 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         figure = figures.svg(figures.reconstruction(found))
         sections.append(Section(f"Reconstruction by layer ({split})", figure=figure))
     if found := having("ablation"):
-        kinds = list(next(iter(found.values()))["ablation"])
+        every = [kind for result in found.values() for kind in result["ablation"]]
+        kinds = list(dict.fromkeys(every))
         rows = [
-            (name, *(f"{result['ablation'][kind]:.4f}" for kind in kinds))
-            for name, result in found.items()
+            (name, *(f"{costs[kind]:.4f}" if kind in costs else "" for kind in kinds))
+            for name, costs in ((name, result["ablation"]) for name, result in found.items())
         ]
-        figure = figures.svg(figures.ablation(found)) if "intact" in kinds else ""
+        compared = all("intact" in result["ablation"] for result in found.values())
+        figure = figures.svg(figures.ablation(found)) if compared else ""
         text = (
             "Bits per byte while the model reads another compressed memory than its own; the last "
             "column is the share of segments whose exchanged memory was of another document."
@@ -216,11 +262,15 @@ def dynamics(results: Results, split: str) -> list[Section]:
 
 def distances(results: Results, split: str) -> list[Section]:
     """Recall by distance."""
-    some = next(iter(results.values()))["distance"]
-    header = ("run", *(f"{b['from']} to {b['to'] - 1}" for b in some["buckets"]))
-    rows = [
-        (name, *(f"{b['accuracy']:.1%}" for b in result["distance"]["buckets"]))
+    found = {
+        name: {(b["from"], b["to"]): b["accuracy"] for b in result["distance"]["buckets"]}
         for name, result in results.items()
+    }
+    bounds = sorted({each for here in found.values() for each in here})
+    header = ("run", *(f"{first} to {stop - 1}" for first, stop in bounds))
+    rows = [
+        (name, *(f"{here[each]:.1%}" if each in here else "" for each in bounds))
+        for name, here in found.items()
     ]
     figure = figures.svg(figures.distance(results))
     text = "Share of the answers' bytes that are right, by distance in bytes."
@@ -239,22 +289,21 @@ def compression(results: Results, split: str) -> Section:
     return Section("Compressed files", text, header, tuple(rows))
 
 
-KINDS: dict[str, Callable[[Results, str], list[Section]]] = {
-    "breakdown": breakdowns,
-    "dynamic": dynamics,
-    "distance": distances,
+KINDS: dict[str, tuple[type[Record], Callable[[Results, str], list[Section]]]] = {
+    "breakdown": (Breakdown, breakdowns),
+    "dynamic": (Dynamic, dynamics),
+    "distance": (Distance, distances),
 }
-"""What makes the sections of each kind of result file."""
+"""What each kind of result file holds, and what makes sections of it."""
 
 
 def write(out: Path, title: str, sections: list[Section]) -> None:
-    """Write the report and its figures."""
-    out.mkdir(parents=True, exist_ok=True)
-    files = {"report.md": markdown(title, sections), "report.html": html(title, sections)}
-    files |= {section.file: section.figure for section in sections if section.figure}
-    for name, text in files.items():
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    """Write the report and its figures, which appear together."""
+    files = {file: section.figure for file, section in with_files(sections) if section.figure}
+    files |= {"report.md": markdown(title, sections), "report.html": html(title, sections)}
+    with writing_folder(out) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 
 from data.common import command
-from data.common.files import atomic_path, write_json
+from data.common.files import hash_file
+from data.common.outputs import check_output, in_place, resolved, write_result, writing
 from data.shards import Shards, open_shards
 from eval.keeping import Keeper, read_to_end
-from eval.protocol import Record, compressors, protocol, record, table
+from eval.protocol import compressors, protocol, record, table
+from eval.records import Result
 from eval.sweep import Point, SweepConfig, point, sweep
 from eval.sweep import table as sweep_table
-from lm.loading import Lengths, LoadedRun, load_run
+from lm.loading import Lengths, LoadedRun, load_run, parts_of
 from lm.scoring import Scorer, ScoringConfig
 from lm.training import dist
+from lm.training.checkpoint import SETS
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,13 @@ def main(
         compare: also compress the split's bytes with xz and bzip2.
         keep: folder for the state of a long score, with which the same command goes on.
     """
+    reads = [*parts_of(run), shards]
+    check_output(json, *reads)
+    figure = figure_beside(json) if json is not None and scoring.sweep else None
+    check_output(figure, *reads)
     world = this_rank()
 
-    def scored_at(lengths: Lengths, name: str, keep: Path | None = None) -> Record:
+    def scored_at(lengths: Lengths, name: str, keep: Path | None = None) -> Result:
         chosen = replace(scoring, **asdict(lengths))
         loaded = load_run(run, checkpoint, lengths)
         opened = text_for(loaded, shards)
@@ -80,13 +87,25 @@ def main(
     if swept is not None:
         result["sweep"] = swept
     if world.first:
-        if json is not None:
-            write_json(json, result)
-            if swept:
-                draw(swept, json.with_suffix(".svg"))
+        write_result(json, result)
+        if figure is not None and swept is not None:
+            draw(swept, figure)
         print((sweep_table(swept) + "\n" if swept else "") + table(result))
     if world.size > 1:
         dist.leave(world)
+
+
+def figure_beside(json: Path) -> Path | None:
+    """Where the figure of a sweep goes; nowhere beside a device.
+
+    Raises:
+        ValueError: it would lie where the record goes.
+    """
+    if in_place(resolved(json)):
+        return None
+    if json.suffix == ".svg":
+        raise ValueError(f"{json} would be replaced by the figure; end its name in .json")
+    return json.with_suffix(".svg")
 
 
 def draw(swept: dict[str, Any], path: Path) -> None:
@@ -94,8 +113,8 @@ def draw(swept: dict[str, Any], path: Path) -> None:
     # Imported here because matplotlib takes a second, and most scores draw nothing.
     from eval import figures
 
-    with atomic_path(path) as temporary:
-        temporary.write_text(figures.svg(figures.sweep(swept)), encoding="utf-8")
+    with writing(path) as place:
+        place.write_text(figures.svg(figures.sweep(swept)), encoding="utf-8")
 
 
 def this_rank() -> dist.World:
@@ -118,6 +137,19 @@ def text_for(loaded: LoadedRun, shards: Path | None) -> Shards:
             f"({loaded.vocabulary.name}); prepare the text with the model's"
         )
     return opened
+
+
+def identity(loaded: LoadedRun) -> dict[str, Any]:
+    """All that decides what a model predicts, in plain values."""
+    sets = loaded.checkpoint / SETS
+    return {
+        "weights": loaded.weights,
+        "sets": hash_file(sets) if sets.is_file() else None,
+        "model": asdict(loaded.model.config),
+        "sparse": asdict(loaded.config.sparse) | {"reservoir": None},
+        "power": asdict(loaded.config.power),
+        "vocabulary": loaded.vocabulary.hash,
+    }
 
 
 def scored(
@@ -143,8 +175,7 @@ def scored(
     keeper = None
     if keep is not None:
         what = protocol(loaded, shards, split, config)
-        what |= {"checkpoint": str(loaded.checkpoint), "ranks": world.size}
-        keeper = Keeper(keep, what, world.rank)
+        keeper = Keeper(keep, what | identity(loaded) | {"ranks": world.size}, world.rank)
     read_to_end(scorer, keeper, world.first)
     return scorer
 

@@ -1,38 +1,58 @@
 """Figures of sparse models: pruning, memory, time, and scores of experiments."""
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
 from matplotlib.figure import Figure
+from pydantic import Field
 
-from eval.figures import Results, axes_of, grouped_bars
+from data.common.schema import as_record
+from eval.figures import Results, add_legend, axes_of, grouped_bars
+from eval.labels import drawn
 from eval.protocol import spoken
+from eval.records import Pruning, Sparse, Variant
 
 DEVICE = ("parameters", "gradients", "moments", "places")
 HOST = ("reservoir", "bits")
+DRAWN = (
+    "what is drawn is JSON of eval.prune, or one of tools.bench sparse, or one table.json of "
+    "tools.experiments"
+)
 
 
 def figure_of(results: Results) -> Figure:
     """The figure that a kind of results has: of eval.prune, or of one benchmark or experiment.
 
     Raises:
-        ValueError: results of another kind, or several of a kind that is drawn alone.
+        ValueError: results of another kind, several of a kind that is drawn alone, or one that is
+            not whole.
     """
     contents = list(results.values())
     if all(isinstance(content, dict) and "pruning" in content for content in contents):
+        for name, content in results.items():
+            checked(Pruning, content, name)
+        units = {content["unit"] for content in contents}
+        if len(units) > 1:
+            raise ValueError(f"the results are in different units: {', '.join(sorted(units))}")
         return pruning(results)
-    if len(contents) == 1:
-        (content,) = contents
-        if isinstance(content, list):
-            return experiment(content)
-        if "memory" in content:
-            return memory(content["memory"])
-        for part in ("step", "matrix"):
-            if part in content:
-                return time(content[part])
-    raise ValueError(
-        "what is drawn is JSON of eval.prune, or one of tools.bench sparse, or one table.json of "
-        "tools.experiments"
-    )
+    if len(contents) != 1:
+        raise ValueError(f"several results are drawn of eval.prune only; {DRAWN}")
+    ((name, content),) = results.items()
+    if isinstance(content, list):
+        checked(Annotated[list[Variant], Field(min_length=1)], content, name)
+        return experiment(content)
+    checked(Sparse, content, name)
+    if content.get("memory") is not None:
+        return memory(content["memory"])
+    return time(next(content[part] for part in ("step", "matrix") if content.get(part) is not None))
+
+
+def checked(kind: Any, content: Any, name: str) -> None:
+    """Raises ValueError if a file's content is not as it must be."""
+    try:
+        as_record(kind, content)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be drawn: {error}; {DRAWN}") from None
 
 
 def pruning(results: Results) -> Figure:
@@ -41,15 +61,16 @@ def pruning(results: Results) -> Figure:
     figure, axes = axes_of("One-shot magnitude pruning", "share of weights that are zero", unit)
     for name, result in results.items():
         points = [(point["zero"], point["value"]) for point in result["pruning"]]
-        axes.plot(*zip(*points, strict=True), "o-", label=f"{name} (alpha {result['alpha']:g})")
-    axes.legend()
+        label = drawn(f"{name} (alpha {result['alpha']:g})")
+        axes.plot(*zip(*points, strict=True), "o-", label=label)
+    add_legend(axes)
     return figure
 
 
 def memory(lines: list[dict[str, Any]]) -> Figure:
     """Bytes for each weight by what they are for, a bar for each form of the matrices."""
     figure, axes = axes_of("Memory", "bytes for each weight", "")
-    names = [line["form"] for line in lines]
+    names = [drawn(line["form"]) for line in lines]
     left = [0.0] * len(lines)
     for part in (*DEVICE, *HOST):
         sizes = [line[part] for line in lines]
@@ -66,17 +87,16 @@ def memory(lines: list[dict[str, Any]]) -> Figure:
 def time(lines: list[dict[str, Any]]) -> Figure:
     """Speed against dense matrices, a group of bars for each pair of shares."""
     figure, axes = axes_of("Time", "forward/backward share of the weights", "times dense speed")
-    bars: dict[str, list[float]] = {}
-    shares: list[str] = []
+    speeds: dict[str, dict[str, float]] = {}
     for line in lines:
         form, _, share = line["form"].rpartition(" ")
-        share = line.get("forward/backward", share)
-        if share == "dense":
-            continue
-        if share not in shares:
-            shares.append(share)
-        name = line["form"] if "forward/backward" in line else form
-        bars.setdefault(name, []).append(line["both x"] if "both x" in line else line["x"])
+        if line.get("forward/backward") is not None:
+            form, share = line["form"], line["forward/backward"]
+        if share != "dense":
+            both = line.get("both x")
+            speeds.setdefault(form, {})[share] = line["x"] if both is None else both
+    shares = list(dict.fromkeys(share for here in speeds.values() for share in here))
+    bars = {form: [here.get(share, math.nan) for share in shares] for form, here in speeds.items()}
     grouped_bars(axes, shares, bars)
     axes.axhline(1, color="black", linewidth=1)
     return figure
@@ -87,8 +107,8 @@ def experiment(rows: list[dict[str, Any]]) -> Figure:
     figure, axes = axes_of("Variants after equal steps", "bits per byte", "")
     ranked = sorted(rows, key=lambda row: row["bits_per_byte"])
     scores = [row["bits_per_byte"] for row in ranked]
-    spreads = [row["deviation"] or 0 for row in ranked]
-    axes.barh([row["variant"] for row in ranked], scores, xerr=spreads)
+    spreads = [row.get("deviation") or 0 for row in ranked]
+    axes.barh([drawn(row["variant"]) for row in ranked], scores, xerr=spreads)
     lowest = scores[0]
     highest = max(score + spread for score, spread in zip(scores, spreads, strict=True))
     room = 0.1 * (highest - lowest) or 0.1

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from data.common.command import load_config
+from data.common.files import hash_file
 from data.common.tensors import TensorFile
 from data.vocab import Vocabulary, load_vocabulary
 from lm.model import CompressiveTransformer
@@ -13,6 +14,7 @@ from lm.sparse.dense import densify
 from lm.sparse.state import put_sets, require_sets
 from lm.sparse.topkast import sparsify
 from lm.training import checkpoint
+from lm.training.checkpoint import WEIGHTS
 from lm.training.config import RunConfig
 
 
@@ -38,6 +40,8 @@ class LoadedRun:
     vocabulary: Vocabulary
     checkpoint: Path
     """Folder that the weights come from."""
+    weights: str
+    """SHA-256 of the file of the weights as they were loaded; another may lie there by now."""
 
 
 def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None) -> LoadedRun:
@@ -59,11 +63,26 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     )
     vocabulary = load_vocabulary(run / "vocabulary")
     shorter = replace(config, model=replace(config.model, **changes))
-    model = _filled(shorter, vocabulary.size, folder)
+    model, weights = _filled(shorter, vocabulary.size, folder), hash_file(folder / WEIGHTS)
     densify(model)
     model = without_compressed(model) if forgotten else model
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedRun(config, model.eval().to(device), vocabulary, folder)
+    return LoadedRun(config, model.eval().to(device), vocabulary, folder, weights)
+
+
+def parts_of(run: Path) -> list[Path]:
+    """What a run is made of: files and folders that no result of another program may replace.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    return [*pieces(run), _config(run).data.shards]
+
+
+def pieces(run: Path) -> list[Path]:
+    """What lies in the folder of a run and makes it one."""
+    names = ("config.yaml", "env.json", "metrics.jsonl", "checkpoints", "vocabulary")
+    return [run / name for name in names]
 
 
 def load_trained(run: Path, name: str | None = None) -> CompressiveTransformer:
@@ -78,19 +97,24 @@ def load_trained(run: Path, name: str | None = None) -> CompressiveTransformer:
 
 def _found(run: Path, name: str | None) -> tuple[RunConfig, Path]:
     """A run's config and the folder of its checkpoint."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} holds no run; train one with python -m lm.train --run {run}")
+    config = _config(run)
     folder = checkpoint.newest(run) if name is None else checkpoint.find(run, name)
     if folder is None:
         raise ValueError(f"{run} has no checkpoint yet; let python -m lm.train go on")
-    return load_config(RunConfig, run / "config.yaml"), folder
+    return config, folder
+
+
+def _config(run: Path) -> RunConfig:
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} holds no run; train one with python -m lm.train --run {run}")
+    return load_config(RunConfig, run / "config.yaml")
 
 
 def _filled(config: RunConfig, vocabulary: int, folder: Path) -> CompressiveTransformer:
     """A model in the form it was trained in, with the weights of a checkpoint."""
     model = CompressiveTransformer(config.model, vocabulary)
     topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
-    checkpoint.load_weights(model, folder / checkpoint.WEIGHTS)
+    checkpoint.load_weights(model, folder / WEIGHTS)
     if topkast.matrices:
         sets = TensorFile(folder / checkpoint.SETS, checkpoint.MEND)
         require_sets(topkast, sets)

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from data.common import command
-from data.common.files import write_json
-from data.shards import Split, open_shards
+from data.common.outputs import check_folder, write_result
+from data.common.schema import Record
+from data.shards import Shards, open_shards
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
+from eval.records import Breakdown, Compressed, Dynamic, Score, read_result
 from eval.score import ProgramConfig
 from eval.sweep import SweepConfig
-from lm.loading import load_run
+from lm.loading import load_run, parts_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,13 @@ class EvaluateConfig:
     """Segments of each lane that dynamic evaluation reads."""
     compressed_bytes: int = 200_000
     """Of the test split, for the table of compressors."""
+
+    def __post_init__(self) -> None:
+        # What they mean is checked where they are used, but before the first of many hours.
+        BreakdownConfig(lanes=self.lanes)
+        DynamicConfig(lanes=self.lanes, lrs=self.lrs, limit=self.segments)
+        if self.compressed_bytes < 1:
+            raise ValueError(f"compressed_bytes must be at least 1, not {self.compressed_bytes}")
 
 
 def main(
@@ -52,10 +61,19 @@ def main(
         raise ValueError("runs must name at least one folder")
     if shards is not None and len(shards) != len(runs):
         raise ValueError(f"shards must name a folder for each of the {len(runs)} runs")
-    texts = [load_run(run).config.data.shards for run in runs] if shards is None else shards
+    if len({run.resolve().name for run in runs}) < len(runs):
+        raise ValueError("the folders of the runs must have different names")
+    check_folder(out, *(part for run in runs for part in parts_of(run)), *(shards or []))
+    texts = [parts_of(run)[-1] for run in runs] if shards is None else shards
+    split = reported(texts[0])
+    # Found before the work, not after hours of it: a split that is not there, or a package.
+    for text in texts:
+        for part in (split, "validation", "train"):
+            open_shards(text).split(part)
+    compress.compressors()
     for run, text in zip(runs, texts, strict=True):
         one_run(run, text, evaluate)
-    report.main(runs[0], runs[1:], reported(texts[0]), out, anyway=True)
+    report.main(runs[0], runs[1:], split, out, anyway=True)
 
 
 def reported(shards: Path) -> str:
@@ -65,32 +83,57 @@ def reported(shards: Path) -> str:
 
 def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
     """Make every result file of a run that is not there."""
-    split = reported(shards)
-    lanes = config.lanes
-    if not (file := run / f"score-{split}.json").exists():
+    split, lanes = reported(shards), config.lanes
+    loaded, hash_of_shards = load_run(run), open_shards(shards).hash
+
+    def lacks(file: Path, kind: type[Record] = Score) -> bool:
+        """Whether a result is not there.
+
+        Raises:
+            ValueError: it is, but damaged, or of other weights or another text.
+        """
+        if not file.exists():
+            return True
+        result = read_result(file, kind)
+        about = result.get("checkpoint"), result.get("protocol", result).get("shards")
+        for there, now in zip(about, (loaded.weights, hash_of_shards), strict=True):
+            found = there["sha256"] if isinstance(there, dict) else there
+            if found not in (None, now):
+                raise ValueError(
+                    f"{file} is of other weights or shards than {loaded.checkpoint} and {shards}; "
+                    "remove it to have it made anew"
+                )
+        return False
+
+    if lacks(file := run / f"score-{split}.json"):
         score.main(run, ProgramConfig(lanes=lanes, sweep=config.sweep), split, shards, json=file)
-    if not (run / "breakdown-validation.json").exists():
+    if lacks(run / "breakdown-validation.json", Breakdown):
         breakdown.main(run, BreakdownConfig(lanes=lanes), shards=shards)
     # Test text shows what moving weights gain; training text, what they have been used to.
     for part in (split, "train"):
-        if not (file := run / f"dynamic-{part}.json").exists():
+        if lacks(file := run / f"dynamic-{part}.json", Dynamic):
             how = DynamicConfig(lanes=lanes, lrs=config.lrs, limit=config.segments)
             dynamic.main(run, how, part, shards, json=file)
-    if not (file := run / f"compress-{split}.json").exists():
-        write_json(file, compressed(run, open_shards(shards).split(split), config))
+    if lacks(file := run / f"compress-{split}.json", Compressed):
+        write_result(file, compressed(run, open_shards(shards), split, config))
 
 
-def compressed(run: Path, part: Split, config: EvaluateConfig) -> dict[str, Any]:
+def compressed(run: Path, shards: Shards, split: str, config: EvaluateConfig) -> dict[str, Any]:
     """A part of a split, compressed with the model, given back, and compressed with others."""
-    loaded, name = load_run(run), Path(part.name)
+    loaded, part = load_run(run), shards.split(split)
     content = part.vocabulary.decode(part.tokens[: config.compressed_bytes])
     # A whole number of lines, which every vocabulary of text can write.
     content = content[: content.rfind(b"\n", 0, config.compressed_bytes) + 1] or content
-    made = {"this model": compress.compress(loaded, content, None, name)}
-    assert compress.restore(loaded, made["this model"], name) == content
+    made = {"this model": compress.compress(loaded, content, None, Path(part.name))}
+    if compress.restore(loaded, made["this model"], Path(part.name)) != content:
+        raise ValueError(f"the {split} split of {shards.path} does not come back as it was")
     made |= {kind: do(content) for kind, do in compress.compressors().items()}
-    bits = {kind: 8 * len(result) / len(content) for kind, result in made.items()}
-    return {"bytes": len(content), "bits_per_byte": bits}
+    return {
+        "bytes": len(content),
+        "bits_per_byte": {kind: 8 * len(result) / len(content) for kind, result in made.items()},
+        "checkpoint": {"name": loaded.checkpoint.name, "sha256": loaded.weights},
+        "shards": shards.hash,
+    }
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from data.common import command
 from data.common.files import read_json
-from eval.figures import training_curves
+from data.common.outputs import check_output
+from eval.figures import check_kind, save, training_curves
+from eval.logs import training_log
 from eval.sparse_figures import figure_of
-from lm.training.runlog import read_metrics
+from lm.loading import pieces
 
 
 def main(
@@ -28,35 +30,25 @@ def main(
     """
     paths = [run, *(beside or [])]
     names = labels or [str(path) for path in paths]
-    if labels and len(set(labels)) != len(paths):
-        raise ValueError(f"{len(paths)} results need as many different labels, not {labels}")
-    if run.suffix == ".json":
+    if len(set(names)) != len(paths) or len(names) != len(paths):
+        raise ValueError(f"{len(paths)} results need as many different labels, not {names}")
+    files = [path.suffix == ".json" for path in paths]
+    if any(files) != all(files):
+        raise ValueError("runs and JSON files are drawn apart: name only one kind")
+    target = out or (run.with_suffix(".png") if files[0] else run / "curve.png")
+    check_kind(target)
+    if files[0]:
+        check_output(target, *paths)
         results = {name: read_json(path) for name, path in zip(names, paths, strict=True)}
-        target = out or run.with_suffix(".png")
-        figure_of(results).savefig(target, dpi=120)
-        print(target)
-        return
-    metrics = {name: training_records(path) for name, path in zip(names, paths, strict=True)}
-    if not beside and not labels:
-        metrics = {"training": metrics[str(run)]}
-    target = out or run / "curve.png"
-    training_curves(metrics).savefig(target, dpi=120)
+        figure = figure_of(results)
+    else:
+        metrics = {name: training_log(path) for name, path in zip(names, paths, strict=True)}
+        check_output(target, *(part for path in paths for part in pieces(path)))
+        if not beside and not labels:
+            metrics = {"training": metrics[str(run)]}
+        figure = training_curves(metrics)
+    save(figure, target)
     print(target)
-
-
-def training_records(run: Path) -> list[dict[str, float]]:
-    """What a run has logged.
-
-    Raises:
-        ValueError: nothing yet.
-    """
-    log = run / "metrics.jsonl"
-    if not log.is_file():
-        raise ValueError(f"{run} holds no metrics.jsonl; train it first")
-    records = read_metrics(log)
-    if not any("loss" in record for record in records):
-        raise ValueError(f"{log} has no losses yet")
-    return records
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from data.common import command
-from data.common.files import write_json
-from lm.loading import LoadedRun, load_run
+from data.common.outputs import check_output, write_result
+from eval.logs import training_log
+from lm.loading import LoadedRun, load_run, pieces
 from lm.model import CompressiveTransformer
 from lm.sparse.config import Kind
 from lm.sparse.prune import dense_matrices
-from lm.training.runlog import read_metrics
 
 KINDS: tuple[Kind, ...] = ("attention", "feedforward")
 SMALL = 0.1
@@ -75,17 +75,19 @@ def main(
         raise ValueError(f"there are {len(runs)} runs and {len(beside)} beside them")
     if list(groups) != sorted(set(groups)) or len(groups) < 2 or groups[0] < 1:
         raise ValueError(f"groups must be two or more rising numbers from 1 on, not {groups}")
+    check_output(json, *(part for run in [*runs, *(beside or [])] for part in pieces(run)))
     results: list[dict[str, Any]] = []
     zeros: list[Path | None] = [None] * len(runs) if beside is None else [*beside]
+    said = []
     for run, zero in zip(runs, zeros, strict=True):
         loaded = load_run(run)
         weights = compare(loaded)
         parts = choices(run, loaded, zero, groups)
-        print(spoken(run, weights, parts), flush=True)
+        said.append(spoken(run, weights, parts))
         each = [asdict(part) for part in parts]
         results.append({"run": str(run), "weights": asdict(weights), "choices": each})
-    if json is not None:
-        write_json(json, results)
+    write_result(json, results)
+    print("\n".join(said))
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def compare(loaded: LoadedRun) -> Weights:
         number += int(used.sum())
         flipped += int((used & (weight.sign() != begun.sign())).sum())
         faded += int((used & (weight.abs() < SMALL * begun.square().mean().sqrt())).sum())
-    return Weights(number, flipped / number, faded / number)
+    return Weights(number, flipped / max(1, number), faded / max(1, number))
 
 
 def choices(
@@ -118,13 +120,13 @@ def choices(
     # Records carry the statistics of the latest choice, which was made after step number * every.
     exchanged = {
         (record["step"] - 1) // every: record["sparse_changed"]
-        for record in read_metrics(run / "metrics.jsonl")
+        for record in training_log(run)
         if "sparse_changed" in record
     }
     excess = None if beside is None else compared(run, beside)
     parts = []
     for first, stop in pairwise(groups):
-        numbers = [number for number in range(first, stop) if number in exchanged]
+        numbers = [number for number in sorted(exchanged) if first <= number < stop]
         if not numbers:
             continue
         mean = sum(exchanged[number] for number in numbers) / len(numbers)
@@ -151,12 +153,10 @@ def losses(run: Path) -> Tensor:
     Raises:
         ValueError: some were not logged.
     """
-    records = read_metrics(run / "metrics.jsonl")
-    found = {record["step"]: record["loss"] for record in records if "loss" in record}
-    steps = max(found, default=0)
-    if len(found) < steps or not steps:
+    found = {record["step"]: record["loss"] for record in training_log(run) if "loss" in record}
+    if sorted(found) != list(range(1, len(found) + 1)):
         raise ValueError(f"{run} has not logged the loss of every step; train with log_every 1")
-    return torch.tensor([found[step] for step in range(1, steps + 1)], dtype=torch.float64)
+    return torch.tensor([found[step] for step in sorted(found)], dtype=torch.float64)
 
 
 def change(excess: Tensor, steps: list[int], every: int, window: tuple[int, int]) -> float | None:

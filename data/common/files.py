@@ -76,13 +76,18 @@ def remove_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as JSON with sorted keys and a newline at the end.
+    """Write `value` atomically as `as_json`; errors as there."""
+    text = as_json(value)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """JSON with sorted keys and a newline at the end, in ASCII.
 
     ValueError for a number that JSON does not have: NaN or an infinity.
     """
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

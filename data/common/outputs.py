@@ -6,7 +6,6 @@ folder that lacks or a path that is a folder is found before hours of work, and 
 """
 
 import glob
-import json
 import os
 import shutil
 import stat
@@ -15,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.common.files import atomic_path, publish_folder, remove_folder
+from data.common.files import as_json, atomic_path, publish_folder, remove_folder
 
 FULL = os.makedev(1, 7)
 """The device /dev/full, whatever names it."""
@@ -136,15 +135,12 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_result(path: Path | None, value: Any) -> None:
-    """Write a result where the user asked for it, as JSON with sorted keys; None: nowhere.
-
-    ValueError for a number that JSON does not have: NaN or an infinity.
-    """
+    """Write a result where the user asked for it, as `as_json`; None: nowhere."""
     if path is None:
         return
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    text = as_json(value)
     with writing(path) as place:
-        place.write_text(text + "\n", encoding="utf-8")
+        place.write_text(text, encoding="utf-8")
 
 
 @contextmanager

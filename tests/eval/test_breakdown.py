@@ -15,7 +15,7 @@ from data.vocab import ByteVocabulary
 from eval import breakdown
 from eval.ablation import CHANGES, AblatedScorer
 from eval.breakdown import BreakdownConfig, by_position
-from eval.protocol import read_result
+from eval.records import Breakdown, read_result
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.scoring import ScoringConfig, score
 from tests.texts import TEXT, split_of
@@ -34,7 +34,7 @@ def test_breakdowns_add_up(
     trained_run: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     breakdown.main(trained_run, BreakdownConfig(lanes=2, edges=(2000, 100)), out=tmp_path)
-    result = read_result(tmp_path / "breakdown-validation.json")
+    result = read_result(tmp_path / "breakdown-validation.json", Breakdown)
     split = shards.split("validation")
     assert sum(b["words"] for b in result["frequency"]) == split.words
     nats = sum(b["nats"] for b in result["frequency"])
@@ -154,6 +154,6 @@ def test_how_much_of_the_exchange_is_with_another_document() -> None:
 def test_a_gpu_breaks_down_alike(trained_run: Path, tmp_path: Path) -> None:
     """The programs load runs onto the GPU; weights of attention and ablations are read there."""
     breakdown.main(trained_run, BreakdownConfig(lanes=2, edges=(100,)), out=tmp_path)
-    result = read_result(tmp_path / "breakdown-validation.json")
+    result = read_result(tmp_path / "breakdown-validation.json", Breakdown)
     assert sum(s[0] for s in result["attention"]["stores"].values()) == pytest.approx(1.0, rel=1e-4)
     assert result["ablation"]["intact"] == pytest.approx(result["value"], rel=1e-4)

@@ -63,9 +63,13 @@ def test_the_program_and_back(trained_run: Path, tmp_path: Path, capsys) -> None
     assert packed.stat().st_size < file.stat().st_size
     compress.main(trained_run, packed, out=tmp_path / "again.txt", decompress=True)
     assert (tmp_path / "again.txt").read_bytes() == file.read_bytes()
+    with pytest.raises(ValueError, match=r"book\.txt is there already: .*--overwrite true"):
+        compress.main(trained_run, packed, decompress=True)
+    file.write_bytes(b"")
     torch.set_num_threads(2)
     try:
-        compress.main(trained_run, packed, decompress=True)
+        compress.main(trained_run, packed, decompress=True, overwrite=True)
+        assert file.read_bytes() == (tmp_path / "again.txt").read_bytes()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

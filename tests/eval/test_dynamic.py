@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from data.vocab import ByteVocabulary
 from eval import dynamic
 from eval.dynamic import DynamicConfig, DynamicScorer
-from eval.protocol import read_result
+from eval.records import Dynamic, read_result
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.scoring import ScoringConfig, score
 from tests.texts import TEXT, split_of
@@ -107,7 +107,7 @@ def test_lanes_do_not_learn_from_their_warm_up(model: CompressiveTransformer) ->
 def test_the_program_reports_both(trained_run: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "dynamic.json"
     dynamic.main(trained_run, DynamicConfig(lanes=2, lrs=(0.0, 1e-3)), json=file)
-    result = read_result(file)
+    result = read_result(file, Dynamic)
     fixed, still, moving = result["dynamic"]["passes"]
     assert result["value"] == fixed["value"] == pytest.approx(still["value"], rel=1e-6)
     assert fixed["lr"] is None and moving["lr"] == 1e-3 and moving["value"] < fixed["value"]
@@ -115,7 +115,7 @@ def test_the_program_reports_both(trained_run: Path, tmp_path: Path, capsys) -> 
     shown = capsys.readouterr().out
     assert "fixed weights" in shown and f"{moving['value']:.4f}" in shown
     dynamic.main(trained_run, DynamicConfig(lanes=2, limit=5), split="train", json=file)
-    result = read_result(file)
+    result = read_result(file, Dynamic)
     assert result["protocol"]["tokens"] == 8 * (5 + 3)
     assert result["interval"]["bounds"] == []
     assert result["protocol"]["limit"] == 5 and len(result["dynamic"]["passes"]) == 3

@@ -12,7 +12,7 @@ from eval import breakdown, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
 from eval.pages import Section, html, markdown
-from eval.protocol import read_result
+from eval.records import Breakdown, read_result
 from eval.score import ProgramConfig
 from eval.sweep import SweepConfig
 from lm.loading import Lengths
@@ -81,8 +81,13 @@ def two_runs(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def add_distance(folder: Path) -> None:
     """As eval.distance writes it."""
-    result = read_result(folder / "breakdown-validation.json")
-    rows = [{"from": 16, "to": 32, "accuracy": 1.0}, {"from": 32, "to": 64, "accuracy": 0.04}]
+    result = read_result(folder / "breakdown-validation.json", Breakdown)
+    rows = [
+        {"from": first, "to": 2 * first, "answers": 2, "bytes": 9, "accuracy": share, "whole": 0.0}
+        for first, share in ((16, 1.0), (32, 0.04))
+    ]
+    for key in ("frequency", "position", "attention", "reconstruction", "ablation"):
+        del result[key]
     result["distance"] = {"reach": {"segment": 8, "memory": 16}, "buckets": rows}
     write_json(folder / "distance-test.json", result)
 
@@ -138,6 +143,6 @@ def test_runs_that_cannot_be_compared(two_runs: list[Path], tmp_path: Path, caps
 
 def test_pages_escape_what_would_be_markup() -> None:
     section = Section("<Title>", "a & b", ("x", "y"), (("a|b", "<c>"),))
-    assert "| a\\|b | <c> |" in markdown("T", [section])
+    assert "| a\\|b | \\<c\\> |" in markdown("T", [section])
     page = html("T", [section])
     assert "<h2>&lt;Title&gt;</h2>" in page and "<td>&lt;c&gt;</td>" in page and "a &amp; b" in page

@@ -12,7 +12,8 @@ import pytest
 
 from data.shards import Shards
 from eval import report, score
-from eval.protocol import read_result, require_comparable
+from eval.protocol import require_comparable
+from eval.records import read_result
 from eval.score import ProgramConfig
 from lm.scoring import Read, Scorer
 from tools import plot
@@ -125,7 +126,7 @@ def test_a_result_that_is_not_whole_is_refused_in_a_sentence(
     text = file.read_text()
     assert read_result(file)["value"] > 0
     file.write_text(text[: len(text) // 2])
-    with pytest.raises(ValueError, match="cut off or damaged; score again"):
+    with pytest.raises(ValueError, match=r"cut off or damaged .*eval\.score --json"):
         read_result(file)
     for wrong in ("[]", "{}", json.dumps({"value": 1})):
         file.write_text(wrong)
