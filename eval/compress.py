@@ -24,6 +24,7 @@ from eval.keeping import require_finite
 from eval.packing import Header, most_tokens, pack, unpack
 from lm.loading import LoadedRun, load_run, parts_of
 from lm.model.incremental import Reader
+from lm.scoring import require_room
 
 SUFFIX = ".lm"
 LANE_TOKENS, MOST_LANES = 4096, 256
@@ -187,6 +188,7 @@ class Coder:
         tokens, and probabilities [lanes, V]; it returns these tokens.
         """
         model, start = self.loaded.model, self.loaded.vocabulary.start
+        require_room(model, self.lanes)
         reader = Reader(model, model.empty_memory(self.lanes))
         device = model.embedding.weight.device
         last = torch.full((self.lanes, 1), start, device=device)

@@ -1,18 +1,16 @@
 """A score that is interrupted goes on where it was."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from data.common.files import atomic_path, hash_json
 from data.common.outputs import check_folder
 from data.common.progress import Progress
 from data.common.say import warn
-from data.common.tensors import save_tensors
+from data.common.tensors import TensorFile, save_tensors
 from lm.scoring import Scorer
 
 FORMAT = 2
@@ -48,27 +46,22 @@ class Keeper:
         if not self.file.is_file():
             return
         mend = "remove it, or keep this score in another folder"
-        try:
-            with safe_open(self.file, framework="pt") as file:
-                what = json.loads((file.metadata() or {}).get("what", "null"))
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.file} is damaged; {mend}") from error
-        if what != self.what:
+        kept = TensorFile(self.file, mend)
+        if kept.about.get("what") != self.what:
             raise ValueError(
                 f"{self.file} belongs to another score, of other weights, another text or another "
                 f"way of reading it; {mend}"
             )
         try:
-            scorer.load_state(state)
+            scorer.load_state(dict(kept))
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.file} is damaged; {mend}") from error
+            raise ValueError(f"{self.file} is damaged ({error}); {mend}") from error
 
     def save(self, scorer: Scorer) -> None:
         """Write the scorer's state; where it finds no room, the score goes on without."""
         try:
             with atomic_path(self.file) as temporary:
-                save_tensors(scorer.state(), temporary, {"what": json.dumps(self.what)})
+                save_tensors(scorer.state(), temporary, {"what": self.what})
         except OSError as error:
             warn(f"{self.file} was not written ({error.strerror}); the score goes on without it")
 

@@ -19,11 +19,10 @@ from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Literal, NamedTuple
 
-from data.common.machine import in_bytes, require_memory
-
 from data.common import command
 from data.common.files import hash_file
 from data.common.outputs import check_folder, writing_folder
+from data.common.resources import in_bytes, require_memory
 
 SENTENCE = "the river of a long road ran under its bridge and past our house into that wood"
 WORDS = tuple(SENTENCE.split())
@@ -105,15 +104,15 @@ def check_room(recall: RecallConfig, out: Path) -> None:
     Raises:
         ValueError: a document does not fit into memory, or all of them not onto the disk.
     """
-    mend = "ask for fewer documents or shorter distances"
     # While it is made, a document is a list of characters.
-    require_memory(8 * max(recall.distances), f"a document of {max(recall.distances)} bytes", mend)
+    longest = max(recall.distances)
+    require_memory(8 * longest, f"a document of {longest:,} bytes (--distances)")
     needed = sum(map(recall.bytes, SPLITS))
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if needed > (free := shutil.disk_usage(there).free):
         raise ValueError(
             f"the text takes at least {in_bytes(needed)}, but {there} has room for "
-            f"{in_bytes(free)}: {mend}"
+            f"{in_bytes(free)}: ask for fewer documents or shorter distances"
         )
 
 

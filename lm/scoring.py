@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from data.common.progress import Progress
+from data.common.resources import require_memory
 from data.lanes import Batch, scoring_batches
 from data.shards import Split
 from lm.feeding import tensors
 from lm.model import CompressiveTransformer, MemoryState, SegmentOutput
+
+LONGEST = 1 << 40
+"""Tokens; no text has as many."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class ScoringConfig:
             raise ValueError(f"lanes must be at least 1, not {self.lanes}")
         if self.warmup is not None and self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, not {self.warmup}")
+        if max(self.lanes, self.warmup or 0) > LONGEST:
+            raise ValueError(f"lanes and warmup must be at most {LONGEST:,}")
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,15 @@ class Scorer:
                 memory anew; needs weights that do not change.
 
         Raises:
-            ValueError: the split has too few tokens for so many lanes, or ids that the model lacks.
+            ValueError: the split has too few tokens for so many lanes, or ids that the model lacks,
+                or the machine too little memory for such lengths.
         """
         if split.vocabulary.size != model.vocabulary:
             raise ValueError(
                 f"the split {split.name!r} has a vocabulary of {split.vocabulary.size} tokens and "
                 f"the model one of {model.vocabulary}; prepare the text with the model's"
             )
+        require_room(model, len(range(config.lanes)[rows]))
         self.model, self.split, self.rows = model, split, rows
         self.batches = scoring_batches(
             split,
@@ -203,6 +211,28 @@ class Scorer:
             if name.startswith("state.")
         }
         self.memory = MemoryState.from_tensors(kept)
+
+
+def require_room(model: CompressiveTransformer, lanes: int) -> None:
+    """Refuse lengths and lanes that this machine could never hold, before anything is allocated.
+
+    Raises:
+        ValueError: there is too little memory.
+    """
+    config, weight = model.config, model.embedding.weight
+    slots = sum(config.at(layer).slots for layer in range(config.layers))
+    each = config.width + 2 * config.stored_heads * config.head_width
+    # A segment is there twice besides, before and after a layer.
+    numbers = slots * each + 2 * config.segment * config.width
+    there = None
+    if weight.device.type == "cuda":
+        there = torch.cuda.get_device_properties(weight.device).total_memory
+    require_memory(
+        lanes * numbers * weight.element_size(),
+        f"reading {lanes:,} lanes with segment {config.segment:,}, memory {config.memory:,} and "
+        f"compressed {config.compressed:,}",
+        there,
+    )
 
 
 def keeping_keys(model: CompressiveTransformer, empty: MemoryState) -> MemoryState:
