@@ -53,6 +53,14 @@ class Part(ABC):
     def read(self) -> Iterator[Block]:
         """Yield the part's blocks, each of bounded size, in order."""
 
+    def texts(self) -> Iterator[tuple[Document, bool]]:
+        """Yield a document for each run of one, and whether there is more to it than white space.
+
+        Read to the end unless the part knows better.
+        """
+        for block in self.read():
+            yield block.document, bool(block.data.strip())
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -88,6 +96,14 @@ class FilePart(Part):
                         raise ValueError(f"{piece.path} became shorter while it was read")
                     yield Block(piece.document, data, begins)
                     begins, left = False, left - len(data)
+
+    def texts(self) -> Iterator[tuple[Document, bool]]:
+        """The documents of all pieces; the first block says whether there is text."""
+        for piece in self.pieces:
+            with piece.path.open("rb") as file:
+                file.seek(piece.start)
+                data = file.read(min(piece.end - piece.start, BLOCK_BYTES))
+            yield piece.document, bool(data.strip())
 
 
 def file_parts(pieces: Iterable[Piece], cut: bool = True) -> tuple[FilePart, ...]:
@@ -154,7 +170,8 @@ class Source:
 
     corpus: the honest name, printed with every number; unit: what its benchmark reports; parts: in
     the order of the corpus; facts: what else the manifest says of the source; words: what counts as
-    a word (in WikiText-103 the end of a line does); official: how to know the full benchmark.
+    a word (in WikiText-103 the end of a line does); official: how to know the full benchmark;
+    drawn: splits are those of a hash, which may leave one of them empty.
     """
 
     corpus: str
@@ -163,3 +180,4 @@ class Source:
     facts: dict[str, Any] = field(default_factory=dict)
     words: Literal["spaces", "spaces and lines", "none"] = "spaces"
     official: Official | None = None
+    drawn: bool = False

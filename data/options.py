@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from data.common.files import read_json
 from data.vocabularies.base import DESCRIPTION
+from data.vocabularies.subwords import LEAST_SIZE, MOST_SIZE
 
 VocabularyKind = Literal["bytes", "words", "sentencepiece"]
 
@@ -78,10 +79,12 @@ class DataConfig:
                 self._refuse(option, "vocabulary_from")
         if self.kind in ("bytes", "mulaw"):
             self._refuse("vocabulary_from", f"the vocabulary {self.kind}")
-        for option, least in (("vocabulary_size", 270), ("vocabulary_sample", 1000)):
+        for option, least in (("vocabulary_size", LEAST_SIZE), ("vocabulary_sample", 1000)):
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ValueError(f"{option} must be at least {least}, not {value}")
+        if self.size > MOST_SIZE:
+            raise ValueError(f"vocabulary_size must be at most {MOST_SIZE}, not {self.size}")
 
     def _refuse(self, option: str, where: str) -> None:
         """ValueError if an option was given that has no effect."""

@@ -17,6 +17,7 @@ from data.common.locks import locked
 from data.common.progress import Progress
 from data.documents import Part, Source
 from data.encode import Encoder
+from data.held_out import with_all_splits
 from data.learn import make_vocabulary
 from data.options import DataConfig
 from data.pool import Pool
@@ -114,7 +115,7 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
         work.mkdir()
         write_json(work / "plan.json", plan)
     remove_folder(work / "shards")
-    source = open_source(config, work / "unpacked")
+    source = with_all_splits(open_source(config, work / "unpacked"))
     # A hub data set may have a new commit since an interrupted build, or Python a new version.
     stage = work / hash_json(source.facts)[:16]
     (stage / "parts").mkdir(parents=True, exist_ok=True)

@@ -52,16 +52,25 @@ def assign_splits(names: Sequence[str]) -> list[str]:
                 )
         return [split for split in named if split]
     splits = [hashed_split(name) for name in names]
-    if set(splits) != set(SPLITS):
-        order = sorted(range(len(names)), key=lambda i: (hashed_share(names[i]), names[i]))
-        splits = ["train"] * len(names)
-        splits[order[-2]], splits[order[-1]] = "validation", "test"
+    return splits if set(splits) == set(SPLITS) else spread(names)
+
+
+def spread(names: Sequence[str]) -> list[str]:
+    """Splits of three documents or more, of which the hash leaves one empty: all are for training
+    but the two whose names have the greatest hashes.
+    """
+    order = sorted(range(len(names)), key=lambda i: (hashed_share(names[i]), names[i]))
+    splits = ["train"] * len(names)
+    splits[order[-2]], splits[order[-1]] = "validation", "test"
     return splits
 
 
 def fractions(total: int) -> dict[str, tuple[int, int]]:
-    """Where each split begins and ends when `total` units are cut 90/5/5 %; none is empty."""
-    tail = total * 5 // 100
+    """Where each split begins and ends when `total` units are cut 90/5/5 %.
+
+    None is empty where there are three units; splits that would be are left out.
+    """
+    tail = max(total * 5 // 100, int(total >= len(SPLITS)))
     bounds = {
         "train": (0, total - 2 * tail),
         "validation": (total - 2 * tail, total - tail),

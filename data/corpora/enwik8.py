@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data.common.files import atomic_path, hash_file
 from data.corpora.local import existing, unpacked
+from data.cutting import cut_file
 from data.documents import Document, Piece, Source, file_parts
 from data.hub import HubName, pinned, rows_of, stream
 from data.splits import fractions
@@ -38,9 +39,11 @@ def open_enwik8(source: str | None, hub: HubName | None, prefix: bool, work: Pat
         raise ValueError(f"{given} has {size:,} bytes, so it is no prefix: leave prefix out")
     if not prefix:
         check_full(given, path, size)
+    # The benchmark's cuts are where they are; those of a beginning spare characters.
+    bounds = cut_file(path, exact=True) if prefix else fractions(size)
     pieces = [
         Piece(path, start, end, Document(split, f"enwik8[{start}:{end}]"))
-        for split, (start, end) in fractions(size).items()
+        for split, (start, end) in bounds.items()
     ]
     name = "enwik8-prefix" if prefix else "enwik8"
     return Source(name, "bits_per_byte", file_parts(pieces), facts)

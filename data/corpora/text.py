@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.corpora.local import naming_damage, open_packed, unpacked
+from data.cutting import cut_file, require_all_splits
 from data.documents import (
     BLOCK_BYTES,
     Block,
@@ -18,7 +19,7 @@ from data.documents import (
 )
 from data.hub import HubName, hub_parts, pinned, stream
 from data.records import JsonLinesPart, TextRows, parquet_parts
-from data.splits import FULL_NAME, assign_splits, fractions, hashed_split, names_splits
+from data.splits import FULL_NAME, assign_splits, hashed_split, names_splits
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".parquet")
 WANTED = f"a file, folder or glob of {', '.join(SUFFIXES)}, or hub:OWNER/NAME"
@@ -75,7 +76,7 @@ def open_text(source: str | None, column: str, unit: str, work: Path) -> Source:
                 parts.append(GzipPart(path, document))
             else:
                 pieces.append(Piece(path, 0, path.stat().st_size, document))
-    return Source("text", unit, (*file_parts(pieces), *parts))
+    return Source("text", unit, (*file_parts(pieces), *parts), drawn=not named)
 
 
 def is_records(path: Path) -> bool:
@@ -105,11 +106,13 @@ def find_files(source: str | None) -> tuple[Path, list[Path]]:
 
 
 def cut_files(paths: list[Path]) -> list[Piece]:
-    """Cut each file into train, validation and test, 90/5/5 % of its bytes."""
+    """Cut each file into train, validation and test, about 90/5/5 % of its bytes."""
+    bounds = {path.name: cut_file(path) for path in paths}
+    require_all_splits(bounds)
     return [
         Piece(path, start, end, Document(split, f"{path.name}[{start}:{end}]"))
         for path in paths
-        for split, (start, end) in fractions(path.stat().st_size).items()
+        for split, (start, end) in bounds[path.name].items()
     ]
 
 
@@ -131,4 +134,4 @@ def open_hub_text(hub: HubName, column: str, unit: str) -> Source:
             continue
         rows = TextRows(column, FULL_NAME[split] if len(splits) > 1 else None)
         parts += hub_parts(hub, split, data, rows, WANTED)
-    return Source("text", unit, tuple(parts), hub.facts)
+    return Source("text", unit, tuple(parts), hub.facts, drawn=len(splits) == 1)

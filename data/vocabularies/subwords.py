@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from hashlib import sha256
@@ -20,6 +21,8 @@ SPACE_MARK = "▁"
 # The result depends on how the trainer shares out its sums, so this is not the number of cores.
 TRAINING_THREADS = 16
 LONGEST_LINE = 1 << 16
+# Bytes, control tokens, line ends, and room for a few pieces; and what SentencePiece can count.
+LEAST_SIZE, MOST_SIZE = 270, (1 << 31) - 1
 
 Method = Literal["unigram", "bpe"]
 
@@ -44,11 +47,20 @@ class SubwordVocabulary(Vocabulary):
 
     @classmethod
     def train(cls, lines: Iterator[str], size: int, method: Method) -> "SubwordVocabulary":
-        """Learn `size` pieces from lines of text; ValueError when there is too little of it."""
+        """Learn `size` pieces from lines of text.
+
+        ValueError when there is none, or so little or much of it that `size` does not fit.
+        """
+        first = next(lines, None)
+        if first is None:
+            raise ValueError(
+                "the training split holds no text to learn pieces from: give it some, or use the "
+                "vocabulary bytes"
+            )
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=short_lines(lines),
+                sentence_iterator=short_lines(itertools.chain([first], lines)),
                 model_writer=model,
                 model_type=method,
                 vocab_size=size,
@@ -67,12 +79,7 @@ class SubwordVocabulary(Vocabulary):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            # Without the place in its code and its advice on options that are not ours.
-            reason = str(error).rpartition("]")[2].partition(" Increase vocab_size")[0].strip()
-            raise ValueError(
-                f"no {size} pieces can be learnt from this text ({reason}): choose another "
-                "vocabulary_size"
-            ) from error
+            raise ValueError(unfit(size, str(error))) from error
         return cls(model.getvalue())
 
     @classmethod
@@ -129,6 +136,22 @@ class SubwordVocabulary(Vocabulary):
         with atomic_path(folder / MODEL) as temporary:
             temporary.write_bytes(self.model)
         write_json(folder / DESCRIPTION, {"kind": self.kind, "hash": self.hash})
+
+
+def unfit(size: int, reason: str) -> str:
+    """What to do about a number of pieces that SentencePiece cannot learn from a text."""
+    if found := re.search(r"too high .* <= (\d+)", reason):
+        if int(found[1]) < LEAST_SIZE:
+            return (
+                f"the training text is too little to learn pieces from, of which it has {found[1]} "
+                f"and vocabulary_size is at least {LEAST_SIZE}: give more text, or use the "
+                "vocabulary bytes"
+            )
+        why = f" (it has at most {found[1]})"
+    else:
+        found = re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason)
+        why = f" (its characters alone need {found[1]})" if found else ""
+    return f"no {size} pieces can be learnt from this text{why}: choose another vocabulary_size"
 
 
 def short_lines(lines: Iterable[str]) -> Iterator[str]:

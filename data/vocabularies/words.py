@@ -34,11 +34,12 @@ class WordVocabulary(Vocabulary):
 
     @classmethod
     def build(cls, counts: Counter[bytes]) -> Self:
-        """The vocabulary of counted `split_words`; equal counts go by their bytes."""
-        if UNKNOWN not in counts:
-            counts = counts + Counter()
-            counts[UNKNOWN] = 0
-        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        """The vocabulary of counted `split_words`; equal counts go by their bytes.
+
+        The end of a line and the unknown word are in it even if no text has them.
+        """
+        known = {LINE_END: 0, UNKNOWN: 0} | counts
+        ordered = sorted(known.items(), key=lambda item: (-item[1], item[0]))
         words = [word for word, _ in ordered]
         eos = words.index(LINE_END)
         ordered[eos] = (EOS, ordered[eos][1])

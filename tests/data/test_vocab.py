@@ -18,11 +18,13 @@ from data.vocab import (
     WordVocabulary,
     load_vocabulary,
 )
+from data.vocabularies.subwords import Method
 from data.vocabularies.words import split_words
 
 TEXT = [
     f"the {word} of line {i} , and more" for i in range(300) for word in ("cat", "dog", "naïve")
 ]
+METHODS: tuple[Method, ...] = ("unigram", "bpe")
 # Any text, and text full of what SentencePiece treats specially.
 ANY_TEXT = st.text() | st.text(alphabet="ab \t\r\n▁é<0xA>s\x00\u00a0", max_size=40)
 
@@ -90,6 +92,35 @@ def test_a_vocabulary_too_large_or_small_for_the_text_is_refused() -> None:
         # Nothing of SentencePiece's own options, which nobody can set.
         assert "coverage" not in str(error.value)
         assert str(error.value).endswith("choose another vocabulary_size")
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "message"),
+    [
+        ([], 270, "no text to learn pieces from: give it some"),
+        (["a"], 270, "has 261 and vocabulary_size is at least 270: give more text"),
+        (["   ", " \t "], 32_000, "give more text, or use the vocabulary bytes"),
+        (TEXT, 10**9, r"no 1000000000 pieces can be learnt from this text \(it has at most \d+\)"),
+        ([*map(chr, range(500, 800))], 270, r"\(its characters alone need 560\)"),
+    ],
+)
+def test_what_can_be_learnt_from_little_text_is_said(
+    text: list[str], size: int, message: str
+) -> None:
+    for method in METHODS:
+        with pytest.raises(ValueError, match=message):
+            SubwordVocabulary.train(iter(text), size, method)
+
+
+@pytest.mark.parametrize("text", [b"", b"one", b"no line end here", b" ", b"\n\n", "道可".encode()])
+def test_any_text_makes_words(tmp_path: Path, text: bytes) -> None:
+    vocabulary = WordVocabulary.build(Counter(split_words(text)))
+    vocabulary.save(tmp_path)
+    again = load_vocabulary(tmp_path)
+    assert again.hash == vocabulary.hash
+    ids = again.encode(text + b" another \n")
+    assert again.decode(ids).split() == [*text.split(), b"<unk>"]
+    assert again.pieces[again.start] == b" \n"
 
 
 @given(
