@@ -6,6 +6,7 @@ Shapes: B lanes of this rank, T tokens a segment.
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,23 +14,36 @@ from torch import Tensor
 from data.lanes import Batch, LaneReader, State
 
 
-def tensors(batch: Batch, rows: slice, device: torch.device) -> tuple[Tensor, ...]:
-    """Inputs, targets [B, T] int64, scored [B, T] bool and reset [B] bool of some lanes."""
+class Segment(NamedTuple):
+    """A segment of some lanes, on the device."""
+
+    inputs_BT: Tensor
+    """int64"""
+    targets_BT: Tensor
+    """int64, the tokens that follow the inputs."""
+    scored_BT: Tensor
+    """bool, the targets that count."""
+    reset_B: Tensor
+    """bool, lanes that begin with empty memory."""
+
+
+def tensors(batch: Batch, rows: slice, device: torch.device) -> Segment:
+    """Some lanes of a batch on the device."""
     if isinstance(batch, DeviceBatch):
-        return tuple(tensor[rows] for tensor in batch.tensors)
+        return Segment(*(tensor[rows] for tensor in batch.tensors))
     arrays = (batch.inputs_BT, batch.targets_BT, batch.scored_BT, batch.reset_B)
     hosted = [torch.from_numpy(array[rows]) for array in arrays]
     if device.type == "cuda":
         # From other memory the copy would keep this thread waiting, whatever it is asked.
         hosted = [tensor.pin_memory() for tensor in hosted]
-    return tuple(tensor.to(device, non_blocking=True) for tensor in hosted)
+    return Segment(*(tensor.to(device, non_blocking=True) for tensor in hosted))
 
 
 @dataclass(frozen=True)
 class DeviceBatch(Batch):
     """A batch that is on the device too, as `tensors` gives it."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: Segment
 
 
 class ReadAhead:

@@ -22,6 +22,7 @@ LAYERS = {
     "lm.model": 1,
     "lm.feeding": 2,
     "lm.sparse": 2,
+    "lm.objectives": 3,
     "lm.attention_mass": 3,
     "lm.scoring": 3,
     "lm.sampling": 3,

@@ -18,6 +18,7 @@ from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
+from lm.objectives.objective import Term, add_terms, total_loss
 
 PART = 4096
 """Tokens of each lane whose hidden states are held at once where only the last ones are wanted."""
@@ -174,18 +175,12 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         if self.gradient_checkpointing and self.training:
             read = partial(self._gradient_checkpointing_func, read)
         memory, hidden = model.empty_memory(len(tokens)), []
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        sums: dict[str, Term] = {}
         for part in tokens.split(segment, dim=1):
             states, memory, losses, _ = read(part, memory)
             hidden.append(states)
-            for name, (total, count) in losses.items():
-                before = sums.get(name)
-                sums[name] = (
-                    (total, count) if before is None else (before[0] + total, before[1] + count)
-                )
-        auxiliary = hidden[0].new_zeros(())
-        for total, count in sums.values():
-            auxiliary = auxiliary + total / count.clamp(min=1)
+            add_terms(sums, {name: Term(*loss) for name, loss in losses.items()})
+        auxiliary = total_loss(sums) if sums else hidden[0].new_zeros(())
         return spread(torch.cat(hidden, dim=1), column), auxiliary
 
 

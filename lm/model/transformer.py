@@ -5,6 +5,7 @@ Shapes: B lanes, T tokens of a segment, M memory slots, C compressed slots, D wi
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,16 @@ class SegmentOutput:
     """Named losses to be minimised beside the likelihood, as sums and counts."""
     by_layer: dict[str, LossSum] = field(default_factory=dict)
     """The same before the sum over layers, [l] each and without gradient: to be looked at."""
+
+
+class SegmentStates(NamedTuple):
+    """What the model makes of one segment before its head."""
+
+    hidden_BTD: Tensor
+    """Final hidden states."""
+    memory: MemoryState
+    auxiliary: dict[str, LossSum]
+    by_layer: dict[str, LossSum]
 
 
 class CompressiveTransformer(nn.Module):
@@ -107,13 +118,13 @@ class CompressiveTransformer(nn.Module):
             ValueError: the segment is not config.segment tokens long, or memory keeps keys and
                 values, which belong to fixed weights, in training.
         """
-        hidden, after, auxiliary, by_layer = self.read_segment(tokens_BT, memory, losses)
-        return SegmentOutput(self.head(hidden, targets_BT), after, auxiliary, by_layer)
+        states = self.read_segment(tokens_BT, memory, losses)
+        return SegmentOutput(self.head(states.hidden_BTD, targets_BT), *states[1:])
 
     def read_segment(
         self, tokens_BT: Tensor, memory: MemoryState, losses: bool | None = None
-    ) -> tuple[Tensor, MemoryState, dict[str, LossSum], dict[str, LossSum]]:
-        """`forward` without the head: final hidden states [B, T, D], memory, and the losses."""
+    ) -> SegmentStates:
+        """`forward` without the head."""
         config = self.config
         if tokens_BT.shape[1] != config.segment:
             raise ValueError(
@@ -143,7 +154,7 @@ class CompressiveTransformer(nn.Module):
             # One a forward pass, so that its mean over passes and ranks is the penalty itself.
             total = torch.stack(penalties).sum()
             auxiliary["penalty"] = LossSum(total, torch.ones_like(total))
-        return self.norm(hidden), after, auxiliary, by_layer
+        return SegmentStates(self.norm(hidden), after, auxiliary, by_layer)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D] with the training dropout."""

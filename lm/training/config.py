@@ -40,6 +40,8 @@ class TrainingConfig:
     """stream: the corpus cut into equal lanes; documents: whole documents in shuffled order."""
     reset_documents: bool = False
     """Begin each document with empty memory (only with order documents)."""
+    objectives: tuple[str, ...] = ("likelihood",)
+    """What is minimised, by the names in lm/objectives."""
     seed: int = 0
     """Seed of the weights, of dropout and of the order of documents."""
     accumulate: tuple[tuple[int, int], ...] = ((0, 1),)

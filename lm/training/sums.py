@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lm.objectives.objective import Term
 from lm.training.dist import World
-from lm.training.unroll import Loss
 
 Pair = tuple[float, float]
 """Sum and count over all ranks."""
@@ -18,11 +18,11 @@ class Sums:
     def __init__(self) -> None:
         self.pairs: dict[str, Tensor] = {}
 
-    def add(self, losses: Mapping[str, Loss]) -> None:
+    def add(self, losses: Mapping[str, Term]) -> None:
         """Add what one back-propagation read; every rank adds the same names."""
-        for whole, (total, count) in losses.items():
-            name = whole + "/" if total.ndim else whole
-            pair = torch.stack([total.detach().double(), count.double()])
+        for whole, term in losses.items():
+            name = whole + "/" if term.total.ndim else whole
+            pair = torch.stack([term.total.detach().double(), term.counted.double()])
             self.pairs[name] = self.pairs[name] + pair if name in self.pairs else pair
 
     def totals(self, world: World) -> dict[str, Pair]:

@@ -18,6 +18,8 @@ from data.lanes import Batch, LaneReader
 from data.shards import Shards
 from lm.feeding import ReadAhead
 from lm.model import CompressiveTransformer, MemoryState
+from lm.objectives import chosen
+from lm.objectives.objective import Term, total_loss, weights_at
 from lm.training import checkpoint, whole
 from lm.training.checkpoint import CheckpointState, Snapshot
 from lm.training.compiling import compile_layers
@@ -70,7 +72,8 @@ class Trainer:
             checkpoint_activations(self.model)
         if training.compile:
             compile_layers(self.model, world.device)
-        self.module = Unroll(self.model)
+        self.objectives = chosen(training.objectives)
+        self.module = Unroll(self.model, self.objectives)
         own = training.precision == "bf16" and training.zero == 0
         self.masters = Masters(self.model) if own else None
         # What the optimiser moves, and what checkpoints hold.
@@ -179,26 +182,32 @@ class Trainer:
                 last = number == len(reads) and part == parts - 1
                 self.engine.set_gradient_accumulation_boundary(last)
                 before = memory if parts == 1 else memory.lane_slice(rows)
-                losses, by_layer, moved = self.engine(
+                terms, by_layer, moved = self.engine(
                     on_device(batches, rows, self.world.device), before
                 )
-                self.engine.backward(self._loss(losses, tokens, parts * len(reads)))
-                sums.add(losses)
+                self.engine.backward(self._loss(terms, tokens, parts * len(reads)))
+                sums.add(terms)
                 sums.add(by_layer)
                 after.append(moved)
             memory = after[0] if parts == 1 else MemoryState.concatenate(after)
         return memory, sums.totals(self.world)
 
-    def _loss(self, losses: dict[str, Any], tokens: float, parts: int) -> Tensor:
-        """What one back-propagation adds to the update's loss; DeepSpeed averages over ranks."""
+    def _loss(self, terms: dict[str, Term], tokens: float, parts: int) -> Tensor:
+        """What one back-propagation adds to the update's loss; DeepSpeed averages over ranks.
+
+        Args:
+            terms: of this rank.
+            tokens: that the update scores, over all ranks.
+            parts: back-propagations of the update.
+        """
         size = self.world.size
-        (nats, _), *auxiliary = losses.values()
-        loss: Tensor = nats * (size / max(tokens, 1))
-        if auxiliary:
-            counts = self.world.sum(torch.stack([count for _, count in auxiliary]).double())
-            for (total, _), count in zip(auxiliary, counts.clamp(min=1), strict=True):
-                loss = loss + total * (size / parts / count).to(total.dtype)
-        return loss
+        factors: dict[str, float | Tensor] = {
+            name: size / max(tokens, 1) for name, t in terms.items() if t.divisor == "scored"
+        }
+        if own := {name: term for name, term in terms.items() if name not in factors}:
+            counts = self.world.sum(torch.stack([term.counted for term in own.values()]).double())
+            factors |= zip(own, size / parts / counts.clamp(min=1), strict=True)
+        return total_loss(terms, factors, weights_at(self.objectives, self.step))
 
     def _update(self, finite: bool) -> float | None:
         """Move the weights; returns the gradient's norm, or None if they have not moved."""

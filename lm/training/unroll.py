@@ -3,65 +3,60 @@
 Shapes: K segments, B lanes, T tokens of a segment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from data.lanes import Batch
-from lm.feeding import tensors
+from lm.feeding import Segment, tensors
 from lm.model import CompressiveTransformer, MemoryState
-
-Loss = tuple[Tensor, Tensor]
-"""Sum and count."""
+from lm.objectives.objective import Objective, SegmentRead, Term, add_terms, terms_of
 
 
 class Unroll(nn.Module):
-    """The model over K segments: sums and counts of its losses, and memory after the last.
+    """The model over K segments: the terms of its loss, and memory after the last.
 
     The gradient passes from segment to segment through compressed memory and ends at the first; the
     memory returned is cut off. DeepSpeed sees this module, because from stage 1 on it needs plain
     tensors to come out.
     """
 
-    def __init__(self, model: CompressiveTransformer) -> None:
+    def __init__(self, model: CompressiveTransformer, objectives: Sequence[Objective]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.objectives = model, objectives
+        self.logits = any(objective.logits for objective in objectives)
 
     def forward(
-        self, segments: list[tuple[Tensor, ...]], memory: MemoryState
-    ) -> tuple[dict[str, Loss], dict[str, Loss], MemoryState]:
+        self, segments: list[Segment], memory: MemoryState
+    ) -> tuple[dict[str, Term], dict[str, Term], MemoryState]:
         """Read segments in order.
 
         Args:
-            segments: for each, inputs, targets [B, T] int64, scored [B, T] bool, reset [B] bool.
-            memory: of the B lanes, before the first segment and its resets.
+            segments: of the B lanes.
+            memory: of the lanes, before the first segment and its resets.
 
         Returns:
-            The losses by name, the likelihood in nats first; those that are known by layer, [l]
+            The terms by name, the likelihood in nats first; losses that are known by layer, [l]
             each, to be looked at only; and memory.
         """
-        losses: dict[str, Loss] = {}
-        by_layer: dict[str, Loss] = {}
-        for inputs, targets, scored, reset in segments:
-            output = self.model(inputs, memory.reset(reset), targets)
-            memory = output.memory
-            nats = ((output.predictions * scored).sum(), scored.sum())
-            _add(losses, {"nats": nats, **output.auxiliary})
-            _add(by_layer, output.by_layer)
-        return losses, by_layer, memory.detach()
+        terms: dict[str, Term] = {}
+        by_layer: dict[str, Term] = {}
+        for segment in segments:
+            states = self.model.read_segment(segment.inputs_BT, memory.reset(segment.reset_B))
+            memory = states.memory
+            read = SegmentRead(
+                self.model, states, segment.targets_BT, segment.scored_BT, self.logits
+            )
+            add_terms(terms, terms_of(self.objectives, read))
+            add_terms(by_layer, {name: Term(*loss) for name, loss in states.by_layer.items()})
+        return terms, by_layer, memory.detach()
 
 
-def _add(sums: dict[str, Loss], more: Mapping[str, Loss]) -> None:
-    for name, (total, count) in more.items():
-        before = sums.get(name)
-        sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
-
-
-def on_device(batches: list[Batch], lanes: slice, device: torch.device) -> list[tuple[Tensor, ...]]:
+def on_device(batches: list[Batch], lanes: slice, device: torch.device) -> list[Segment]:
     """Some lanes of consecutive batches as Unroll reads them."""
     return [tensors(batch, lanes, device) for batch in batches]
 

@@ -21,6 +21,7 @@ from data.options import DataConfig
 from data.shards import Shards
 from lm.feeding import tensors
 from lm.model import CompressiveTransformer
+from lm.objectives.objective import segment_loss
 from lm.training import dist
 from lm.training.config import RunConfig
 from lm.training.loop import Loop
@@ -111,9 +112,7 @@ def bare_step(config: RunConfig, shards: Shards, device: torch.device) -> Callab
         inputs, targets, _, reset = tensors(reader.next(), slice(None), device)
         output = model(inputs, memory.reset(reset), targets)
         memory = output.memory.detach()
-        loss = output.predictions.mean()
-        for total, elements in output.auxiliary.values():
-            loss = loss + total / elements.clamp(min=1)
+        loss = segment_loss(output)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
         optimizer.step()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.linear import Linear
+from lm.objectives.objective import segment_loss
 from lm.sparse.config import Granularity, PowerConfig, SparseConfig
 from lm.sparse.layout import Layout
 from lm.sparse.linear import SparseLinear
@@ -158,9 +159,7 @@ def stepper(model: CompressiveTransformer, lanes: int) -> tuple[Callable[[], Non
         optimizer.zero_grad()
         output = model(segment[:, :-1], memory, segment[:, 1:])
         memory = output.memory.detach()
-        loss = output.predictions.mean()
-        for total, elements in output.auxiliary.values():
-            loss = loss + total / elements.clamp(min=1)
+        loss = segment_loss(output)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()

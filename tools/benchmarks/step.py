@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import training_flops
+from lm.objectives.objective import segment_loss
 from tools import others
 from tools.timing import core_clock, machine, pick_device, report, take_turns
 
@@ -98,9 +99,7 @@ def own_step(
 
     def losses(inputs: Tensor, targets: Tensor, memory: Any) -> tuple[Tensor, Any]:
         output = model(inputs, memory or model.empty_memory(lanes), targets)
-        loss = output.predictions.mean()
-        for total, elements in output.auxiliary.values():
-            loss = loss + total / elements.clamp(min=1)
+        loss = segment_loss(output)
         return loss, output.memory.detach()
 
     return _step(model.parameters(), losses, _tokens(config, vocabulary, lanes, device))

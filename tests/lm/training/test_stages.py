@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data.shards import Shards
+from lm.objectives import chosen
 from lm.training import dist, whole
 from lm.training.config import RunConfig
 from lm.training.optim import build_optimizer
@@ -36,7 +37,7 @@ class PlainTorch:
     def __init__(self, config: RunConfig, trainer: Trainer, working: torch.dtype) -> None:
         self.config, self.working = config, working
         self.masters = copy.deepcopy(trainer.model)
-        self.module = Unroll(copy.deepcopy(self.masters).to(working))
+        self.module = Unroll(copy.deepcopy(self.masters).to(working), chosen(["likelihood"]))
         self.optimizer = build_optimizer(self.masters, config.optim)
         self.memory = self.module.model.empty_memory(config.training.lanes)
 
@@ -50,7 +51,7 @@ class PlainTorch:
         for batches in reads:
             segments = on_device(batches, slice(None), torch.device("cpu"))
             losses, _, self.memory = self.module(segments, self.memory)
-            total, elements = losses["reconstruction"]
+            total, elements, _ = losses["reconstruction"]
             weight = 1 / (count * elements.clamp(min=1))
             (losses["nats"][0] * (1 / tokens) + total * weight.to(total.dtype)).backward()
             nats += losses["nats"][0].item()

@@ -1,0 +1,145 @@
+"""Losses as named terms, and the one place where terms become a number to minimise.
+
+A term is a sum and a count. Sums stay whole across segments, micro-batches and ranks until one
+division by what all of them counted together, so every token of an update weighs the same.
+
+Shapes: B lanes, T tokens of a segment, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lm.model import CompressiveTransformer
+from lm.model.embedding import cross_entropy
+from lm.model.transformer import SegmentOutput, SegmentStates
+
+Divisor = Literal["scored", "elements"]
+"""What a term's sum is divided by: the tokens that an update scores, or the term's own count, as a
+mean over the back-propagations of an update."""
+
+
+class Term(NamedTuple):
+    """A part of the loss, of some lanes and segments."""
+
+    total: Tensor
+    """scalar"""
+    counted: Tensor
+    """scalar"""
+    divisor: Divisor = "elements"
+
+
+class SegmentRead:
+    """A segment that the model has read: what objectives make their terms of.
+
+    Probabilities are computed once, whoever asks, because at ZeRO stage 3 DeepSpeed takes the
+    gradient of a layer once in a back-propagation.
+
+    Args:
+        model: what has read it.
+        states: final hidden states, and what the model itself wants minimised.
+        targets_BT: the tokens to predict, int64.
+        scored_BT: bool, those that count.
+        logits: whether some objective asks for probabilities of all tokens.
+    """
+
+    def __init__(
+        self,
+        model: CompressiveTransformer,
+        states: SegmentStates,
+        targets_BT: Tensor,
+        scored_BT: Tensor,
+        logits: bool,
+    ) -> None:
+        self.states, self.targets_BT, self.scored_BT = states, targets_BT, scored_BT
+        self._logits = model.head(states.hidden_BTD) if logits else None
+        if self._logits is None:
+            self.nats_BT: Tensor = model.head(states.hidden_BTD, targets_BT)
+        else:
+            nats = cross_entropy(self._logits.flatten(0, 1), targets_BT.flatten())
+            self.nats_BT = nats.view(targets_BT.shape)
+        """Negative log-likelihoods of the targets."""
+
+    def logits_BTV(self) -> Tensor:
+        """Unnormalised log-probabilities of every token, for objectives that set `logits`."""
+        assert self._logits is not None
+        return self._logits
+
+
+class Objective(ABC):
+    """A family of losses."""
+
+    logits: ClassVar[bool] = False
+    """Whether it asks for the probabilities of all tokens."""
+
+    @abstractmethod
+    def terms(self, read: SegmentRead) -> dict[str, Term]:
+        """The terms of one segment by name; the same names for every segment."""
+
+    def weights(self, step: int) -> Mapping[str, float]:  # noqa: ARG002
+        """What terms are multiplied by, at a step counted from 0; 1 where none is named."""
+        return {}
+
+
+def terms_of(objectives: Iterable[Objective], read: SegmentRead) -> dict[str, Term]:
+    """All terms of one segment: those of the objectives, and what the model adds itself (the loss
+    that trains compression, and penalties on weights).
+    """
+    terms: dict[str, Term] = {}
+    for objective in objectives:
+        terms |= objective.terms(read)
+    return terms | {name: Term(*loss) for name, loss in read.states.auxiliary.items()}
+
+
+def weights_at(objectives: Iterable[Objective], step: int) -> dict[str, float]:
+    """The weights of all terms that have one at a step."""
+    return {name: w for each in objectives for name, w in each.weights(step).items()}
+
+
+def add_terms(sums: dict[str, Term], more: Mapping[str, Term]) -> None:
+    """Add the terms of another segment to sums by name."""
+    for name, term in more.items():
+        before = sums.get(name)
+        if before is not None:
+            term = Term(before.total + term.total, before.counted + term.counted, term.divisor)
+        sums[name] = term
+
+
+def segment_loss(output: SegmentOutput) -> Tensor:
+    """The loss of one segment alone: mean nats of its targets, and what the model adds.
+
+    Args:
+        output: of a forward pass with targets.
+    """
+    nats = output.predictions
+    likelihood = Term(nats.sum(), torch.tensor(nats.numel(), device=nats.device))
+    added = {name: Term(*loss) for name, loss in output.auxiliary.items()}
+    return total_loss({"nats": likelihood} | added)
+
+
+def total_loss(
+    terms: Mapping[str, Term],
+    factors: Mapping[str, float | Tensor] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
+    """The number to minimise: sums times factors times weights.
+
+    Args:
+        terms: by name.
+        factors: what each sum is multiplied by; none: one over its own count, so that it is a mean.
+        weights: of the terms that are to count more or less than 1.
+    """
+    parts = []
+    for name, term in terms.items():
+        factor = 1 / term.counted.clamp(min=1) if factors is None else factors[name]
+        if isinstance(factor, Tensor):
+            factor = factor.to(term.total.dtype)
+        weight = 1.0 if weights is None else weights.get(name, 1.0)
+        parts.append(term.total * (factor * weight))
+    loss = parts[0]
+    for part in parts[1:]:
+        loss = loss + part
+    return loss
