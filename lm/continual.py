@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from data.common import command
-from data.common.command import dump_config, load_config
+from data.common.command import load_config
 from data.common.files import atomic_path, read_json, write_json
 from data.common.tensors import save_tensors
 from data.options import DataConfig
@@ -19,11 +19,11 @@ from lm.sparse.config import Kind, PowerConfig
 from lm.sparse.packing import Capacity, Packed, fewest
 from lm.sparse.prune import dense_matrices
 from lm.sparse.topkast import sparsify
-from lm.training import checkpoint, dist
-from lm.training.config import RunConfig, TrainingConfig
+from lm.training import dist
+from lm.training.config import RunConfig, TrainingConfig, changed
+from lm.training.folder import CONFIG, RunFolder, begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
-from lm.training.runlog import MetricsLog, write_environment
 from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 
@@ -85,18 +85,40 @@ def main(
     world = dist.join(training.timeout)
     if world.size > 1:
         raise ValueError("lm.continual runs in one process")
-    folders = [run / f"{number}-{shards.path.name}" for number, shards in enumerate(opened)]
-    for number, (shards, folder) in enumerate(zip(opened, folders, strict=True)):
+    with kept_alone(run, training_in(run)):
+        entries = learn_all(
+            run, opened, RunConfig(data_of(opened[0]), model, optim, training, power=power), packing
+        )
+    print("\n".join(spoken(entry) for entry in entries))
+
+
+def learn_all(
+    run: Path, corpora: list[Shards], config: RunConfig, packing: PackingConfig
+) -> list[dict[str, Any]]:
+    """Learn what is not learnt yet and score everything at the end; returns what scores.json holds.
+
+    Raises:
+        ValueError: a corpus was learnt with other settings before.
+    """
+    folders = [run / f"{number}-{shards.path.name}" for number, shards in enumerate(corpora)]
+    for number, (shards, folder) in enumerate(zip(corpora, folders, strict=True)):
         # Weights that nobody has claimed begin anew for each corpus.
-        own = replace(training, seed=training.seed + number)
-        config = RunConfig(data_of(shards), model, optim, own, power=power)
+        training = replace(config.training, seed=config.training.seed + number)
+        own = replace(config, data=data_of(shards), training=training)
         if not (folder / ENTRY).is_file():
-            learn(config, shards, folder, packing, folders[:number])
+            learn(own, shards, folder, packing, folders[:number])
+        elif changes := changed(own, load_config(RunConfig, folder / CONFIG), str(folder)):
+            for name, (new, old) in changes.items():
+                if not name.startswith(("data.", "report.")):
+                    raise ValueError(
+                        f"{folder} was learnt with {name} {old}, not {new}: give another --run "
+                        f"folder or the same {name}"
+                    )
     entries = [read_json(folder / ENTRY) for folder in folders]
-    for entry, shards, folder in zip(entries, opened, folders, strict=True):
+    for entry, shards, folder in zip(entries, corpora, folders, strict=True):
         entry["after_all"] = quality(load_packed(folder, folders), shards)
     write_json(run / "scores.json", entries)
-    print("\n".join(spoken(entry) for entry in entries))
+    return entries
 
 
 def data_of(shards: Shards) -> DataConfig:
@@ -113,19 +135,19 @@ def learn(
     Raises:
         SystemExit: a signal stopped training, which is saved.
     """
-    newest = checkpoint.newest(folder)
-    trainer = Trainer(config, shards, dist.join(config.training.timeout), newest)
+    folder.mkdir(exist_ok=True)
+    begun = begin(RunFolder(folder), config)
+    trainer = Trainer(config, shards, dist.join(config.training.timeout), begun.checkpoint)
     capacity = Capacity(dense_matrices(trainer.model, packing.kinds))
     for earlier in before:
         packed = Packed.of_tensors(load_file(earlier / PACKED))
         capacity.add(packed)
-    if newest is None:
+    if begun.checkpoint is None:
         capacity.fill(trainer.model)
         if before:
             trainer.model.load_state_dict(packed.own, strict=False)
     capacity.guard(trainer.model)
-    describe(config, shards, folder)
-    MetricsLog(folder / "metrics.jsonl").cut(trainer.step)
+    describe(folder, trainer, begun)
     stop = StopRequest(joined=True)
     with stop.listening():
         finished = Loop(trainer, folder, stop).train()
@@ -134,15 +156,6 @@ def learn(
     entry = pack(trainer.model, shards, folder, packing, capacity)
     entry["packed"] = quality(load_packed(folder, [*before, folder]), shards)
     write_json(folder / ENTRY, entry)
-
-
-def describe(config: RunConfig, shards: Shards, folder: Path) -> None:
-    """Make the folder describe itself as a run."""
-    (folder / "vocabulary").mkdir(parents=True, exist_ok=True)
-    shards.vocabulary.save(folder / "vocabulary")
-    with atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_text(dump_config(config))
-    write_environment(folder)
 
 
 def pack(

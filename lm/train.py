@@ -1,28 +1,27 @@
 """Program: train a Compressive Transformer, or continue a run that was stopped."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from data.common import command
-from data.common.command import dump_config, load_config
-from data.common.files import atomic_path
 from data.common.say import say
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
-from lm.training import checkpoint, dist
-from lm.training.config import RunConfig, TrainingConfig, resumed
+from lm.training import dist
+from lm.training.config import RunConfig, TrainingConfig
+from lm.training.folder import RunFolder, begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
 from lm.training.report import ReportConfig
-from lm.training.runlog import MetricsLog, write_environment
 from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 
 
 def main(
-    run: Path,
+    start: RunFolder,
     data: DataConfig,
     model: ModelConfig,
     optim: OptimConfig,
@@ -34,7 +33,7 @@ def main(
     """Train a Compressive Transformer, or continue a run that was stopped.
 
     Args:
-        run: folder of the run; one that holds a checkpoint of the same run is continued.
+        start: folder of the run, and where in it to begin.
         data: the shards to train on.
         model: shape of the model.
         optim: how weights move.
@@ -46,34 +45,26 @@ def main(
     config = RunConfig(data, model, optim, training, report, sparse, power)
     stop = StopRequest()
     with stop.listening():
-        train(config, run, stop)
+        train(config, start, stop)
 
 
-def train(config: RunConfig, run: Path, stop: StopRequest) -> None:
+def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
     """Begin a run or go on with it, to its end or until `stop`.
 
     Raises:
         SystemExit: stopped; the status is that of lm.training.stopping.
     """
     shards = open_shards(config.data.shards)
-    folder = checkpoint.newest(run)
-    if folder is not None:
-        if not (run / "config.yaml").is_file():
-            raise ValueError(
-                f"{run} holds checkpoints but not their config.yaml; put it back or give another "
-                "--run folder"
-            )
-        config = resumed(config, load_config(RunConfig, run / "config.yaml"), str(run))
-    elif (run / "config.yaml").exists() or (run.exists() and any(run.iterdir())):
-        _require_unfinished(run)
-    world = dist.join(config.training.timeout)
+    run, world = at.run, dist.join(config.training.timeout)
     stop.joined = True
-    with dist.ending_together(world):
-        trainer = _trainer(config, shards, world, folder)
-        if folder is not None:
-            _say(world, f"continue {run} from step {trainer.step}")
-        if world.first:
-            _describe(run, trainer)
+    with dist.ending_together(world), ExitStack() as stack:
+        folder = kept_alone(run, training_in(run))
+        dist.on_first(world, lambda: stack.enter_context(folder))
+        begun = dist.from_first(world, lambda: begin(at, config))
+        trainer = _trainer(begun.config, shards, world, begun.checkpoint)
+        if said := begun.spoken(run):
+            _say(world, said)
+        dist.on_first(world, lambda: describe(run, trainer, begun))
         finished = Loop(trainer, run, stop).train()
     dist.leave(world)
     if not finished:
@@ -91,25 +82,6 @@ def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path 
     return trainer
 
 
-def _describe(run: Path, trainer: Trainer) -> None:
-    """Make the run's folder say what it holds, and its log end where training goes on."""
-    (run / "vocabulary").mkdir(parents=True, exist_ok=True)
-    with atomic_path(run / "config.yaml") as temporary:
-        temporary.write_text(dump_config(trainer.config))
-    write_environment(run)
-    trainer.shards.vocabulary.save(run / "vocabulary")
-    MetricsLog(run / "metrics.jsonl").cut(trainer.step)
-
-
-def _require_unfinished(run: Path) -> None:
-    """A folder without checkpoint may hold what a run wrote before its first, and nothing else."""
-    ours = {"config.yaml", "env.json", "metrics.jsonl", "vocabulary", "checkpoints"}
-    ours |= {"samples", "profile", "tensorboard", "wandb", "launch.sh", "launch.sbatch"}
-    for path in run.iterdir():
-        if path.name not in ours:
-            raise ValueError(f"{run} holds {path.name} and no run; give a new --run folder")
-
-
 def _say(world: dist.World, line: str) -> None:
     if world.first:
         say(line)
@@ -118,4 +90,4 @@ def _say(world: dist.World, line: str) -> None:
 if __name__ == "__main__":
     # DeepSpeed's launcher adds the local rank, which it also puts in the environment.
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    command.run(main, argv=arguments)
+    command.run(main, section="start", argv=arguments)

@@ -92,7 +92,7 @@ def start(argv: list[str], rank: int, ranks: int, port: int, prepare: Callable[[
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         prepare()
-        command.run(lm.train.main, argv=argv)
+        command.run(lm.train.main, section="start", argv=argv)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1

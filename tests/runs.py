@@ -83,7 +83,7 @@ def with_training(config: RunConfig, **changes: Any) -> RunConfig:
 def saved(trainer: Trainer, run: Path) -> Path:
     """Write a checkpoint at once."""
     loop = Loop(trainer, run)
-    loop.saved = -1
+    loop.saved, loop.previous = -1, checkpoint.newest(run)
     loop.save()
     loop.close_checkpoint()
     folder = checkpoint.newest(run)

@@ -13,28 +13,56 @@ OUT/VARIANT/seed-N/result.json join the table.
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, Field
 from safetensors.torch import load_file
 
 from data.common import command
-from data.common.command import dump_config, load_config
-from data.common.files import atomic_path, read_json, write_json
+from data.common.command import ConfigError, dump_config, load_config
+from data.common.files import atomic_path, write_json
 from data.common.say import say
+from data.common.schema import Count, Record, as_record, read_record
 from data.common.signals import handling
 from data.common.yamlfile import read_yaml
 from lm import train
 from lm.training import checkpoint
 from lm.training.config import RunConfig
+from lm.training.folder import RunFolder, kept_alone
 from lm.training.runlog import read_metrics
 from lm.training.writer import SCORE
 
 RESULT = "result.json"
+
+
+class Compared(Record):
+    """What makes an experiment file of a preset."""
+
+    variants: dict[str, dict[str, Any] | None]
+    seeds: list[Count] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    paper: dict[str, float] = Field(default_factory=dict)
+
+
+class Result(Record):
+    """A run's result.json, by this program or another, which may say more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    bits_per_byte: float
+    parameters: Count
+    steps: Count
+    tokens_per_second: float
+    config: str | None = None
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a folder of this name lies where it is made, and shows on every terminal."""
+    return name.isprintable() and Path(name).name == name and not name.startswith((".", "~"))
 
 
 @dataclass(frozen=True)
@@ -43,10 +71,10 @@ class Experiment:
 
     preset: dict[str, Any]
     """Sections of a run's config."""
-    variants: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, Any] | None]
     """Dotted overrides by name."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    paper: dict[str, float] = field(default_factory=dict)
+    seeds: list[int]
+    paper: dict[str, float]
 
     @staticmethod
     def read(path: Path) -> "Experiment":
@@ -56,15 +84,21 @@ class Experiment:
             ValueError: no variants, or a name that cannot be a folder's.
         """
         content = read_yaml(path)
-        more = {key: content.pop(key) for key in ("variants", "seeds", "paper") if key in content}
-        if not isinstance(more.get("variants"), dict) or not more["variants"]:
+        more = {key: content.pop(key) for key in Compared.model_fields if key in content}
+        if not more.get("variants"):
             raise ValueError(
                 f"{path} needs variants, such as {{mean: {{model.compression: mean}}}}"
             )
-        for name in more["variants"]:
-            if Path(name).name != name:
-                raise ValueError(f"{path}: variant {name} must be a name that a folder can have")
-        return Experiment(content, **more)
+        try:
+            compared = as_record(Compared, more)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        for name in compared.variants:
+            if not is_folder_name(name):
+                raise ValueError(f"{path}: variant {name!r} must be a name that a folder can have")
+        if len(set(compared.seeds)) < len(compared.seeds):
+            raise ValueError(f"{path}: seeds must differ, not {compared.seeds}")
+        return Experiment(content, compared.variants, compared.seeds, compared.paper)
 
     def configs(self, shards: Path | None) -> Iterator[tuple[str, int, RunConfig]]:
         """Name, seed and config of each run, a seed of every variant before the next seed.
@@ -98,13 +132,17 @@ def main(
     plan = Experiment.read(experiment)
     runs = list(plan.configs(shards))
     if not table:
-        for name, seed, config in runs:
-            folder = out / name / f"seed-{seed}"
-            if not finished(folder, config):
-                say(f"{name}, seed {seed}")
-                train_apart(folder, config, threads)
-                write_json(folder / RESULT, result(folder, config))
-                write_table(plan, out)
+        held = (
+            f"another process runs experiments in {out}: wait until it ends, or give another --out"
+        )
+        with kept_alone(out, held):
+            for name, seed, config in runs:
+                folder = out / name / f"seed-{seed}"
+                if not finished(folder, config):
+                    say(f"{name}, seed {seed}")
+                    train_apart(folder, config, threads)
+                    write_json(folder / RESULT, result(folder, config))
+                    write_table(plan, out)
     print(write_table(plan, out))
 
 
@@ -128,7 +166,7 @@ def _train(run: Path, config: RunConfig, threads: int) -> None:
     torch.set_num_threads(threads)
     sections = {section.name: getattr(config, section.name) for section in fields(config)}
     try:
-        train.main(run, **sections)
+        train.main(RunFolder(run), **sections)
     except (OSError, ValueError) as error:
         # A process that ends by an error of its own shows a traceback.
         say(f"experiments: error: {error}")
@@ -143,6 +181,8 @@ def overridden(preset: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
         place = mapping
         for section in sections:
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{key} lies in {section}, which is no section of keys")
         place[last] = value
     return mapping
 
@@ -155,20 +195,34 @@ def finished(folder: Path, config: RunConfig) -> bool:
     """
     if not (folder / RESULT).is_file():
         return False
-    if read_json(folder / RESULT)["config"] != dump_config(config):
+    if read_result(folder).config != dump_config(config):
         raise ValueError(f"{folder} has the result of another config; give another --out folder")
     return True
 
 
+def read_result(folder: Path) -> Result:
+    """What a run came to; ValueError if the file is damaged."""
+    found: Result = read_record(Result, folder / RESULT, "remove it, and the run is looked at anew")
+    return found
+
+
 def result(folder: Path, config: RunConfig) -> dict[str, Any]:
-    """What a finished run came to; the score is that of its last step on the validation split."""
+    """What a finished run came to; the score is that of its last step on the validation split.
+
+    Raises:
+        ValueError: that is not a number.
+    """
     metrics = read_metrics(folder / "metrics.jsonl")
     newest = checkpoint.newest(folder)
     assert newest is not None, "a finished run has saved its last step"
     weights = load_file(newest / checkpoint.WEIGHTS)
     speeds = [record["tokens_per_second"] for record in metrics if "tokens_per_second" in record]
+    scores = [record.get(SCORE) for record in metrics if record["step"] == metrics[-1]["step"]]
+    score = next((score for score in scores if score is not None), None)
+    if score is None:
+        raise ValueError(f"{folder} has no finite score at its last step; lower its optim.lr")
     return {
-        "bits_per_byte": [record[SCORE] for record in metrics if SCORE in record][-1],
+        "bits_per_byte": score,
         "steps": metrics[-1]["step"],
         "parameters": sum(weight.numel() for weight in weights.values()),
         "tokens_per_second": median(speeds),
@@ -200,15 +254,18 @@ def rows(plan: Experiment, out: Path) -> list[Row]:
     others = sorted({path.parents[1].name for path in out.glob(f"*/seed-*/{RESULT}")})
     names = [*plan.variants, *(name for name in others if name not in plan.variants)]
     found = {
-        name: {path.parent.name: read_json(path) for path in (out / name).glob(f"seed-*/{RESULT}")}
+        name: {
+            path.parent.name: read_result(path.parent)
+            for path in sorted((out / name).glob(f"seed-*/{RESULT}"))
+        }
         for name in names
     }
-    base = {seed: each["bits_per_byte"] for seed, each in found[names[0]].items()}
+    base = {seed: each.bits_per_byte for seed, each in found[names[0]].items()}
     lines = []
     for name, results in found.items():
         if not results:
             continue
-        scores = {seed: each["bits_per_byte"] for seed, each in results.items()}
+        scores = {seed: each.bits_per_byte for seed, each in results.items()}
         pairs = [score - base[seed] for seed, score in scores.items() if seed in base]
         any_result = next(iter(results.values()))
         lines.append(
@@ -223,9 +280,9 @@ def rows(plan: Experiment, out: Path) -> list[Row]:
                     if len(pairs) > 1 and name != names[0]
                     else None
                 ),
-                parameters=any_result["parameters"],
-                steps=any_result["steps"],
-                tokens_per_second=median(r["tokens_per_second"] for r in results.values()),
+                parameters=any_result.parameters,
+                steps=any_result.steps,
+                tokens_per_second=median(r.tokens_per_second for r in results.values()),
                 paper=plan.paper.get(name),
             )
         )

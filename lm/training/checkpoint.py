@@ -1,6 +1,6 @@
 """Checkpoints: complete or not there, and the same files at every ZeRO stage.
 
-A run's `checkpoints/` holds folders `step-00001000` and a file `latest` that names the newest:
+A run's `checkpoints/` holds folders `step-00001000`:
 
     model.safetensors        weights in float32, for scoring, generation and resuming
     optimizer-0.safetensors  of each rank: whole optimiser state of its share of the parameters
@@ -13,10 +13,14 @@ and, of a run with sparse matrices, for resuming (lm/training/sparsity.py):
     reservoir-00000500.safetensors  all weights as they were when the run first saved them; later
                                     checkpoints share this file with the first
 
+The newest of them is where the run stands. A file `latest` names it for people and their scripts;
+nothing here reads it. Whatever else lies there is no checkpoint and is left alone.
+
 No file is a pickle, so reading a stranger's checkpoint runs none of its code. Another number of
 ranks or another stage may read what one wrote.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +31,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from data.common.schema import Count, Record, Size, read_record
+from data.common.schema import Count, Record, Sha256, Size, read_record
 from data.common.tensors import TensorFile
 from lm.model import CompressiveTransformer, MemoryState
 from lm.sparse.routes import Route
@@ -38,7 +42,7 @@ LATEST = "latest"
 WEIGHTS = "model.safetensors"
 STATE = "state.json"
 SETS = "sparse.safetensors"
-MEND = "use another checkpoint"
+MEND = "use another checkpoint with --checkpoint"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,15 @@ class Owed(Record):
     sample: bool = False
 
 
+class MeterState(Record):
+    """Sums over the steps since the last record of metrics.jsonl, and seconds of all steps."""
+
+    nats: float
+    tokens: float
+    seconds: float
+    total_seconds: float
+
+
 class CheckpointState(Record):
     """state.json."""
 
@@ -92,32 +105,83 @@ class CheckpointState(Record):
     skipped: Count = 0
     sparse: Annotated[SparseState | None, BeforeValidator(lambda value: value or None)] = None
     probe: float | None = None
-    """Nats of the first segments of the training split, as the weights were saved."""
+    """Nats of the first segments of the training split, as the weights were saved; none if that is
+    not finite."""
+    precision: str | None = None
+    identity: Sha256 | None = None
+    """Of what may not change in a run."""
     validation_bits_per_byte: float | None = None
     owed: Owed = Owed()
     steps: Size | None = None
+    """Length of the run as far as it was known."""
+    minutes: float | None = None
     seconds: float | None = None
+    """For how long the run had trained."""
+    meter: MeterState | None = None
+
+
+def name_of(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's name; None for any other name."""
+    found = re.fullmatch(r"step-([0-9]{8,18})", name)
+    return int(found[1]) if found and name == name_of(int(found[1])) else None
+
+
+def listed(run: Path) -> dict[int, Path]:
+    """Folders of a run that have the name of a checkpoint, whole or not, by step in order."""
+    place = run / "checkpoints"
+    paths = list(place.iterdir()) if place.is_dir() else []
+    steps = {step: path for path in paths if (step := step_of(path.name)) is not None}
+    return {step: steps[step] for step in sorted(steps) if steps[step].is_dir()}
+
+
+def lacking(folder: Path) -> str | None:
+    """What keeps a folder from being a whole checkpoint, or None."""
+    if not (folder / STATE).is_file():
+        return f"{STATE} is missing"
+    try:
+        state = read_state(folder)
+    except (ValueError, OSError) as error:
+        return str(error).removeprefix(f"{folder}/").partition(";")[0]
+    files = [WEIGHTS]
+    for rank in range(state.ranks):
+        files += [f"optimizer-{rank}.safetensors", f"rank-{rank}.safetensors"]
+    if state.sparse is not None:
+        files += [SETS, state.sparse.reservoir]
+    there = {path.name for path in folder.iterdir()}
+    return next((f"{name} is missing" for name in files if name not in there), None)
 
 
 def newest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    latest = run / "checkpoints" / LATEST
-    if not latest.is_file():
-        return None
-    return find(run, latest.read_text().strip())
+    """The newest checkpoint of a run, or None if it has none.
+
+    Raises:
+        ValueError: the newest is not whole.
+    """
+    folders = listed(run)
+    return find(run, name_of(max(folders))) if folders else None
 
 
 def find(run: Path, name: str) -> Path:
     """A checkpoint of a run by its folder's name.
 
     Raises:
-        ValueError: there is none; names those that are there.
+        ValueError: there is none, or it is not whole; names those that can be used.
     """
-    folder = run / "checkpoints" / name
-    if not (folder / STATE).is_file():
-        known = ", ".join(p.name for p in sorted((run / "checkpoints").glob("step-*"))) or "none"
-        raise ValueError(f"{run} has no checkpoint {name}; there are: {known}")
-    return folder
+    folders = {path.name: path for path in listed(run).values()}
+    reason = lacking(folders[name]) if name in folders else "there is no such folder"
+    if reason is None:
+        return folders[name]
+    usable = [other for other, path in folders.items() if other != name and not lacking(path)]
+    if name not in folders:
+        known = ", ".join(usable) or "none"
+        raise ValueError(f"{run} has no checkpoint {ascii(name)[1:-1]}; there are: {known}")
+    instead = f"use another with --checkpoint {usable[-1]}" if usable else "put it back"
+    raise ValueError(f"{folders[name]} is no whole checkpoint ({reason}): {instead}")
 
 
 def load_weights(model: CompressiveTransformer, path: Path) -> None:

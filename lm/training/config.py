@@ -1,8 +1,10 @@
-"""Everything a run is made of, and how a resumed run is matched with its folder."""
+"""Everything a run is made of, and what of it may change when the run goes on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from data.common.files import hash_json
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model import ModelConfig
@@ -29,8 +31,8 @@ class TrainingConfig:
     """Length of a run, its lanes, and what it writes when."""
 
     steps: int | None = None
-    """Optimiser steps; each reads unroll x accumulate segments of every lane. A run that sets
-    optim.decay may be continued with more."""
+    """Optimiser steps; each reads unroll x accumulate segments of every lane. A run may be
+    continued with more; one that sets optim.decay is then as if it had had them from the start."""
     minutes: float | None = None
     """Instead of steps: as many as fit in this time, validation and checkpoints included. The
     learning rate follows the time that has passed, so only a run with steps repeats to the bit."""
@@ -169,51 +171,62 @@ class RunConfig:
             )
 
 
-MAY_CHANGE = {"data.shards", "data.source", "sparse.reservoir", "sparse.route"} | {
-    f"training.{name}"
-    for name in (
-        *("log_every", "validate_every", "validation_segments"),
-        *("save_every", "keep", "keep_every", "keep_best", "timeout"),
-        *("zero", "offload", "micro_batches", "activation_checkpointing", "non_finite"),
-        "compile",
-    )
+FIXED = (
+    *("model.", "sparse.", "power.", "optim.name"),
+    *("training.lanes", "training.order", "training.reset_documents", "training.seed"),
+)
+"""What makes a run the run that it is: the model's shape, what the optimiser remembers, and the
+order of the data. (That the shards are the same ones is checked by their hash.)"""
+FREE = {
+    *("model.dropout", "model.attention_dropout", "model.head_chunk"),
+    *("sparse.penalty", "sparse.reservoir", "sparse.route"),
 }
-"""Settings that a resumed run may have otherwise: they do not touch what is learnt, beyond rounding
-(that the shards are the same ones is checked by their hash)."""
+"""What of it may be otherwise all the same. All other settings may change when a run goes on:
+rates and their schedule, clipping, length, precision, what is saved, logged and shown when, and how
+the ranks divide the work."""
 
 
-def resumed(wanted: RunConfig, stored: RunConfig, run: str) -> RunConfig:
-    """The config with which a run continues: as wanted.
+def may_change(name: str) -> bool:
+    """Whether a run may go on with another value of a setting, such as optim.lr."""
+    return name in FREE or not name.startswith(FIXED)
 
-    Its steps may be others if its learning rate does not depend on them (optim.decay).
+
+def changed(wanted: RunConfig, stored: RunConfig, run: str) -> dict[str, tuple[Any, Any]]:
+    """Settings with which a run goes on that are not those it had: new and old value by name.
 
     Raises:
         ValueError: a setting differs that would make it another run; names the first.
     """
-    for name, new, old in _differences(wanted, stored):
-        if name == "training.steps" and None not in (new, old):
-            if wanted.optim.decay is not None:
-                continue
+    old = dict(_settings(stored))
+    found = {name: (new, old[name]) for name, new in _settings(wanted) if new != old[name]}
+    for name, (new, before) in found.items():
+        if not may_change(name):
             raise ValueError(
-                f"{run} holds a run of {old} steps, not {new}, whose learning rate falls towards "
-                "the last: give another --run folder or the same training.steps; a run that may "
-                "grow sets optim.decay from the beginning"
-            )
-        if name not in MAY_CHANGE and not name.startswith("report."):
-            raise ValueError(
-                f"{run} holds a run with {name} {old}, not {new}: give another --run folder "
+                f"{run} holds a run with {name} {before}, not {new}: give another --run folder "
                 f"or the same {name}"
             )
-    return wanted
-
-
-def _differences(new: Any, old: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found = []
-    for name in (prefix + part.name for part in fields(new)):
-        part = name.removeprefix(prefix)
-        a, b = getattr(new, part), getattr(old, part)
-        if is_dataclass(a):
-            found += _differences(a, b, name + ".")
-        elif a != b:
-            found.append((name, a, b))
     return found
+
+
+def identity(config: RunConfig) -> str:
+    """Hash of all that may not change in a run.
+
+    Settings that have their defaults do not count, so that it is the same when a new one joins.
+    """
+    kept = {name: value for name, value in _settings(config) if not may_change(name)}
+    return hash_json({n: value for n, value in kept.items() if value != _default(config, n)})
+
+
+def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings by dotted name."""
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            yield from _settings(value, f"{prefix}{part.name}.")
+        else:
+            yield prefix + part.name, value
+
+
+def _default(config: RunConfig, name: str) -> Any:
+    section, _, last = name.partition(".")
+    return next(part.default for part in fields(getattr(config, section)) if part.name == last)

@@ -4,16 +4,18 @@ import logging
 import os
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from data.common.say import say
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,33 @@ class World:
         everyone: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(everyone, value)
         return everyone
+
+
+def on_first(world: World, action: Callable[[], Result]) -> Result | None:
+    """Let the first rank do something, and end every rank if it fails.
+
+    Returns:
+        The action's result on the first rank, None on the others.
+
+    Raises:
+        ValueError: what the action raised, on all ranks; OSError likewise.
+    """
+    result, error = None, None
+    if world.first:
+        try:
+            result = action()
+        except (OSError, ValueError) as problem:
+            error = problem if isinstance(problem, OSError) else ValueError(str(problem))
+    found = world.gather(error)[0]
+    if found is not None:
+        raise found
+    return result
+
+
+def from_first(world: World, action: Callable[[], Result]) -> Result:
+    """What the first rank finds, on every rank; errors as in `on_first`."""
+    found: Result = world.gather(on_first(world, action))[0]
+    return found
 
 
 def leave(world: World) -> None:

@@ -16,14 +16,38 @@ class Length:
     """
 
     def __init__(self, training: TrainingConfig, state: CheckpointState | None) -> None:
-        """`state`: that of the checkpoint which the run continues from; none for a new run."""
+        """`state`: that of the checkpoint which the run continues from; none for a new run.
+
+        Raises:
+            ValueError: the run has trained for more minutes than it may, or made more steps.
+        """
+        self.minutes = training.minutes
         self.budget = None if training.minutes is None else 60 * training.minutes
-        before = None if state is None else state.steps
-        self.steps: int = training.steps or before or sys.maxsize
-        """The last step's number, beyond all steps as long as nothing is known."""
         self._before: float = 0.0 if state is None else state.seconds or 0.0
         self._agreed = self._before
         self._started = time.monotonic()
+        self.steps: int = training.steps or self._announced(state)
+        """The last step's number, beyond all steps as long as nothing is known."""
+        if state is not None and state.step > self.steps:
+            raise ValueError(f"the run has {state.step} steps; training.steps {self.steps} is less")
+
+    def _announced(self, state: CheckpointState | None) -> int:
+        """What is known of the number of steps of a run with minutes that goes on."""
+        assert self.budget is not None
+        if state is None:
+            return sys.maxsize
+        # A checkpoint without `minutes` is of a time when they could not change.
+        same = "minutes" not in state.model_fields_set or state.minutes == self.minutes
+        if state.steps is not None and same:
+            return state.steps
+        if self._before >= self.budget:
+            raise ValueError(
+                f"the run has trained {self._before / 60:.1f} minutes; training.minutes "
+                f"{self.minutes:g} is less"
+            )
+        if not self._before:
+            return sys.maxsize
+        return max(state.step + 1, int(state.step * self.budget / self._before))
 
     @property
     def known(self) -> int | None:
@@ -51,6 +75,4 @@ class Length:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to hold for a run with minutes to go on."""
-        if self.budget is None:
-            return {}
-        return {"steps": self.steps, "seconds": self._agreed}
+        return {"steps": self.steps, "minutes": self.minutes, "seconds": self._agreed}

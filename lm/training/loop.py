@@ -1,14 +1,16 @@
 """The loop around the training step: records, validation, checkpoints and signals."""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from data.common.progress import Progress
 from data.common.say import warn
-from lm.training.checkpoint import Owed, newest, read_state
-from lm.training.length import Length
+from lm.training.checkpoint import Owed
+from lm.training.dist import on_first
 from lm.training.meter import Meter, in_unit
+from lm.training.nonfinite import judge_skipped
 from lm.training.observer import Observer
 from lm.training.profiling import ProfileWindow
 from lm.training.report import open_sinks
@@ -38,18 +40,21 @@ class Loop:
     def __init__(self, trainer: Trainer, run: Path, stop: StopRequest | None = None) -> None:
         training, report = trainer.config.training, trainer.config.report
         self.trainer, self.run = trainer, run
-        before = newest(run) if trainer.step else None
-        state = read_state(before) if before else None
-        self.length = Length(training, state)
+        self.length = trainer.length
         self.stop = stop or StopRequest()
         self.observer = Observer(trainer, self.give_way)
+        state = trainer.restored
         self.owed = Owed() if state is None else state.owed
         if self.owed.validation is not None and trainer.world.first:
             # A run that was killed after it had paid pays again.
             MetricsLog(run / "metrics.jsonl").cut(trainer.step, without=SCORE)
-        self.sinks = open_sinks(run, trainer.config, trainer.step) if trainer.world.first else []
+        made = on_first(trainer.world, lambda: open_sinks(run, trainer.config, trainer.step))
+        self.sinks = made or []
         self.writer = Writer(run, trainer.world, training)
-        self.meter = Meter(trainer, trained_seconds(run / "metrics.jsonl"))
+        old = state is not None and state.meter is None
+        self.meter = Meter(trainer, trained_seconds(run / "metrics.jsonl") if old else 0.0)
+        self.previous = trainer.folder
+        """The newest checkpoint."""
         self.profile: ProfileWindow | None = None
         if report.profile is not None and trainer.world.first:
             self.profile = ProfileWindow(run / "profile", *report.profile)
@@ -64,7 +69,7 @@ class Loop:
             Whether all steps are done; if not, the run is saved and can go on.
 
         Raises:
-            ValueError: the checkpoint at the end could not be written.
+            ValueError: the checkpoint at the end could not be written, or most steps were left out.
         """
         trainer, training = self.trainer, self.trainer.config.training
         self.length.start()
@@ -85,12 +90,16 @@ class Loop:
         self.close_checkpoint()
         for sink in self.sinks:
             sink.close()
-        if self.lost == trainer.step:
+        (lost,) = trainer.world.totals([self.lost == trainer.step])
+        if lost:
             raise ValueError(
                 f"the checkpoint of step {trainer.step} could not be written; make room and "
                 "start the same command again"
             )
-        return trainer.step == self.length.steps and self.owed == Owed()
+        if trainer.step < self.length.steps or self.owed != Owed():
+            return False
+        judge_skipped(trainer.skipped, trainer.step, trainer.world.first)
+        return True
 
     def step(self) -> dict[str, str]:
         """One training step, and what is due to be looked at and written after it.
@@ -106,13 +115,16 @@ class Loop:
         record = self.meter.step(self.length.steps, watch=logged or validated)
         shown = {}
         if logged:
-            record |= self.meter.summary()
+            record |= self.meter.summary() | self.skipped()
             shown = self.meter.shown(record)
+            if trainer.skipped:
+                shown["skipped"] = str(trainer.skipped)
             self.write(record)
         if self.profile is not None:
             self.profile.after(trainer.step, last=trainer.step == self.length.steps)
         if validated:
-            self._owe(validation=self.observer.attention())
+            attention = self.observer.attention()
+            self._owe(validation={n: share for n, share in attention.items() if isfinite(share)})
         every = trainer.config.report.sample_every
         if every is not None and self.due(every, trainer.step):
             self._owe(sample=True)
@@ -141,6 +153,14 @@ class Loop:
         if asked:
             raise StopAskedError
 
+    def skipped(self) -> dict[str, float]:
+        """Steps that were left out so far, if any; at the end also as a share of all."""
+        trainer = self.trainer
+        if not trainer.skipped:
+            return {}
+        share = {"skipped_share": trainer.skipped / trainer.step}
+        return {"skipped": trainer.skipped} | (share if self.is_last(trainer.step) else {})
+
     def validate(self, attention: dict[str, float]) -> dict[str, str]:
         """Score the validation split; `attention` belongs to the same record."""
         score, step = self.observer.validate(), self.trainer.step
@@ -163,7 +183,11 @@ class Loop:
 
     def due(self, every: int, step: int) -> bool:
         """Whether something is done after `step` steps; everything is after the last."""
-        return step % every == 0 or step == self.length.steps
+        return step % every == 0 or self.is_last(step)
+
+    def is_last(self, step: int) -> bool:
+        """Whether this is the run's last step."""
+        return step == self.length.steps
 
     def write(self, record: dict[str, float]) -> None:
         """Append to metrics.jsonl and what else the report asks for."""
@@ -182,8 +206,10 @@ class Loop:
         status = self.status()
         if self.writer.snapshot is not None and not status.writing:
             step = self.writer.snapshot.step
-            if self.writer.finish(status.failed) is None:
+            written = self.writer.finish(status.failed)
+            if written is None:
                 self.lost = step
+            self.previous = written or self.previous
             if self.writer.error is not None:
                 warn(f"the checkpoint of step {step} was not written ({self.writer.error})")
         return status
@@ -193,10 +219,11 @@ class Loop:
         if self.saved == self.trainer.step:
             return
         self.close_checkpoint()
-        snapshot = self.trainer.snapshot(newest(self.run))
+        snapshot = self.trainer.snapshot(self.previous)
         if self.score is not None and self.score[0] == snapshot.step:
-            snapshot.state[SCORE] = self.score[1]
-        snapshot.state.update(self.length.state())
+            score = self.score[1]
+            snapshot.state[SCORE] = score if isfinite(score) else None
+        snapshot.state.update(self.length.state(), meter=self.meter.state())
         snapshot.state["owed"] = self.owed.model_dump()
         self.saved = snapshot.step
         self.writer.start(snapshot)

@@ -17,13 +17,16 @@ UNITS = {
     "word_perplexity": "word ppl",
 }
 """The corpora's units, as the progress line names them."""
+LARGEST_EXPONENT = 700.0
 
 
 class Meter:
     """Times training steps, without validation and saving, and sums their losses up."""
 
-    def __init__(self, trainer: Trainer, seconds: float) -> None:
-        """`seconds`: of the steps before a run was continued."""
+    def __init__(self, trainer: Trainer, seconds: float = 0.0) -> None:
+        """`seconds`: of the steps before, for a run that goes on from a checkpoint that does not
+        know them.
+        """
         world, model, training = trainer.world, trainer.model, trainer.config.training
         self.trainer, self.split = trainer, trainer.shards.split("train")
         self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
@@ -32,8 +35,17 @@ class Meter:
         rate = matmul_rate(world.device, torch.bfloat16 if half else torch.float32)
         # Each rank was measured with its own threads.
         self.peak = rate * world.size
-        self.total_seconds = seconds
         self._restart()
+        self.total_seconds = seconds
+        if trainer.restored is not None and (before := trainer.restored.meter):
+            # All ranks have the same sums.
+            self.nats, self.tokens, self.seconds = before.nats, before.tokens, before.seconds
+            self.total_seconds = before.total_seconds
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint needs to hold, so that the next record is of all its steps."""
+        names = ("nats", "tokens", "seconds", "total_seconds")
+        return {name: getattr(self, name) for name in names}
 
     def _restart(self) -> None:
         self.seconds = self.nats = self.tokens = 0.0
@@ -82,6 +94,7 @@ def in_unit(split: Split, loss: float) -> float:
     """
     tokens = len(split.tokens)
     if split.unit == "word_perplexity":
-        return math.exp(loss * tokens / (split.denominator_words or split.words))
+        nats = loss * tokens / (split.denominator_words or split.words)
+        return math.exp(nats) if nats < LARGEST_EXPONENT else math.inf
     units = split.bytes if split.unit == "bits_per_byte" else tokens
     return loss / math.log(2) * tokens / units

@@ -6,11 +6,36 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from data.common.say import warn
 from lm.training.dist import World
 
 
 class NonFiniteError(ValueError):
     """A loss or gradient is infinite or not a number; the weights have not moved."""
+
+
+def judge_skipped(skipped: int, steps: int, speaking: bool) -> None:
+    """Say at the end of a run how many of its steps were left out.
+
+    Args:
+        skipped: steps that were left out.
+        steps: all of them.
+        speaking: whether this rank shows what there is to say.
+
+    Raises:
+        ValueError: more than half.
+    """
+    if not skipped:
+        return
+    line = (
+        f"{skipped:,} of {steps:,} steps were left out, because a loss or gradient was not finite"
+    )
+    if 2 * skipped > steps:
+        raise ValueError(
+            f"{line}: lower optim.lr or lengthen optim.warmup, in another --run folder"
+        )
+    if speaking:
+        warn(line)
 
 
 def random_state(world: World) -> dict[str, Tensor]:

@@ -31,8 +31,7 @@ class OptimConfig:
     warmup: int = 4000
     """Steps of linear warm-up."""
     decay: int | None = None
-    """Steps of cosine decay after the warm-up; none: until the last step, and then the number of
-    steps is settled when a run begins."""
+    """Steps of cosine decay after the warm-up; none: until the last step, wherever that is."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adamw's moments."""
     eps: float = 1e-8

@@ -39,6 +39,6 @@ def check_probe(value: float, stored: float | None, precision: str, folder: Path
     if stored is not None and not abs(value - stored) <= TOLERANCE[precision] * abs(stored):
         raise ValueError(
             f"{folder} does not give the loss it was saved with ({value:.4f} instead of "
-            f"{stored:.4f} nats), so its weights are damaged; continue from another checkpoint by "
-            f"writing its name into {folder.parent / 'latest'}"
+            f"{stored:.4f} nats), so its weights are damaged; continue from another checkpoint "
+            "with --checkpoint"
         )

@@ -1,9 +1,13 @@
 """A record of what the machine does in some training steps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from data.common.say import warn
 
 
 class ProfileWindow:
@@ -28,8 +32,10 @@ class ProfileWindow:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self.profile = profile(activities=activities, record_shapes=True)
-        self.profile.start()
+        started = profile(activities=activities, record_shapes=True)
+        with _spoken():
+            started.start()
+            self.profile = started
 
     def after(self, step: int, last: bool) -> Path | None:
         """To be called after each step, with the number of steps done; returns a finished trace.
@@ -39,8 +45,19 @@ class ProfileWindow:
         if self.profile is None or (step < self.first + self.count and not last):
             return None
         finished, self.profile = self.profile, None
-        finished.stop()
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"steps-{self.first + 1:08d}-{step:08d}.json.gz"
-        finished.export_chrome_trace(str(path))
-        return path
+        with _spoken():
+            finished.stop()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            finished.export_chrome_trace(str(path))
+            return path
+        return None
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """Context in which what goes wrong costs the trace, and not the run."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        warn(f"there will be no trace of report.profile ({error})")

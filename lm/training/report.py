@@ -2,13 +2,14 @@
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from data.common.files import atomic_path
 from data.common.optional import extra
+from data.common.say import warn
 from lm.training.runlog import MetricsLog
 
 
@@ -98,6 +99,45 @@ class WeightsAndBiases:
         self.run.finish()
 
 
+class Beside:
+    """A sink beside metrics.jsonl: what becomes of it is no reason to stop a run."""
+
+    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
+        """`name`: of the setting that asks for it.
+
+        Raises:
+            ValueError: a package that it needs is not there.
+        """
+        self.name = name
+        self.sink: Sink | None = None
+        try:
+            self.sink = make()
+        except ValueError:
+            raise
+        except Exception as error:
+            self._give_up(error)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Hand a record on."""
+        self._try(lambda sink: sink.write(record))
+
+    def close(self) -> None:
+        """Let nothing wait in a buffer."""
+        self._try(lambda sink: sink.close())
+
+    def _try(self, action: Callable[[Sink], None]) -> None:
+        try:
+            if self.sink is not None:
+                action(self.sink)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.sink = None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        warn(f"{self.name} gets no more records ({reason}); metrics.jsonl has them all")
+
+
 def open_sinks(run: Path, config: Any, step: int) -> list[Sink]:
     """Where the first rank's records go.
 
@@ -112,7 +152,8 @@ def open_sinks(run: Path, config: Any, step: int) -> list[Sink]:
     report: ReportConfig = config.report
     sinks: list[Sink] = [MetricsLog(run / "metrics.jsonl")]
     if report.tensorboard:
-        sinks.append(TensorBoard(run / "tensorboard", step))
-    if report.wandb is not None:
-        sinks.append(WeightsAndBiases(report.wandb, run, config))
+        folder = run / "tensorboard"
+        sinks.append(Beside("report.tensorboard", lambda: TensorBoard(folder, step)))
+    if (project := report.wandb) is not None:
+        sinks.append(Beside("report.wandb", lambda: WeightsAndBiases(project, run, config)))
     return sinks

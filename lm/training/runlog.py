@@ -2,18 +2,22 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
 
-from data.common.files import atomic_path, write_json
+from data.common.files import write_json
+from data.common.outputs import writing
 from data.common.say import warn
+from data.common.schema import Count, Record, complaint
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
 
@@ -53,6 +57,17 @@ def commit() -> str | None:
         return None
 
 
+class Line(Record):
+    """A line of metrics.jsonl."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int | float] = Field(init=False)
+
+    step: Count
+    not_finite: dict[str, str] = Field(default_factory=dict)
+    """What was infinite or not a number, which JSON has no way to write."""
+
+
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, each with its `step`."""
 
@@ -64,18 +79,24 @@ class MetricsLog:
     def cut(self, step: int, without: str | None = None) -> None:
         """Drop everything after `step`, which a resumed run will write again, and the records of
         that step which have the key `without`.
+
+        Raises:
+            ValueError: a line is damaged.
         """
-        if not self.path.exists():
-            return
-        # A killed process may have left half a line at the end.
-        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-        kept = [line + "\n" for line in whole if stays(json.loads(line), step, without)]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(kept))
+        if self.path.exists():
+            lines = _lines(self.path)
+            kept = [line for line, record in lines if stays(record, step, without)]
+            with writing(self.path) as temporary:
+                temporary.write_text("".join(kept))
+
+    def after(self, step: int) -> str:
+        """The lines after `step`; ValueError for a damaged one."""
+        lines = _lines(self.path) if self.path.exists() else ()
+        return "".join(line for line, record in lines if record["step"] > step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; one that finds no room, on a full disk, is written with a later one."""
-        self.waiting += json.dumps(record) + "\n"
+        self.waiting += json.dumps(finite(record), allow_nan=False) + "\n"
         self._append()
 
     def close(self) -> None:
@@ -99,7 +120,16 @@ class MetricsLog:
 def stays(record: Mapping[str, Any], step: int, without: str | None) -> bool:
     """Whether a record belongs to what was done up to `step`, less its records with a key."""
     last: int = record["step"]
-    return last < step or (last == step and without not in record)
+    odd = record.get("not_finite", {})
+    return last < step or (last == step and without not in record and without not in odd)
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose infinite and undefined numbers have moved to `not_finite`, as text by name."""
+    numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+    odd = {name: str(value) for name, value in numbers.items() if not math.isfinite(value)}
+    rest = {name: value for name, value in record.items() if name not in odd}
+    return rest | {"not_finite": odd} if odd else rest
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -109,13 +139,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: some other line is damaged.
     """
-    lines = path.read_text().splitlines()
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} has a line that is not JSON ({error})") from None
+    return [record for _, record in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each whole line and its record."""
+    *lines, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, last], 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            # Logs of earlier versions have NaN, which is not JSON.
+            value = finite(value) if isinstance(value, dict) else value
+            record = Line.model_validate(value).model_dump(exclude_unset=True)
+        except (ValueError, RecursionError) as error:
+            if number > len(lines):
+                return
+            reason = complaint(error) if isinstance(error, ValidationError) else "is not JSON"
+            raise ValueError(
+                f"{path}, line {number}: {reason}; mend the line or take it out"
+            ) from None
+        yield line.decode() + "\n", record
 
 
 def trained_seconds(path: Path) -> float:

@@ -7,6 +7,7 @@ these.
 """
 
 import math
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,15 @@ from lm.feeding import ReadAhead
 from lm.model import CompressiveTransformer, MemoryState
 from lm.objectives import chosen
 from lm.objectives.objective import Term, total_loss, weights_at
+from lm.sparse.routes import Route
 from lm.training import checkpoint, whole
 from lm.training.checkpoint import CheckpointState, Snapshot
 from lm.training.compiling import compile_layers
 from lm.training.compression import compression_norms
-from lm.training.config import RunConfig
+from lm.training.config import RunConfig, identity
 from lm.training.dist import World
 from lm.training.engine import build_engine, clip_gradients
+from lm.training.length import Length
 from lm.training.masters import Masters
 from lm.training.nonfinite import NonFiniteError, first_bad, random_state, set_random_state
 from lm.training.optim import build_optimizer, lr_scale, set_lr
@@ -57,17 +60,20 @@ class Trainer:
                 f"training.micro_batches, not {training.lanes} over {world.size} times "
                 f"{training.micro_batches}"
             )
-        self.config, self.shards, self.world = config, shards, world
+        self.config, self.shards, self.world, self.folder = config, shards, world, folder
         torch.manual_seed(training.seed)
         self.model = CompressiveTransformer(config.model, shards.vocabulary.size)
         self.sparsity = Sparsity(self.model, config)
         self.model.to(world.device)
-        if folder is not None:
-            state = self._matching_state(folder)
+        self.restored = None if folder is None else self._matching_state(folder)
+        """What state.json says of the checkpoint that this one continues from."""
+        self.length = Length(training, self.restored)
+        routes: Mapping[str, Route] = {}
+        if folder is not None and (state := self.restored):
             checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
             self.sparsity.restore(folder, state.step, state.sparse)
-        stored = {} if folder is None or state.sparse is None else state.sparse.routes
-        self.sparsity.choose_routes(config, world, stored)
+            routes = state.sparse.routes if state.sparse else {}
+        self.sparsity.choose_routes(config, world, routes)
         if training.activation_checkpointing:
             checkpoint_activations(self.model)
         if training.compile:
@@ -100,7 +106,7 @@ class Trainer:
         """The first segment of the last step that was watched, and memory before it."""
         self.step = 0
         self.skipped = 0
-        if folder is not None:
+        if folder is not None and state:
             self._restore(folder, state)
 
     def _engine(self, lanes: int) -> "DeepSpeedEngine":
@@ -234,7 +240,8 @@ class Trainer:
         what = first_bad(self.model, self.world, lambda: self._gradients(reads))
         return NonFiniteError(
             f"step {self.step + 1}: {what} is not finite and the weights have not moved; "
-            "lower optim.lr or lengthen optim.warmup and continue from the last checkpoint"
+            "the same command with a lower --optim.lr or --optim.clip, or a longer --optim.warmup, "
+            "goes on from the last checkpoint, or from an earlier one with --checkpoint"
         )
 
     def snapshot(self, previous: Path | None = None) -> Snapshot:
@@ -261,15 +268,20 @@ class Trainer:
         if self.world.first:
             files[checkpoint.WEIGHTS] = weights
         links = self.sparsity.save(self.step, files, previous) if self.world.first else {}
-        vocabulary = self.shards.vocabulary
+        vocabulary, loss = (
+            self.shards.vocabulary,
+            probe(self.module, self.shards, self.world.device),
+        )
         state = {
             "ranks": size,
             "shards": self.shards.hash,
             "vocabulary": {"hash": vocabulary.hash, "size": vocabulary.size},
             "lanes": self._gathered_lanes(),
             "skipped": self.skipped,
+            "identity": identity(self.config),
+            "precision": self.config.training.precision,
             "sparse": self.sparsity.state(),
-            "probe": probe(self.module, self.shards, self.world.device),
+            "probe": loss if math.isfinite(loss) else None,
         }
         return Snapshot(self.step, files, links, state)
 
@@ -280,9 +292,11 @@ class Trainer:
                 f"{folder} was trained on other shards than {self.shards.path}; prepare the same "
                 "shards again or give another --run folder"
             )
-        steps = self.config.training.steps
-        if steps is not None and state.step > steps:
-            raise ValueError(f"{folder} has {state.step} steps; training.steps {steps} is less")
+        if state.identity not in (None, identity(self.config)):
+            raise ValueError(
+                f"{folder} is of another run than the config.yaml beside it describes: put back "
+                "the file, or the checkpoint where it belongs"
+            )
         return state
 
     def _restore(self, folder: Path, state: CheckpointState) -> None:
@@ -301,7 +315,8 @@ class Trainer:
             }
         )
         value = probe(self.module, self.shards, self.world.device)
-        check_probe(value, state.probe, training.precision, folder)
+        half = "bf16" in (training.precision, state.precision)
+        check_probe(value, state.probe, "bf16" if half else "float32", folder)
 
     def _gathered_lanes(self) -> dict[str, Any]:
         """Cursors of all lanes, in lane order."""

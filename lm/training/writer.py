@@ -1,20 +1,33 @@
 """Writes checkpoints beside the training that goes on, and clears out old ones.
 
 A checkpoint is written to a hidden folder and synced by a thread of each rank. When all ranks have
-agreed between two steps that they are through, the first one renames the folder and moves `latest`.
+agreed between two steps that they are through, the first one renames the folder. Old checkpoints
+are renamed before they are removed, so that a folder with a checkpoint's name is always whole.
 Whatever fails on the way leaves the earlier checkpoints as they were.
 """
 
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
 
 from data.common.files import atomic_path, publish_folder, remove_folder, sync
 from data.common.integrity import write_sealed
+from data.common.say import warn
 from data.common.schema import as_record
 from data.common.tensors import save_tensors
-from lm.training.checkpoint import LATEST, STATE, CheckpointState, Snapshot, read_state
+from lm.training.checkpoint import (
+    LATEST,
+    STATE,
+    CheckpointState,
+    Snapshot,
+    lacking,
+    listed,
+    name_of,
+    read_state,
+    step_of,
+)
 from lm.training.config import TrainingConfig
 from lm.training.dist import World
 
@@ -41,8 +54,7 @@ class Writer:
         self.snapshot, self.error, self.thread = snapshot, None, None
         if self.world.first:
             try:
-                for stale in self.folder.glob(".step-*.partial"):
-                    remove_folder(stale)
+                clear_remains(self.folder)
                 self._partial(snapshot).mkdir(parents=True)
             except OSError as error:
                 self.error = error
@@ -69,7 +81,7 @@ class Writer:
         assert self.snapshot is not None
         assert not self.busy
         snapshot, self.snapshot, self.thread = self.snapshot, None, None
-        final = self.folder / f"step-{snapshot.step:08d}"
+        final = self.folder / name_of(snapshot.step)
         if self.world.first:
             try:
                 if not failed:
@@ -82,7 +94,7 @@ class Writer:
         return None if failed else final
 
     def _partial(self, snapshot: Snapshot) -> Path:
-        return self.folder / f".step-{snapshot.step:08d}.partial"
+        return self.folder / f".{name_of(snapshot.step)}.partial"
 
     def _write(self, snapshot: Snapshot) -> None:
         partial = self._partial(snapshot)
@@ -95,15 +107,21 @@ class Writer:
             if self.world.first:
                 state = as_record(CheckpointState, {"step": snapshot.step, **snapshot.state})
                 write_sealed(partial / STATE, state.model_dump(exclude_unset=True))
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # Nobody else hears of what goes wrong in a thread.
             self.error = error
 
     def _publish(self, snapshot: Snapshot, final: Path) -> None:
-        remove_folder(final)
         publish_folder(self._partial(snapshot), final)
-        with atomic_path(self.folder / LATEST) as temporary:
-            temporary.write_text(final.name + "\n")
-        clear_out(self.folder, self.training)
+        try:
+            with atomic_path(self.folder / LATEST) as temporary:
+                temporary.write_text(final.name + "\n")
+        except OSError as error:
+            warn(f"{self.folder / LATEST} was not written ({error.strerror})")
+        try:
+            clear_out(self.folder.parent, self.training)
+        except OSError as error:
+            warn(f"old checkpoints in {self.folder} were not removed ({error.strerror})")
 
 
 def share(source: Path, target: Path) -> None:
@@ -115,10 +133,13 @@ def share(source: Path, target: Path) -> None:
         sync(target)
 
 
-def clear_out(folder: Path, training: TrainingConfig) -> None:
-    """Remove the checkpoints that training.keep, keep_every and keep_best do not keep."""
-    steps = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
-    kept = set(sorted(steps)[-training.keep :])
+def clear_out(run: Path, training: TrainingConfig) -> None:
+    """Remove the checkpoints that training.keep, keep_every and keep_best do not keep.
+
+    What is no whole checkpoint is left alone.
+    """
+    steps = {step: path for step, path in listed(run).items() if lacking(path) is None}
+    kept = set(list(steps)[-training.keep :])
     if training.keep_every is not None:
         kept |= {step for step in steps if step % training.keep_every == 0}
     if training.keep_best:
@@ -126,4 +147,22 @@ def clear_out(folder: Path, training: TrainingConfig) -> None:
         scored = [(score, step) for step, score in scores.items() if score is not None]
         kept |= {min(scored)[1]} if scored else set()
     for step in steps.keys() - kept:
-        remove_folder(steps[step])
+        gone = steps[step].with_name(f".{name_of(step)}.removed")
+        steps[step].rename(gone)
+        _remove(gone)
+
+
+def clear_remains(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write, or to remove."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = re.fullmatch(r"\.(step-[0-9]+)\.(partial|removed)", path.name)
+        if found and step_of(found[1]) is not None:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link to one, which stays."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        remove_folder(path)

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.shards import Shards
 from lm.training import checkpoint, dist, length
+from lm.training.checkpoint import CheckpointState
 from lm.training.config import RunConfig, TrainingConfig
 from lm.training.length import Length
 from lm.training.loop import Loop
@@ -52,7 +54,7 @@ def test_what_was_announced_as_the_last_step_is_the_last() -> None:
 def test_a_number_of_steps_stays() -> None:
     run = Length(TrainingConfig(steps=7), None)
     run.fit(3, 1e9)
-    assert (run.steps, run.known, run.state()) == (7, 7, {})
+    assert (run.steps, run.known) == (7, 7)
 
 
 def test_a_run_with_minutes_goes_on_for_the_time_that_was_left(
@@ -96,3 +98,33 @@ def test_a_run_with_minutes_goes_on_for_the_time_that_was_left(
     assert len(rates) == 30 and rates[-1] < rates[15] / 20
     seconds = [record["seconds"] for record in records if "seconds" in record]
     assert seconds == sorted(seconds)
+
+
+def saved(**fields: Any) -> CheckpointState:
+    """What a checkpoint says of the length of its run."""
+    return CheckpointState(ranks=1, shards="0", **fields)
+
+
+def test_a_run_may_be_given_other_minutes_or_steps() -> None:
+    half = saved(step=30, steps=60, minutes=1.0, seconds=30.0)
+    assert Length(MINUTE, half).steps == 60
+    assert Length(TrainingConfig(minutes=2.0), half).steps == 120
+    assert Length(TrainingConfig(steps=40), half).steps == 40
+    assert Length(MINUTE, saved(step=30, steps=30, minutes=None, seconds=30.0)).steps == 60
+    finished = saved(step=60, steps=60, minutes=1.0, seconds=61.0)
+    assert Length(MINUTE, finished).steps == 60
+    assert Length(TrainingConfig(minutes=2.0), finished).steps == 118
+    # Of a time when minutes could not change, and a checkpoint did not name them.
+    assert Length(MINUTE, saved(step=60, steps=60, seconds=61.0)).steps == 60
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        (TrainingConfig(minutes=0.5), r"has trained 1\.0 minutes; training\.minutes 0\.5 is less"),
+        (TrainingConfig(steps=59), r"has 60 steps; training\.steps 59 is less"),
+    ],
+)
+def test_a_run_cannot_be_made_shorter_than_it_is(training: TrainingConfig, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Length(training, saved(step=60, steps=60, minutes=1.0, seconds=60.0))

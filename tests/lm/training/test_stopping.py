@@ -16,6 +16,7 @@ from data.common.signals import ENDING
 from lm.scoring import Scorer
 from lm.training import checkpoint, dist, samples, writer
 from lm.training.config import RunConfig
+from lm.training.folder import RunFolder
 from lm.training.report import ReportConfig
 from lm.training.stopping import STATUS, STOPPED, launchers, stopped_status
 from lm.training.trainer import Trainer
@@ -36,7 +37,7 @@ def train(config: RunConfig, run: Path) -> int:
     sections = {section.name: getattr(config, section.name) for section in fields(config)}
     status = 0
     try:
-        lm.train.main(run, **sections)
+        lm.train.main(RunFolder(run), **sections)
     except SystemExit as end:
         status = int(end.code or 0)
     return status

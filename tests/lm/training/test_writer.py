@@ -177,5 +177,5 @@ def test_half_a_line_of_a_killed_process_is_no_record(tmp_path: Path) -> None:
     log.write_text('{"step": 1}\n{"step": 2, "lo')
     assert read_metrics(log) == [{"step": 1}]
     log.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl has a line that is not JSON"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: is not JSON"):
         read_metrics(log)
