@@ -9,13 +9,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data.common.files import hash_file, read_json, write_json
+from data.common.files import hash_file, read_json
+from data.common.integrity import write_sealed
 from data.common.progress import Progress
 from data.common.say import say
+from data.common.schema import as_record
 from data.documents import SPLITS, Source
 from data.encode import Encoder
+from data.manifest import FORMAT, Manifest, content_hash
 from data.options import DataConfig
-from data.shards import DOCUMENT_DTYPE, FORMAT, MANIFEST, content_hash, split_files
+from data.shards import DOCUMENT_DTYPE, MANIFEST, split_files
 from data.vocab import Vocabulary
 
 COPY_BYTES = 4 << 20
@@ -62,7 +65,8 @@ def assemble(
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "hash": vocabulary.hash},
     }
     manifest["hash"] = content_hash(manifest)
-    write_json(folder / MANIFEST, manifest)
+    as_record(Manifest, manifest)
+    write_sealed(folder / MANIFEST, manifest)
 
 
 def index_documents(

@@ -1,11 +1,12 @@
 """Data sets of the Hugging Face hub, streamed: nothing is downloaded but what is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.documents import Block, Part
+from data.manifest import SourceFacts
 from data.records import Rows
 
 HUB = "hub"
@@ -24,9 +25,9 @@ class HubName:
         """What the manifest says of it."""
         return {"hub": self.name, "config": self.config, "revision": self.revision}
 
-    def made(self, facts: Mapping[str, Any]) -> bool:
+    def made(self, facts: SourceFacts) -> bool:
         """Whether facts of a manifest are of this data set, at whatever revision."""
-        return (facts.get("hub"), facts.get("config")) == (self.name, self.config)
+        return (facts.hub, facts.config) == (self.name, self.config)
 
 
 def parse_hub(source: str | None, default: HubName | None) -> HubName | None:

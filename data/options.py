@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data.common.files import read_json
+from data.vocab import description_of
 from data.vocabularies.base import DESCRIPTION
 from data.vocabularies.subwords import LEAST_SIZE, MOST_SIZE
 
@@ -123,7 +123,7 @@ class DataConfig:
             file = self.vocabulary_from / "vocabulary" / DESCRIPTION
             if not file.is_file():
                 raise ValueError(f"{self.vocabulary_from} holds no shards with a vocabulary")
-            content["vocabulary_from"] = read_json(file)["hash"]
+            content["vocabulary_from"] = description_of(file.parent).hash
         elif self.kind == "sentencepiece":
             content |= {"size": self.size, "sample": self.sample, "method": self.method}
         return content

@@ -70,12 +70,12 @@ def prepare(config: DataConfig, workers: int | None = None, verify: bool = False
 def existing(config: DataConfig, verify: bool) -> Shards:
     """Open shards that are there; ValueError unless they are what the config asks for."""
     shards = open_shards(config.shards, verify)
-    if shards.manifest["options"] != config.content():
+    if shards.manifest.options != config.content():
         raise ValueError(
             f"{config.shards} was prepared with other options: remove it or choose another folder"
         )
     hub = hub_of(config)
-    if hub is not None and not hub.made(shards.manifest["source"]):
+    if hub is not None and not hub.made(shards.manifest.source):
         raise ValueError(
             f"{config.shards} was not prepared from {hub.name}: remove it or choose another folder"
         )
@@ -86,6 +86,8 @@ def existing(config: DataConfig, verify: bool) -> Shards:
                 f"{config.shards} was prepared from other files, or they have changed since: "
                 "remove it or choose another folder"
             )
+    for name in shards.splits:
+        shards.split(name).open_tokens()
     print(f"{config.shards}: the shards are there")
     return shards
 
@@ -158,9 +160,9 @@ def table(shards: Shards) -> str:
     """What the shards hold, a line a split."""
     lines = [f"{'split':<12}{'documents':>12}{'tokens':>16}{'bytes':>16}{'words':>16}"]
     for name in shards.splits:
-        facts = shards.manifest["splits"][name]
-        numbers = (f"{facts[key]:>16,}" for key in ("tokens", "bytes", "words"))
-        lines.append(f"{name:<12}{facts['documents']:>12,}{''.join(numbers)}")
+        facts = shards.facts(name)
+        numbers = "".join(f"{n:>16,}" for n in (facts.tokens, facts.bytes, facts.words))
+        lines.append(f"{name:<12}{facts.documents:>12,}{numbers}")
     lines.append(f"{shards.corpus}, {shards.vocabulary.name}, hash {shards.hash}")
     return "\n".join(lines)
 

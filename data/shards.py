@@ -2,36 +2,34 @@
 
 A shards folder holds, for each split, `<split>.tokens.npy` (ids, 1-D, uint8, uint16 or uint32),
 `<split>.documents.npy` (one record a document, DOCUMENT_DTYPE) and `<split>.names.jsonl` (one line
-a document: its name and what else is known of it), beside `vocabulary/` and `manifest.json`.
+a document: its name and what else is known of it), beside `vocabulary/` and `manifest.json`
+(data/manifest.py).
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data.common.files import hash_file, hash_json, read_json
+from data.manifest import AGAIN, MANIFEST, Manifest, SplitFacts, read_manifest
+from data.split_files import (
+    DOCUMENT_DTYPE,
+    DocumentDetails,
+    check_names,
+    check_size,
+    open_documents,
+    open_tokens,
+    read_names,
+)
 from data.vocab import Vocabulary, load_vocabulary
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-DOCUMENT_DTYPE = np.dtype(
-    [("offset", "<i8"), ("tokens", "<i8"), ("bytes", "<i8"), ("words", "<i8")]
-)
+__all__ = ["DOCUMENT_DTYPE", "MANIFEST", "Shards", "Split", "open_shards", "split_files"]
 
 
 def split_files(split: str) -> tuple[str, str, str]:
     """Names of a split's files: tokens, documents, names."""
     return f"{split}.tokens.npy", f"{split}.documents.npy", f"{split}.names.jsonl"
-
-
-def content_hash(manifest: dict[str, Any]) -> str:
-    """Hash of what the shards say: corpus, unit, vocabulary and every split's files and counts."""
-    keys = ("format", "corpus", "unit", "vocabulary", "splits")
-    return hash_json({key: manifest[key] for key in keys})
 
 
 @dataclass(frozen=True)
@@ -50,95 +48,111 @@ class Split:
     denominator_words: int | None
     shards_hash: str
     vocabulary: Vocabulary
+    facts: SplitFacts | None = None
+    """What the manifest says; none: the split is in memory alone."""
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """Ids of the whole split, 1-D, memory-mapped and read-only."""
-        return np.load(self.folder / split_files(self.name)[0], mmap_mode="r")
+        """Ids of the whole split, 1-D, memory-mapped and read-only; ValueError if damaged."""
+        return self.open_tokens()
 
     @cached_property
     def documents(self) -> np.ndarray:
         """One record a document, in order: offset and number of tokens, bytes and words."""
-        return np.load(self.folder / split_files(self.name)[1], mmap_mode="r")
+        return self.open_documents()
 
     @cached_property
-    def details(self) -> list[dict[str, Any]]:
+    def details(self) -> list[DocumentDetails]:
         """For each document its name and, where known, title, year and the like."""
-        text = (self.folder / split_files(self.name)[2]).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line]
+        return read_names(self.folder / split_files(self.name)[2])
 
     @cached_property
     def names(self) -> list[str]:
         """The documents' names."""
-        return [details["name"] for details in self.details]
+        return [details.name for details in self.details]
+
+    def open_tokens(self, anew: bool = False) -> np.ndarray:
+        """See that the ids are as they were written, and return them.
+
+        anew: look at a large file even if this machine knows it. ValueError if it is not.
+        """
+        assert self.facts is not None
+        name = split_files(self.name)[0]
+        size = self.vocabulary.size
+        return open_tokens(self.folder / name, self.facts.files[name], self.facts, size, anew)
+
+    def open_documents(self, anew: bool = False) -> np.ndarray:
+        """See that index and names are as they were written, and return the index; as above."""
+        assert self.facts is not None
+        _, documents, names = split_files(self.name)
+        files = self.facts.files
+        check_names(self.folder / names, files[names], self.facts, anew)
+        return open_documents(self.folder / documents, files[documents], self.facts, anew)
 
 
 class Shards:
     """An opened shards folder; see `open_shards`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], vocabulary: Vocabulary) -> None:
+    def __init__(self, path: Path, manifest: Manifest, vocabulary: Vocabulary) -> None:
         self.path, self.manifest, self.vocabulary = path, manifest, vocabulary
-        self.corpus: str = manifest["corpus"]
-        self.unit: str = manifest["unit"]
-        self.hash: str = manifest["hash"]
+        self.corpus = manifest.corpus
+        self.unit: str = manifest.unit
+        self.hash = manifest.hash
+        self._opened: dict[str, Split] = {}
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits, in the order train, validation, test."""
         order = ("train", "validation", "test")
-        return [name for name in order if name in self.manifest["splits"]]
+        return [name for name in order if name in self.manifest.splits]
 
     def split(self, name: str) -> Split:
         """One split; ValueError names the known ones."""
-        if name not in self.manifest["splits"]:
+        if name not in self.splits:
             raise ValueError(f"{self.path} has no split {name!r}: use {', '.join(self.splits)}")
-        facts = self.manifest["splits"][name]
-        return Split(
-            folder=self.path,
-            name=name,
-            bytes=facts["bytes"],
-            words=facts["words"],
-            unit=self.unit,
-            denominator_words=facts["denominator_words"],
-            shards_hash=self.hash,
-            vocabulary=self.vocabulary,
-        )
+        if name not in self._opened:
+            facts = self.facts(name)
+            self._opened[name] = Split(
+                folder=self.path,
+                name=name,
+                bytes=facts.bytes,
+                words=facts.words,
+                unit=self.unit,
+                denominator_words=facts.denominator_words,
+                shards_hash=self.hash,
+                vocabulary=self.vocabulary,
+                facts=facts,
+            )
+        return self._opened[name]
+
+    def facts(self, name: str) -> SplitFacts:
+        """What the manifest says of a split that there is."""
+        return self.manifest.splits[name]
 
 
 def open_shards(path: Path | str, verify: bool = False) -> Shards:
-    """Open a shards folder, checking that every file is there with its size.
+    """Open a shards folder and see that its files are as they were written.
 
-    verify: also hash every file, at reading speed. ValueError for a folder without shards, missing,
-    truncated or altered files, or a vocabulary of another build.
+    Indexes and names are looked at here, tokens when they are first used; what is large, once on a
+    machine. verify: look at every file, tokens too, whether or not this machine knows them.
+    ValueError for a folder without shards, missing or altered files, or a vocabulary of another
+    build.
     """
     path = Path(path)
-    if not (path / MANIFEST).is_file():
-        raise ValueError(f"{path} holds no shards; make them with python -m data.prepare")
-    manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} has shards of another format; prepare them again")
-    if content_hash(manifest) != manifest["hash"]:
-        raise ValueError(f"{path / MANIFEST} does not match its hash; prepare the shards again")
-    for facts in manifest["splits"].values():
-        for name, file in facts["files"].items():
-            check_file(path / name, file, verify)
+    manifest = read_manifest(path)
+    for name, facts in manifest.splits.items():
+        if set(facts.files) != set(split_files(name)):
+            raise ValueError(f"{path / MANIFEST} lists other files of {name}; {AGAIN}")
+        for file, expected in facts.files.items():
+            check_size(path / file, expected)
     vocabulary = load_vocabulary(path / "vocabulary")
-    if vocabulary.hash != manifest["vocabulary"]["hash"]:
+    if vocabulary.hash != manifest.vocabulary.hash:
         raise ValueError(
-            f"{path / 'vocabulary'} belongs to another build than {path / MANIFEST}; "
-            "prepare the shards again"
+            f"{path / 'vocabulary'} belongs to another build than {path / MANIFEST}; {AGAIN}"
         )
-    return Shards(path, manifest, vocabulary)
-
-
-def check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
-    """ValueError unless the file has the expected size (and, with `verify`, SHA-256)."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; prepare the shards again")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ValueError(
-            f"{path} has {size:,} bytes instead of {expected['bytes']:,}; prepare the shards again"
-        )
-    if verify and hash_file(path) != expected["sha256"]:
-        raise ValueError(f"{path} does not match its hash; prepare the shards again")
+    shards = Shards(path, manifest, vocabulary)
+    for name in shards.splits:
+        shards.split(name).open_documents(verify)
+        if verify:
+            shards.split(name).open_tokens(verify)
+    return shards

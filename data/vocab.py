@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from data.common.files import read_json
-from data.vocabularies.base import DESCRIPTION, Vocabulary, WordCounter
+from pydantic import Field
+
+from data.common.schema import Count, Record, Sha256, read_record
+from data.vocabularies.base import AGAIN, DESCRIPTION, Vocabulary, WordCounter
 from data.vocabularies.fixed import ByteVocabulary, MuLawVocabulary
 from data.vocabularies.subwords import MODEL, SubwordVocabulary
 from data.vocabularies.words import WORDS, WordVocabulary
@@ -15,20 +17,41 @@ __all__ = [
     "Vocabulary",
     "WordCounter",
     "WordVocabulary",
+    "description_of",
     "load_vocabulary",
 ]
 
 FILES = {"bytes": None, "mulaw": None, "words": WORDS, "sentencepiece": MODEL}
 
 
-def load_vocabulary(folder: Path) -> Vocabulary:
-    """Read what `save` wrote; ValueError when files are missing or do not match their hash."""
+class Description(Record):
+    """vocabulary.json."""
+
+    kind: str
+    hash: Sha256
+    """Of all that decides which ids a text becomes."""
+    files: dict[str, Sha256] = Field(default_factory=dict)
+    eos: Count | None = None
+    """Of words: the id of the end of a line."""
+    unknown: Count | None = None
+    """Of words: the id of a word that is not among them."""
+
+
+def description_of(folder: Path) -> Description:
+    """What a folder's vocabulary is; ValueError when it holds none, or one that has changed."""
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds no vocabulary: {DESCRIPTION} is missing")
-    description = read_json(folder / DESCRIPTION)
-    kind = description["kind"]
+    return read_record(Description, folder / DESCRIPTION, AGAIN)
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """Read what `save` wrote; ValueError when files are missing or do not match their hash."""
+    description = description_of(folder)
+    kind = description.kind
     if kind not in FILES:
         raise ValueError(f"{folder} holds a vocabulary of unknown kind {kind!r}")
+    if kind == "words" and (description.eos is None or description.unknown is None):
+        raise ValueError(f"{folder / DESCRIPTION} lacks eos or unknown; {AGAIN}")
     needed = FILES[kind]
     if needed and not (folder / needed).is_file():
         raise ValueError(f"{folder / needed} is missing: prepare the shards again")
@@ -36,7 +59,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         vocabulary = read_vocabulary(kind, folder)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{folder} is damaged: prepare the shards again ({error})") from error
-    if vocabulary.hash != description["hash"]:
+    if vocabulary.hash != description.hash:
         raise ValueError(f"{folder} is damaged: the vocabulary does not match its hash")
     return vocabulary
 

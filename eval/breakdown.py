@@ -229,7 +229,7 @@ def document_rows(split: Split, document_nats: np.ndarray) -> Iterator[list[Any]
     for details, facts, nats in zip(split.details, split.documents, document_nats, strict=True):
         tokens, size, words = (int(facts[name]) for name in ("tokens", "bytes", "words"))
         bits = nats / math.log(2) / size if size else ""
-        row = [plain(details["name"]), plain(details.get("title", "")), tokens, size, words]
+        row = [plain(details.name), plain(details.title or ""), tokens, size, words]
         yield [*row, round(nats, 4), bits, perplexity(float(nats), words) or ""]
 
 

@@ -73,7 +73,7 @@ def protocol(
     model = loaded.model.config
     return {
         "corpus": shards.corpus,
-        "text": shards.manifest["source"]["sha256"],
+        "text": shards.manifest.source.sha256,
         "shards": shards.hash,
         "split": split,
         "unit": shards.split(split).unit,

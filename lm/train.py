@@ -55,6 +55,9 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
         SystemExit: stopped; the status is that of lm.training.stopping.
     """
     shards = open_shards(config.data.shards)
+    for name in ("train", "validation"):
+        # Before ranks wait for each other: what is large may take minutes, once on a machine.
+        shards.split(name).open_tokens()
     run, world = at.run, dist.join(config.training.timeout)
     stop.joined = True
     with dist.ending_together(world), ExitStack() as stack:

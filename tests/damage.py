@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.common.files import hash_file
 from data.common.integrity import SEAL, write_sealed
+from data.manifest import MANIFEST, content_hash
 
 
 def flip(file: Path, bit: int) -> bytes:
@@ -21,3 +23,13 @@ def rewrite(file: Path, **changes: Any) -> None:
     record = json.loads(file.read_text()) | changes
     record.pop(SEAL, None)
     write_sealed(file, {key: value for key, value in record.items() if value is not None})
+
+
+def recount(shards: Path) -> None:
+    """Make the manifest of changed shards match their files, as an honest builder of them would."""
+    manifest = json.loads((shards / MANIFEST).read_text())
+    for facts in manifest["splits"].values():
+        for name in facts["files"]:
+            path = shards / name
+            facts["files"][name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    rewrite(shards / MANIFEST, splits=manifest["splits"], hash=content_hash(manifest))

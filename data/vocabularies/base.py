@@ -7,7 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from data.common.files import hash_file
+from data.common.integrity import CHANGED, read_sealed, write_sealed
+
 DESCRIPTION = "vocabulary.json"
+AGAIN = "copy it again, or prepare the shards again"
 # ASCII white space: what `bytes.split()` splits on.
 IS_SPACE = np.zeros(256, dtype=bool)
 IS_SPACE[list(b" \t\n\r\x0b\x0c")] = True
@@ -92,6 +96,27 @@ class Vocabulary(ABC):
                 inner[i] = np.count_nonzero(space[:-1] & ~space[1:])
                 opens[i], closes[i] = not space[0], space[-1]
         return inner, opens, closes
+
+
+def write_description(folder: Path, what: dict[str, Any], *files: str) -> None:
+    """Write what there is to say of a vocabulary, with the hashes of its files, which are there."""
+    hashes = {name: hash_file(folder / name) for name in files}
+    write_sealed(folder / DESCRIPTION, what | {"files": hashes})
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `write_description` wrote; ValueError if that or one of the files has changed."""
+    path = folder / DESCRIPTION
+    value = read_sealed(path, AGAIN)
+    files = value.get("files", {}) if isinstance(value, dict) else None
+    for name, digest in files.items() if isinstance(files, dict) else ():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; {AGAIN}")
+        if hash_file(folder / name) != digest:
+            raise ValueError(f"{folder / name} {CHANGED}: it does not match its hash; {AGAIN}")
+    if not isinstance(value, dict) or not isinstance(files, dict):
+        raise ValueError(f"{path} describes no vocabulary; {AGAIN}")  # noqa: TRY004
+    return value
 
 
 class WordCounter:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.common.files import hash_json, write_json
-from data.vocabularies.base import DESCRIPTION, Vocabulary
+from data.common.files import hash_json
+from data.vocabularies.base import Vocabulary, write_description
 
 MU = 255
 
@@ -37,7 +37,7 @@ class ByteVocabulary(Vocabulary):
 
     def save(self, folder: Path) -> None:
         """Write the description; there is no more to it."""
-        write_json(folder / DESCRIPTION, {"kind": self.kind, "hash": self.hash})
+        write_description(folder, {"kind": self.kind, "hash": self.hash})
 
 
 class MuLawVocabulary(ByteVocabulary):

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import sentencepiece
 
-from data.common.files import atomic_path, write_json
-from data.vocabularies.base import DESCRIPTION, Vocabulary
+from data.common.files import atomic_path
+from data.vocabularies.base import DESCRIPTION, Vocabulary, read_description, write_description
 
 MODEL = "sentencepiece.model"
 # SentencePiece writes a space as this character, so the text's own must go as bytes.
@@ -84,7 +84,9 @@ class SubwordVocabulary(Vocabulary):
 
     @classmethod
     def load(cls, folder: Path) -> "SubwordVocabulary":
-        """Read what `save` wrote."""
+        """Read what `save` wrote; the model alone will do."""
+        if (folder / DESCRIPTION).is_file():
+            read_description(folder)
         return cls((folder / MODEL).read_bytes())
 
     @cached_property
@@ -135,7 +137,7 @@ class SubwordVocabulary(Vocabulary):
         """Write the SentencePiece model, then the description."""
         with atomic_path(folder / MODEL) as temporary:
             temporary.write_bytes(self.model)
-        write_json(folder / DESCRIPTION, {"kind": self.kind, "hash": self.hash})
+        write_description(folder, {"kind": self.kind, "hash": self.hash}, MODEL)
 
 
 def unfit(size: int, reason: str) -> str:

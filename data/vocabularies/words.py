@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from data.common.files import atomic_path, hash_json, read_json, write_json
-from data.vocabularies.base import DESCRIPTION, Vocabulary
+from data.common.files import atomic_path, hash_json
+from data.vocabularies.base import DESCRIPTION, Vocabulary, read_description, write_description
 
 WORDS = "words.tsv"
 EOS, UNKNOWN = b"<eos>", b"<unk>"
@@ -48,10 +48,13 @@ class WordVocabulary(Vocabulary):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
-        description = read_json(folder / DESCRIPTION)
+        description = read_description(folder)
         lines = (folder / WORDS).read_bytes().split(b"\n")[:-1]
         counts = [(word, int(count)) for word, count in (line.split(b"\t") for line in lines)]
-        return cls(counts, description["eos"], description["unknown"])
+        eos, unknown = description["eos"], description["unknown"]
+        if not max(eos, unknown) < len(counts) or any(count < 0 for _, count in counts):
+            raise ValueError(f"{folder / WORDS} lacks words that {DESCRIPTION} speaks of")
+        return cls(counts, eos, unknown)
 
     @cached_property
     def pieces(self) -> list[bytes]:
@@ -76,8 +79,8 @@ class WordVocabulary(Vocabulary):
         with atomic_path(folder / WORDS) as temporary:
             lines = [b"%s\t%d\n" % item for item in self.counts]
             temporary.write_bytes(b"".join(lines))
-        description = {"kind": self.kind, "hash": self.hash}
-        write_json(folder / DESCRIPTION, description | {"eos": self.start, "unknown": self.unknown})
+        what = {"kind": self.kind, "hash": self.hash, "eos": self.start, "unknown": self.unknown}
+        write_description(folder, what, WORDS)
 
 
 def split_words(text: bytes) -> list[bytes]:

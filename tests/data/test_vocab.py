@@ -1,14 +1,20 @@
 """Vocabularies: exact round trips, bytes and words per token, hashes."""
 
+import json
+import random
+import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.common import integrity
 from data.vocab import (
     ByteVocabulary,
     MuLawVocabulary,
@@ -20,6 +26,7 @@ from data.vocab import (
 )
 from data.vocabularies.subwords import Method
 from data.vocabularies.words import split_words
+from tests.damage import flip, rewrite
 
 TEXT = [
     f"the {word} of line {i} , and more" for i in range(300) for word in ("cat", "dog", "naïve")
@@ -214,11 +221,85 @@ def test_damaged_vocabularies_are_named(words: WordVocabulary, tmp_path: Path) -
         load_vocabulary(tmp_path)
     words.save(tmp_path)
     (tmp_path / "words.tsv").write_bytes(b"other\t1\nx\t1\ny\t1\n")
-    with pytest.raises(ValueError, match="does not match its hash"):
+    with pytest.raises(ValueError, match=r"words\.tsv has changed since it was written"):
         load_vocabulary(tmp_path)
-    (tmp_path / "words.tsv").write_bytes(b"no tab\n")
-    with pytest.raises(ValueError, match="is damaged"):
+    rewrite(tmp_path / "vocabulary.json", files={})
+    with pytest.raises(ValueError, match="the vocabulary does not match its hash"):
         load_vocabulary(tmp_path)
+    for content in (b"no tab\n", b"one\t1\n", b"", b"a\t-1\nb\t2\nc\t2\n", b"a\tx\n", b"a\t1\t2\n"):
+        (tmp_path / "words.tsv").write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged: prepare the shards again"):
+            load_vocabulary(tmp_path)
     (tmp_path / "words.tsv").unlink()
     with pytest.raises(ValueError, match=r"words\.tsv is missing"):
         load_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": 3},
+        {"kind": "other"},
+        {"kind": None},
+        {"hash": None},
+        {"hash": "x"},
+        {"eos": None},
+        {"eos": "0"},
+        {"eos": -1},
+        {"eos": 10**6},
+        {"unknown": None},
+        {"unknown": 1.5},
+        {"unknown": 10**6},
+        {"files": []},
+        {"files": {"words.tsv": "x"}},
+        {"files": {"missing": "0" * 64}},
+        {"more": 1},
+    ],
+)
+def test_every_field_of_a_description_is_checked(
+    words: WordVocabulary, change: dict[str, Any], tmp_path: Path
+) -> None:
+    words.save(tmp_path)
+    rewrite(tmp_path / "vocabulary.json", **change)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load_vocabulary(tmp_path)
+
+
+def same_json(one: bytes, other: bytes) -> bool:
+    """Whether only white space between the fields differs, which says nothing."""
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
+
+
+def test_a_flipped_bit_of_a_vocabulary_is_found(
+    words: WordVocabulary, subwords: SubwordVocabulary, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    for vocabulary in (words, subwords, ByteVocabulary()):
+        folder = tmp_path / vocabulary.kind
+        folder.mkdir()
+        vocabulary.save(folder)
+        for file in folder.iterdir():
+            for _ in range(20):
+                whole = flip(file, rng.randrange(8 * file.stat().st_size))
+                blank = file.suffix == ".json" and same_json(file.read_bytes(), whole)
+                with nullcontext() if blank else pytest.raises(ValueError, match=folder.name):
+                    load_vocabulary(folder)
+                file.write_bytes(whole)
+
+
+def test_a_vocabulary_without_hashes_is_read_and_that_is_said(
+    words: WordVocabulary,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(integrity, "_said", set())
+    words.save(tmp_path)
+    description = json.loads((tmp_path / "vocabulary.json").read_text())
+    del description["sha256"], description["files"]
+    (tmp_path / "vocabulary.json").write_text(json.dumps(description))
+    assert load_vocabulary(tmp_path).pieces == words.pieces
+    assert capsys.readouterr().err.count("is read unchecked") == 1

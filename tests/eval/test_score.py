@@ -29,7 +29,7 @@ def test_the_record_says_everything(
     protocol = result["protocol"]
     assert protocol == {
         "corpus": "text",
-        "text": shards.manifest["source"]["sha256"],
+        "text": shards.manifest.source.sha256,
         "shards": shards.hash,
         "split": "test",
         "unit": "bits_per_byte",

@@ -41,7 +41,7 @@ def test_mono_and_stereo_become_one_level_a_frame(tmp_path: Path) -> None:
     assert np.array_equal(train.tokens, expected)
     assert train.documents["tokens"].tolist() == [1_200_000, 500]
     assert (train.unit, train.words) == ("bits_per_sample", 0)
-    assert shards.manifest["source"]["sample_rate"] == 16000
+    assert shards.manifest.source.model_extra == {"sample_rate": 16000}
 
 
 def test_one_file_is_cut_90_5_5(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import lzma
+import platform
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_pystdlib_is_the_library_by_path_about_90_5_5(tmp_path: Path) -> None:
     assert not any({"test", "site-packages", "__pycache__"} & set(n.split("/")) for n in names)
     assert names != sorted(names)
     assert shards.split("train").names == sorted(shards.split("train").names)
-    assert shards.manifest["source"]["python"]
+    assert shards.manifest.source.model_extra == {"python": platform.python_version()}
 
 
 # Enwik8
@@ -234,8 +235,8 @@ def test_pg19_books_have_titles_and_the_published_denominators(
     assert (shards.corpus, shards.unit) == ("pg19", "word_perplexity")
     train = shards.split("train")
     assert train.names == ["9", "10"]
-    assert train.details[0]["title"] == "Nine, a book"
-    assert train.details[0]["year"] == 1900
+    assert train.details[0].title == "Nine, a book"
+    assert train.details[0].year == 1900
     text = BOOKS["train/9.txt"] + BOOKS["train/10.txt"]
     assert shards.vocabulary.decode(train.tokens) == text
     assert train.documents["words"].tolist() == [20 * 4, 20 * 2]
@@ -266,7 +267,7 @@ def test_pg19_from_parquet_and_hub_is_recognised_by_its_texts(
         shards = build(tmp_path, "pg19", source, vocabulary="bytes")
         assert shards.corpus == "pg19"
         assert shards.split("train").names == ["9", "10"]
-        assert shards.split("test").details[0]["title"] == "Title 4"
+        assert shards.split("test").details[0].title == "Title 4"
         assert shards.split("validation").denominator_words == 8
 
 
