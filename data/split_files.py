@@ -64,6 +64,7 @@ class DocumentDetails(Record):
     name: str
     title: str | None = None
     year: int | str | None = None
+    sha256: Sha256 | None = None
 
 
 def check_size(path: Path, facts: FileFacts) -> None:

@@ -313,5 +313,5 @@ def test_real_pg19_books_are_the_official_ones(tmp_path: Path, unpacked: Unpack)
     assert [len(shards.split(split).documents) for split in shards.splits] == [383, 17, 12]
     official = pg19.read_checksums(unpacked("pg19-official-splits.csv.xz"))
     details = shards.split("train").details
-    assert all(book["sha256"] == official[book["name"]] for book in details)
-    assert all(1400 < book["year"] < 1919 for book in details)
+    assert all(book.sha256 == official[book.name] for book in details)
+    assert all(1400 < int(book.year or 0) < 1919 for book in details)

@@ -106,7 +106,7 @@ BIAS = "blocks.0.attention_norm.weight"
         ("rank-0.safetensors", lambda t: t.pop("rng.cpu"), "lacks rng.cpu"),
         ("rank-0.safetensors", put("rng.cpu", torch.zeros(3).byte()), "random generators"),
         ("rank-0.safetensors", put("memory.0", torch.ones(4, 7, 16)), r"not as numbers \[any, 8"),
-        ("rank-0.safetensors", put("memory_count", torch.full((4,), 9)), "more slots in memory_"),
+        ("rank-0.safetensors", put("memory_count", torch.full((4,), 9)), "more slots in memory"),
         ("rank-0.safetensors", put("memory_count", torch.zeros(4)), "not as int64"),
         ("rank-0.safetensors", put("memory_count", torch.zeros(3).long()), "numbers of lanes"),
         ("sparse.safetensors", lambda t: t.clear(), "lacks"),
