@@ -1,8 +1,9 @@
 """Kills training runs at chosen and at random moments, many a minute.
 
-Starting Python and importing torch and DeepSpeed takes seconds, so this program does it once and
-forks a process for each start of a run: `python -m tests.killing CONFIG RUN RANKS KILLS`. It prints
-one JSON line for each start.
+Before each start what `checkpoints/latest` says is changed at random too, because nothing may hang
+on it. Starting Python and importing torch and DeepSpeed takes seconds, so this program does it once
+and forks a process for each start of a run: `python -m tests.killing CONFIG RUN RANKS KILLS`. It
+prints one JSON line for each start.
 """
 
 import json
@@ -125,6 +126,28 @@ def attempt(argv: list[str], ranks: int, kill: Kill | None) -> dict[str, Any]:
     return {"ends": ends, "seconds": time.monotonic() - since}
 
 
+POINTERS: dict[str, Callable[[str], str | None]] = {
+    "as it is": lambda text: text,
+    "removed": lambda _: None,
+    "garbage": lambda _: "\x00\xff garbage\n",
+    "empty": lambda _: "",
+    "not there": lambda _: "step-99999999\n",
+    "the first": lambda _: "step-00000001\n",
+}
+"""What becomes of what `latest` says."""
+
+
+def mislead(run: Path, rng: random.Random) -> str:
+    """Change `latest`, if it is there; returns how."""
+    latest, how = run / "checkpoints" / "latest", rng.choice(list(POINTERS))
+    if latest.exists():
+        text = POINTERS[how](latest.read_text(errors="replace"))
+        latest.unlink()
+        if text is not None:
+            latest.write_text(text, encoding="latin-1")
+    return how
+
+
 def warm() -> None:
     """Import what each start would."""
     import deepspeed
@@ -141,7 +164,9 @@ def main(config: str, run: str, ranks: int, kills: int) -> None:
     argv, rng = ["--config", config, "--run", run], random.Random(kills)
     for number in range(kills):
         kill = plan(number, ranks, rng)
-        print(json.dumps(vars(kill) | attempt(argv, ranks, kill)), flush=True)
+        pointer = {"pointer": mislead(Path(run), rng)}
+        print(json.dumps(vars(kill) | pointer | attempt(argv, ranks, kill)), flush=True)
+    mislead(Path(run), rng)
     print(json.dumps(attempt(argv, ranks, None)), flush=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.common.command import dump_config
-from lm.training import dist
+from lm.training import checkpoint, dist
 from lm.training.config import RunConfig
 from lm.training.runlog import read_metrics
 
@@ -89,10 +89,11 @@ def kill_after(step: int, delay: float, command: list[str], run: Path, ranks: in
 def assert_same_end(a: Path, b: Path) -> None:
     """Same records, weights, optimiser, memory and random state, bit for bit."""
     assert records(a) == records(b)
-    name = (a / "checkpoints" / "latest").read_text().strip()
-    assert name == (b / "checkpoints" / "latest").read_text().strip()
-    for path in (a / "checkpoints" / name).glob("*.safetensors"):
-        mine, theirs = load_file(path), load_file(b / "checkpoints" / name / path.name)
+    one, other = (checkpoint.newest(run) for run in (a, b))
+    assert one is not None and other is not None and one.name == other.name
+    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+    for path in one.glob("*.safetensors"):
+        mine, theirs = load_file(path), load_file(other / path.name)
         assert mine.keys() == theirs.keys()
         for key, tensor in mine.items():
             assert torch.equal(tensor, theirs[key]), key

@@ -1,12 +1,13 @@
 """Fixtures for tests that train: small shards, the config of a tiny run, and the run itself."""
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lm.train
 from data.common.command import dump_config
 from data.options import DataConfig
 from data.prepare import prepare
@@ -15,6 +16,7 @@ from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training import checkpoint, dist
 from lm.training.config import RunConfig, TrainingConfig
+from lm.training.folder import RunFolder
 from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
 from lm.training.trainer import Trainer
@@ -89,6 +91,24 @@ def saved(trainer: Trainer, run: Path) -> Path:
     folder = checkpoint.newest(run)
     assert folder is not None
     return folder
+
+
+def train_here(config: RunConfig, run: Path, name: str | None = None) -> int:
+    """lm.train in this process, which joins once and trains several runs; returns its status.
+
+    Args:
+        config: the run's.
+        run: its folder.
+        name: the checkpoint to go back to.
+    """
+    sections = {section.name: getattr(config, section.name) for section in fields(config)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "leave", lambda world: None)
+        try:
+            lm.train.main(RunFolder(run, name), **sections)
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="session")

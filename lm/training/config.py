@@ -179,7 +179,7 @@ FIXED = (
 order of the data. (That the shards are the same ones is checked by their hash.)"""
 FREE = {
     *("model.dropout", "model.attention_dropout", "model.head_chunk"),
-    *("sparse.penalty", "sparse.reservoir", "sparse.route"),
+    *("sparse.penalty", "sparse.reservoir", "sparse.route", "power.lr", "power.decay"),
 }
 """What of it may be otherwise all the same. All other settings may change when a run goes on:
 rates and their schedule, clipping, length, precision, what is saved, logged and shown when, and how

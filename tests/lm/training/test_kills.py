@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lm.training.config import RunConfig
-from tests.killing import POINTS
+from tests.killing import POINTERS, POINTS
 from tests.processes import assert_same_end, write_config
 
 PATIENCE_S = 60.0
@@ -42,6 +42,8 @@ def assert_kills_change_nothing(
     killing(path, folder / "whole", ranks, kills=0)
     killed, said = killing(path, folder / "killed", ranks, kills)
     assert {kill["point"] for kill in killed} == set(POINTS) and len(killed) == kills
+    if kills >= 60:
+        assert {kill["pointer"] for kill in killed} == set(POINTERS)
     for kill in killed:
         ends = kill["ends"]
         assert ends.pop(kill["rank"]) == -signal.SIGKILL, kill

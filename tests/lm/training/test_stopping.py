@@ -5,22 +5,21 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import lm.train
 from data.common.signals import ENDING
 from lm.scoring import Scorer
-from lm.training import checkpoint, dist, samples, writer
+from lm.training import checkpoint, samples, writer
 from lm.training.config import RunConfig
-from lm.training.folder import RunFolder
 from lm.training.report import ReportConfig
 from lm.training.stopping import STATUS, STOPPED, launchers, stopped_status
 from lm.training.trainer import Trainer
 from tests.processes import assert_same_end, records
+from tests.runs import train_here
 
 POINTS: dict[str, tuple[Any, str, int]] = {
     "a step": (Trainer, "train_step", 4),
@@ -32,23 +31,6 @@ POINTS: dict[str, tuple[Any, str, int]] = {
 """What is going on when a signal comes, and at which call of it."""
 
 
-def train(config: RunConfig, run: Path) -> int:
-    """lm.train in this process; returns its exit status."""
-    sections = {section.name: getattr(config, section.name) for section in fields(config)}
-    status = 0
-    try:
-        lm.train.main(RunFolder(run), **sections)
-    except SystemExit as end:
-        status = int(end.code or 0)
-    return status
-
-
-@pytest.fixture(autouse=True)
-def staying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process joins once and trains several runs."""
-    monkeypatch.setattr(dist, "leave", lambda world: None)
-
-
 @pytest.fixture
 def config(run_config: RunConfig) -> RunConfig:
     return replace(run_config, report=ReportConfig(sample_every=6, sample_tokens=12))
@@ -58,10 +40,8 @@ def config(run_config: RunConfig) -> RunConfig:
 def whole(run_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody stops."""
     run = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "leave", lambda world: None)
-        config = replace(run_config, report=ReportConfig(sample_every=6, sample_tokens=12))
-        assert train(config, run) == 0
+    config = replace(run_config, report=ReportConfig(sample_every=6, sample_tokens=12))
+    assert train_here(config, run) == 0
     return run
 
 
@@ -96,7 +76,7 @@ def test_a_signal_at_any_point_is_heeded_there_and_the_run_goes_on_exactly(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         send_at(point, [signal.SIGTERM], patch)
-        assert train(config, run) == STOPPED
+        assert train_here(config, run) == STOPPED
     said = re.findall(
         r"stopped by SIGTERM at step (\d+), saved; the same command goes on", capfd.readouterr().err
     )
@@ -106,12 +86,12 @@ def test_a_signal_at_any_point_is_heeded_there_and_the_run_goes_on_exactly(
     folder = checkpoint.newest(run)
     assert folder is not None and folder.name == f"step-{reached:08}"
     assert records(run)[-1]["step"] == reached
-    assert train(config, run) == 0
+    assert train_here(config, run) == 0
     assert_same_end(whole, run)
     for path in (whole / "samples").iterdir():
         assert path.read_bytes() == (run / "samples" / path.name).read_bytes()
     # What was owed is paid; a finished run has nothing to do.
-    assert train(config, run) == 0
+    assert train_here(config, run) == 0
     assert records(run) == records(whole)
 
 
@@ -126,7 +106,7 @@ def test_every_signal_that_people_and_schedulers_send_saves(
     """Schedulers may send one again and again; only Ctrl-C twice means something else."""
     times = 1 if number == signal.SIGINT else 3
     send_at("a step", [number] * times, monkeypatch)
-    assert train(run_config, tmp_path / "run") == STOPPED
+    assert train_here(run_config, tmp_path / "run") == STOPPED
     assert f"stopped by {number.name} at step 4, saved" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -138,7 +118,7 @@ def test_what_was_ignored_from_the_start_stays_so(
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         send_at("a step", [signal.SIGHUP], monkeypatch)
-        assert train(run_config, tmp_path / "run") == 0
+        assert train_here(run_config, tmp_path / "run") == 0
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
