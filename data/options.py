@@ -1,10 +1,10 @@
 """What a build of shards depends on: corpus, source, vocabulary, and the corpus's own options."""
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from data.common.near import did_you_mean
 from data.vocab import description_of
 from data.vocabularies.base import DESCRIPTION
 from data.vocabularies.subwords import LEAST_SIZE, MOST_SIZE
@@ -57,10 +57,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.corpus not in VOCABULARIES:
-            near = difflib.get_close_matches(self.corpus, VOCABULARIES, n=1, cutoff=0.0)
             raise ValueError(
-                f"unknown corpus {self.corpus!r}; did you mean {near[0]}? "
-                f"(known: {', '.join(VOCABULARIES)})"
+                f"unknown corpus {self.corpus!r}; {did_you_mean(self.corpus, VOCABULARIES)}"
             )
         for option, corpus in CORPUS_OPTIONS.items():
             if self.corpus != corpus:

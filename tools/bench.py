@@ -6,7 +6,6 @@ A benchmark is found by its file, so adding one is adding the file. `python tool
 
 import ast
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +26,7 @@ def main(argv: list[str]) -> None:
     # As a script this file's own folder is on the path, and the checkout is not.
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    from data.common.near import did_you_mean
     from data.common.say import say
 
     known = benchmarks()
@@ -37,9 +37,7 @@ def main(argv: list[str]) -> None:
         return
     name, *options = argv
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        say(f"bench: error: unknown benchmark {name}; {hint}")
+        say(f"bench: error: unknown benchmark {name}; {did_you_mean(name, known)}")
         raise SystemExit(2)
     from data.common import command
 

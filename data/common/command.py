@@ -12,11 +12,10 @@ import inspect
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
-
-from jsonargparse import ArgumentError, ArgumentParser
 
 from data.common.say import forgiving, say, warn
 from data.common.settings import (
@@ -29,11 +28,13 @@ from data.common.settings import (
     load_config,
     options_of,
     read_options,
+    typed,
     unknown,
     wrong_type,
 )
 from data.common.signals import Interrupted, handling, interrupt
-from data.common.yamlfile import dump_yaml
+from data.common.values import as_written, list_of
+from data.common.yamlfile import YamlError, dump_yaml
 
 __all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "load_config", "run"]
 
@@ -98,11 +99,14 @@ def _arguments(
     argv: list[str],
     called: str,
 ) -> dict[str, Any] | None:
-    """Arguments of `main`, or None when the config was only to be printed."""
+    """Arguments of `main`, or None when help or the config was only to be printed."""
     options = options_of(main, section)
     file, printing, rest = _file_options(_spelled(argv, options))
+    if {"-h", "--help"} & {*rest}:
+        sys.stdout.write(_help(main, options, called))
+        return None
     given = {} if file is None else read_options(file, options, sections)
-    given |= _parsed(_parser(main, options, called), rest, options)
+    given |= _parsed(rest, options)
     missing = [o.name for o in options if o.default is REQUIRED and o.name not in given]
     values = {o.key: given.get(o.name, o.default) for o in options if o.name not in missing}
     if printing:
@@ -164,7 +168,6 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        # jsonargparse gives each list a second spelling, `--names+`, which is not taken here.
         flag = action.option_strings[-1 if action.dest == "help" else 0]
         return flag if action.nargs == 0 else f"{flag} {action.metavar or 'VALUE'}"
 
@@ -175,15 +178,13 @@ def _called() -> str:
     return f"python -m {module.name}" if module else Path(sys.argv[0]).name
 
 
-def _parser(main: Callable[..., None], options: list[Option], called: str) -> ArgumentParser:
-    """A parser of the options, grouped by section."""
-    parser = ArgumentParser(
+def _help(main: Callable[..., None], options: list[Option], called: str) -> str:
+    """What --help prints: the options, grouped by section."""
+    parser = argparse.ArgumentParser(
         prog=called,
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
         description=(inspect.getdoc(main) or "").partition("\n\n")[0],
         formatter_class=_Help,
-        exit_on_error=False,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="read options from this YAML file")
     parser.add_argument("--print_config", action="store_true", help="print all options and stop")
@@ -198,12 +199,10 @@ def _parser(main: Callable[..., None], options: list[Option], called: str) -> Ar
         metavar = "[true|false]" if switch else option.name.rpartition(".")[2].upper()
         groups[option.group].add_argument(
             _flag(option.name),
-            type=option.type,
             metavar=metavar,
             help=text.replace("%", "%%").strip(),
-            **({"nargs": "?", "const": True} if switch else {}),
         )
-    return parser
+    return parser.format_help()
 
 
 def _shown(default: Any) -> str:
@@ -211,25 +210,41 @@ def _shown(default: Any) -> str:
     return dump_yaml({"": default}).partition(":")[2].strip()
 
 
-def _parsed(parser: ArgumentParser, argv: list[str], options: list[Option]) -> dict[str, Any]:
-    """Values given on the command line, by option name."""
-    try:
-        return vars(parser.parse_args(argv, defaults=False).as_flat())
-    except ArgumentError as error:
-        message = str(error)
-    by_name = {option.name: option for option in options}
-    if found := re.match(r'Parser key "([^"]+)".*(?:Got|Given) value: (.*)', message, re.DOTALL):
-        name, value = found.groups()
-        raise wrong_type(_flag(name), by_name[name], None if value == "None" else value)
-    raise ConfigError(_complaint(message))
+def _parsed(argv: list[str], options: list[Option]) -> dict[str, Any]:
+    """Values given on the command line, by option name; the last counts, but a list is given once.
+
+    Raises:
+        ConfigError: an argument that belongs to no option, a value that is missing or wrong.
+    """
+    flags = {_flag(option.name): option for option in options}
+    given: dict[str, Any] = {}
+    rest = deque(argv)
+    while rest:
+        flag, equals, written = rest.popleft().partition("=")
+        option = flags.get(flag)
+        if option is None:
+            stray = flag + equals + written
+            raise ConfigError(f"{stray} belongs to no option; options are written --NAME VALUE")
+        if not equals:
+            alone = not rest or rest[0].partition("=")[0] in flags
+            if alone and option.type is not bool:
+                raise ConfigError(f"{flag} needs a value")
+            written = "true" if alone else rest.popleft()
+        if option.name in given and list_of(option.type) is not None:
+            raise ConfigError(f"{flag} is given twice; give one list: {flag} '[A, B]'")
+        try:
+            value = as_written(option.type, written)
+        except YamlError:
+            raise wrong_type(flag, option, written) from None
+        shown = None if value is None else written
+        given[option.name] = typed(flag, option, value, shown)
+    return given
 
 
 def _complaint(message: str) -> str:
     """A message of argparse as a sentence that says what to type."""
     if found := re.match(r"argument (\S+): expected", message):
         return f"{found[1]} needs a value"
-    if found := re.match(r"unrecognized arguments: (\S+)", message):
-        return f"{found[1]} belongs to no option; options are written --NAME VALUE"
     if found := re.match(r"argument (\S+): ignored explicit", message):
         return f"{found[1].rpartition('/')[2]} takes no value"
     return message

@@ -11,13 +11,14 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
+from data.common.near import nearest
+from data.common.values import alternatives, complaint, list_of, names_nothing, no_number, shown
 from data.common.yamlfile import YamlError, dump_yaml, read_yaml
 
 Config = TypeVar("Config")
@@ -39,7 +40,9 @@ class Option:
     name: str
     """Name on the command line, without dashes: `key` less the program's own section."""
     type: Any
-    """Annotation of the parameter or field."""
+    """Type of the parameter or field."""
+    annotation: Any
+    """The same with the bounds of its numbers."""
     default: Any
     """Default value, or REQUIRED."""
     help: str
@@ -92,29 +95,33 @@ def _leaves(owner: Any, prefix: str, dropped: str, defaults: Any) -> Iterator[Op
     helps = _helps(owner)
     section = prefix.removeprefix(dropped).rstrip(".")
     heading = (inspect.getdoc(owner) or "").partition("\n")[0].rstrip(".")
-    for name, kind, own_default in _parameters(owner):
+    for name, kind, annotation, own_default in _parameters(owner):
         default = own_default if defaults is REQUIRED else getattr(defaults, name)
         key = prefix + name
         if dataclasses.is_dataclass(kind):
             yield from _leaves(kind, f"{key}.", dropped, default)
         else:
             group = f"{section}: {heading}" if section else "options"
-            shown = key.removeprefix(dropped)
-            yield Option(key, shown, kind, default, helps.get(name, ""), group)
+            short = key.removeprefix(dropped)
+            yield Option(key, short, kind, annotation, default, helps.get(name, ""), group)
 
 
-def _parameters(owner: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and default (or REQUIRED) of each field of a class or parameter of a function."""
+def _parameters(owner: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Name, type, annotation and default (or REQUIRED) of each field of a class or parameter of a
+    function.
+    """
     hints = typing.get_type_hints(owner)
+    full = typing.get_type_hints(owner, include_extras=True)
     if dataclasses.is_dataclass(owner):
         for field in dataclasses.fields(owner):
             make = field.default_factory
             default = field.default if make is dataclasses.MISSING else make()
-            yield field.name, hints[field.name], default
+            yield field.name, hints[field.name], full[field.name], default
     else:
         for name, parameter in inspect.signature(owner).parameters.items():
             bare = parameter.default is inspect.Parameter.empty
-            yield name, hints[name], REQUIRED if bare else parameter.default
+            default = REQUIRED if bare else parameter.default
+            yield name, hints[name], full[name], default
 
 
 def _helps(owner: Any) -> dict[str, str]:
@@ -133,7 +140,7 @@ def arguments_of(owner: Any, values: Mapping[str, Any], prefix: str = "") -> dic
         ValueError: value out of range, in the words of the dataclass that was to hold it.
     """
     arguments = {}
-    for name, kind, _ in _parameters(owner):
+    for name, kind, *_ in _parameters(owner):
         key = prefix + name
         nested = dataclasses.is_dataclass(kind)
         arguments[name] = kind(**arguments_of(kind, values, f"{key}.")) if nested else values[key]
@@ -165,30 +172,44 @@ def convert(
     """
     leaves = {option.key: option for option in options}
     given: dict[str, Any] = {}
-    parser = ArgumentParser(exit_on_error=False)
-    for option in options:
-        parser.add_argument(f"--{option.name}", type=option.type)
     for key, value in _flat(mapping, "", set(leaves), passed_over):
         option = leaves[key]
-        if isinstance(value, str) and str in _alternatives(option.type):
-            # jsonargparse would read the text "null" as no text, as on a command line.
-            given[option.name] = value
-            continue
-        try:
-            parsed = parser.parse_object({option.name: value}, defaults=False)
-        except ArgumentError:
-            raise wrong_type(key, option, value) from None
-        if value is None and types.NoneType not in _alternatives(option.type):
-            # jsonargparse takes null for "not set", whatever the type.
-            raise wrong_type(key, option, value)
-        given[option.name] = parsed[option.name]
+        if option.name in given:
+            raise ConfigError(f"{key} is given twice")
+        if list_of(option.type) is not None and isinstance(value, (str, int, float)):
+            value = [value]
+        given[option.name] = typed(key, option, value, value)
     return given
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; of any other type, the type alone."""
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    return typing.get_args(kind) if union else (kind,)
+def typed(name: str, option: Option, value: Any, written: Any) -> Any:
+    """A value converted to its option's type, if it is what an option may be.
+
+    Args:
+        name: of the option, as it was written.
+        option: what it is.
+        value: as YAML gives it.
+        written: the same as it is shown.
+
+    Raises:
+        ConfigError: another type, a number that is not finite or out of its range, no path.
+    """
+    if isinstance(value, str) and str in alternatives(option.type):
+        # jsonargparse would read the text "null" as no text.
+        return value
+    # It takes null for "not set", whatever the type.
+    null = value is None and types.NoneType not in alternatives(option.type)
+    if null or no_number(option.type, value) or names_nothing(option.type, value):
+        raise wrong_type(name, option, written)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=option.type)
+    try:
+        parsed = parser.parse_object({"value": value}, defaults=False)["value"]
+    except (ArgumentError, OverflowError):
+        raise wrong_type(name, option, written) from None
+    if wanted := complaint(option.annotation, parsed):
+        raise ConfigError(f"{name} must be {wanted}, not {shown(written)}")
+    return parsed
 
 
 def _flat(
@@ -196,12 +217,14 @@ def _flat(
 ) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of a nested mapping whose every key is known."""
     for part, value in mapping.items():
+        if not isinstance(part, str):
+            raise ConfigError(f"{prefix}{shown(part)} is no key; a key is a word")
         key = f"{prefix}{part}"
         if key in leaves:
             yield key, value
         elif any(leaf.startswith(f"{key}.") for leaf in leaves):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{key} must be a section of keys, not {value!r}")
+                raise ConfigError(f"{key} must be a section of keys, not {shown(value)}")
             yield from _flat(value, f"{key}.", leaves, ())
         elif key not in passed_over:
             raise unknown("key", key, leaves, "")
@@ -220,9 +243,9 @@ def unknown(what: str, written: str, known: Collection[str], dashes: str) -> Con
     # A right last word in a wrong or forgotten section is nearer than any likeness of letters.
     last = written.rpartition(".")[2]
     same = sorted(name for name in known if name.rpartition(".")[2] == last)
-    near = same or get_close_matches(written, [*known, *(sections if not dashes else ())], n=1)
-    if near:
-        return ConfigError(f"unknown {what} {dashes}{written}; did you mean {dashes}{near[0]}?")
+    near = same[0] if same else nearest(written, [*known, *(sections if not dashes else ())])
+    if near is not None:
+        return ConfigError(f"unknown {what} {dashes}{written}; did you mean {dashes}{near}?")
     tops = sorted({name.partition(".")[0] for name in known})
     hint = "--help lists every option" if dashes else f"known are {', '.join(tops)}"
     return ConfigError(f"unknown {what} {dashes}{written}; {hint}")
@@ -230,8 +253,7 @@ def unknown(what: str, written: str, known: Collection[str], dashes: str) -> Con
 
 def wrong_type(name: str, option: Option, value: Any) -> ConfigError:
     """The error for a value that is not of its option's type."""
-    written = "null" if value is None else repr(value)
-    return ConfigError(f"{name} must be {describe(option.type)}, not {written}")
+    return ConfigError(f"{name} must be {describe(option.type)}, not {shown(value)}")
 
 
 def describe(kind: Any) -> str:
@@ -247,7 +269,7 @@ def describe(kind: Any) -> str:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
-    if len(_alternatives(kind)) > 1:
+    if len(alternatives(kind)) > 1:
         return " or ".join(describe(each) for each in inner)
     if origin in (list, tuple):
         return f"a list [{', '.join('...' if each is ... else describe(each) for each in inner)}]"

@@ -1,6 +1,7 @@
 """A throwaway program for the tests of the command line."""
 
 import json
+import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,6 +83,15 @@ def fail(kind: str) -> None:
         print("x" * 1_000_000)
         return
     raise AssertionError("our own bug")
+
+
+def refusal(result: subprocess.CompletedProcess[str]) -> str:
+    """The sentence of a program that refused its input, after checking that it is only that."""
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    assert result.stderr.startswith("toy: error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("toy: error: ").rstrip("\n")
 
 
 PROGRAMS = {"train": (train, None), "prepare": (prepare, "data"), "fail": (fail, None)}
