@@ -213,13 +213,13 @@ class Block(nn.Module):
             return auto_encoding(
                 old, self.decoder(block.new_BwD), live_mask(counts.evicted, old.shape[1])
             )
-        queries, first = config.segment, self.attention.pinned + config.compressed
-        leaving = section(attended.slots, first, first + queries).for_heads(config.heads)
+        tokens, first = config.segment, self.attention.pinned + config.compressed
+        leaving = section(attended.slots, first, first + tokens).for_heads(config.heads)
         (new,) = self.attention.project(block.new_BwD, detached=True)
         new = new.for_heads(config.heads)
         return attention_reconstruction(
-            attended.query_BHTd,
-            (*leaving, live_mask(counts.evicted, queries)),
+            attended.query_BHTd[:, :, tokens - config.reconstructing :],
+            (*leaving, live_mask(counts.evicted, tokens)),
             (*new, live_mask(counts.new_compressed, config.windows)),
         )
 

@@ -324,6 +324,15 @@ class ModelConfig:
         return self.extra_kernel + (sum(DILATIONS) if self.compression == "dilated" else 0)
 
     @property
+    def reconstructing(self) -> int:
+        """Queries at the end of a segment that the attention reconstruction is taken over.
+
+        The last n_m come after every slot that is compressed (authors' code); without memory none
+        does, and all are taken.
+        """
+        return min(self.memory, self.segment) or self.segment
+
+    @property
     def range(self) -> int:
         """Tokens that can influence a prediction: n_s + l (n_m + c n_cm) (paper, section 3.1)."""
         compressed = self.compressed * self.segment // self.windows

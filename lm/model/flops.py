@@ -183,18 +183,18 @@ def _compression(config: ModelConfig, lanes: int) -> list[Product]:
 def _reconstruction(config: ModelConfig, lanes: int) -> list[Product]:
     """Products of the loss that trains the compression function."""
     width, head, heads = config.width, config.head_width, lanes * config.heads
-    new, segment = config.windows, config.segment
+    new, segment, queries = config.windows, config.segment, config.reconstructing
     if config.reconstruction == "auto_encoding":
         return [Product(lanes * new, width, config.rate * width, 3)]
     if config.reconstruction == "none":
         return []
     return [
         # The target is read without gradient; queries and projections are constants.
-        Product(segment, head, segment, 1, heads),
-        Product(segment, segment, head, 1, heads),
+        Product(queries, head, segment, 1, heads),
+        Product(queries, segment, head, 1, heads),
         Product(lanes * new, width, 2 * config.stored_heads * head, 2),
-        Product(segment, head, new, 2, heads),
-        Product(segment, new, head, 3, heads),
+        Product(queries, head, new, 2, heads),
+        Product(queries, new, head, 3, heads),
     ]
 
 

@@ -68,7 +68,7 @@ def attention_reconstruction(
     block with constant weights, so that the gradient reaches the compression function alone.
 
     Args:
-        query_BHTd: scaled queries of the segment.
+        query_BHTd: scaled queries, those of the segment that come after the whole old block.
         old: keys, values [B, H, n, d] and live slots [B, n] of the block that leaves memory.
         new: the same of its compression, [B, H, n / c, d] and [B, n / c].
 

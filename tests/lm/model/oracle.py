@@ -246,7 +246,10 @@ class Oracle:
             if evicted and here.compressed:
                 new = self.compress(layer, joined, overflow, compressed, received)
                 compressed = (compressed + new)[-here.compressed :]
-                part, elements = self.auxiliary(layer, queries, evicted, new)
+                # A query can only have lost what came before it; without memory none has all.
+                inside = max(0, overflow - len(memory))
+                later = [own[inside:] or own for own in queries]
+                part, elements = self.auxiliary(layer, later, evicted, new)
                 loss, count = loss + part, count + elements
             after.compressed.append(compressed)
         if config.norm == "pre":
