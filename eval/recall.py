@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple
 
 from data.common import command
 from data.common.files import hash_file
-from data.common.machine import in_bytes, require_memory
 from data.common.outputs import check_folder, writing_folder
+from data.common.resources import in_bytes, require_memory
 
 SENTENCE = "the river of a long road ran under its bridge and past our house into that wood"
 WORDS = tuple(SENTENCE.split())
@@ -106,7 +106,7 @@ def check_room(recall: RecallConfig, out: Path) -> None:
     """
     # While it is made, a document is a list of characters.
     longest = max(recall.distances)
-    require_memory(8 * longest, f"a document of {longest:,} bytes", "lower --distances")
+    require_memory(8 * longest, f"a document of {longest:,} bytes (--distances)")
     needed = sum(map(recall.bytes, SPLITS))
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if needed > (free := shutil.disk_usage(there).free):

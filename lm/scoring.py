@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.common.machine import require_memory
 from data.common.progress import Progress
+from data.common.resources import require_memory
 from data.lanes import Batch, scoring_batches
 from data.shards import Split
 from lm.feeding import tensors
@@ -231,7 +231,6 @@ def require_room(model: CompressiveTransformer, lanes: int) -> None:
         lanes * numbers * weight.element_size(),
         f"reading {lanes:,} lanes with segment {config.segment:,}, memory {config.memory:,} and "
         f"compressed {config.compressed:,}",
-        "choose smaller ones",
         there,
     )
 
