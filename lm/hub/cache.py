@@ -1,7 +1,8 @@
 """Memory between two calls of a model of transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -11,6 +12,8 @@ from lm.model.incremental import Reader
 
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
 """What the installed transformers calls memory between calls; 5.24 renamed it."""
+BASE = 0x5851F42D4C957F2D
+"""Of the polynomial, modulo 2^64, that the columns of a lane are hashed by."""
 
 
 class CompressiveCache(Cache):
@@ -24,6 +27,8 @@ class CompressiveCache(Cache):
         self.reader: Reader | None = None
         self.columns = 0
         """Columns of input seen, padding included."""
+        self.hash_B: Tensor | None = None
+        """int64, of the ids of these columns: to know a text again that is given whole."""
 
     @property
     def memory(self) -> MemoryState | None:
@@ -52,10 +57,30 @@ class CompressiveCache(Cache):
         """Length and offset of a mask over all columns."""
         return self.columns + query_length, 0
 
+    def saw(self, input_ids_BL: Tensor) -> None:
+        """Count columns as seen."""
+        columns = input_ids_BL.shape[1]
+        self.columns += columns
+        # BASE^L down to BASE^0; whole numbers wrap around.
+        factors = torch.full((columns + 1,), BASE, device=input_ids_BL.device)
+        factors[0] = 1
+        factors = factors.cumprod(0).flip(0)
+        new_B = ((input_ids_BL + 1) * factors[1:]).sum(1)
+        self.hash_B = new_B if self.hash_B is None else self.hash_B * factors[0] + new_B
+
+    def begins(self, input_ids_BL: Tensor) -> list[bool]:
+        """Of each lane, whether this text begins with all columns that were seen of it."""
+        other = CompressiveCache()
+        other.saw(input_ids_BL[:, : self.columns])
+        if other.columns < self.columns or self.hash_B is None or other.hash_B is None:
+            return [False] * len(input_ids_BL)
+        found: list[bool] = (other.hash_B == self.hash_B).tolist()
+        return found
+
     def select(self, lanes: Sequence[int]) -> None:
         """Go on with these lanes, in this order."""
         if self.reader is not None and list(lanes) != list(range(self.reader.lanes)):
-            self.reader = self.reader.select(lanes)
+            self._become(lambda reader: reader.select(lanes), list(lanes))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Go on with these lanes, for beam search."""
@@ -68,11 +93,18 @@ class CompressiveCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each lane several times, side by side; they share what was read."""
         if self.reader is not None:
-            self.reader = self.reader.repeat(repeats)
+            rows = [lane for lane in range(self.reader.lanes) for _ in range(repeats)]
+            self._become(lambda reader: reader.repeat(repeats), rows)
+
+    def _become(self, change: Callable[[Reader], Reader], rows: list[int]) -> None:
+        assert self.reader is not None
+        self.reader = change(self.reader)
+        if self.hash_B is not None:
+            self.hash_B = self.hash_B[rows]
 
     def reset(self) -> None:
         """Forget everything."""
-        self.reader, self.columns = None, 0
+        self.reader, self.columns, self.hash_B = None, 0, None
 
     def crop(self, _: int) -> None:
         """Refuse to forget the newest tokens only."""

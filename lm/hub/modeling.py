@@ -16,17 +16,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
+from lm.hub.generation import MemoryGeneration
+from lm.hub.padding import check_ids, check_positions, compacted, mean_loss, real_columns, spread
 from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
 from lm.objectives.objective import Term, add_terms, total_loss
 
 PART = 4096
 """Tokens of each lane whose hidden states are held at once where only the last ones are wanted."""
-IGNORED = -100
-"""Label of a column that is not to be predicted, as everywhere in transformers."""
+KNOWN = {"num_items_in_batch", "position_ids", "token_type_ids", "return_dict"}
+"""What else forward takes."""
 
 
-class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
+class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, GenerationMixin):
     """A Compressive Transformer that predicts the next token.
 
     In training every call begins with empty memory and reads its input segment by segment; the loss
@@ -57,25 +59,50 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """The token embedding."""
         return self.model.embedding
 
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
-    ) -> None:
-        if generation_config.cache_implementation is not None:
-            raise ValueError("memory is of one kind; leave out cache_implementation")
-        given = model_kwargs.get(CACHE)
-        if given is not None:
-            given._is_user_defined = True
-        elif generation_config.use_cache is not False:
-            model_kwargs[CACHE] = CompressiveCache()
+    def get_output_embeddings(self) -> None:
+        """None: the head has no matrix alone, and shares the embedding's where it is tied."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As everywhere in transformers, but always in evaluation mode."""
-        training = self.training
-        self.eval()
-        try:
-            return super().generate(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.train(training)
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers, but only of safetensors, and whole.
+
+        Raises:
+            ValueError: a weight is missing, belongs to another model or has another size, which
+                transformers itself would fill with random numbers or pass over.
+        """
+        for name in ("quantization_config", "use_kernels", "adapter_kwargs"):
+            if kwargs.get(name):
+                raise ValueError(f"{name} is not known here; leave it out")
+        wanted = kwargs.pop("output_loading_info", False)
+        # Sizes are complained of below, by name.
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, found = loaded
+        for kind, what in (
+            ("missing_keys", "is missing"),
+            ("unexpected_keys", "belongs to another model"),
+            ("mismatched_keys", "has another size"),
+        ):
+            # Of those of another size the sizes are told too.
+            names = [each if isinstance(each, str) else each[0] for each in found[kind]]
+            if names:
+                raise ValueError(
+                    f"the weights in {args[0] if args else 'the folder'} do not fit config.json: "
+                    f"{min(names)} {what}; take all files of one export"
+                )
+        return (model, found) if wanted else model
+
+    def resize_token_embeddings(  # type: ignore[override]
+        self, new_num_tokens: int | None = None, *_: Any, **__: Any
+    ) -> torch.nn.Module:
+        """Nothing where the number stays, counting <pad> or not; ValueError for another one."""
+        size = self.config.vocab_size
+        if new_num_tokens not in (None, size, size + 1):
+            raise ValueError(
+                f"the vocabulary has {size} tokens, <pad> not counted, and its tokenizer gives no "
+                f"others; do not make {new_num_tokens} of them"
+            )
+        return self.get_input_embeddings()
 
     def forward(
         self,
@@ -85,50 +112,83 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         cache: CompressiveCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Read tokens after what a cache has read.
+    ) -> Any:
+        """Read tokens after what a cache has read; returns a CausalLMOutputWithPast.
 
         Args:
             input_ids: [B, L].
-            attention_mask: [B, columns seen + L], 0 for padding; none: every pad token is padding.
+            attention_mask: [B, L] or [B, columns seen + L], 0 for padding; none: every pad token is
+                padding.
             past_key_values: what was read before; it is moved on in place.
             cache: the same, by the name it has since transformers 5.24.
-            labels: [B, L], the input_ids again where they are to be predicted, else -100.
+            labels: [B, L], the input_ids again where they are to be predicted, else -100; those of
+                padding and of each lane's first token do not count.
             use_cache: return memory; none: in evaluation without gradients.
-            logits_to_keep: of so many last columns logits are returned; 0: of all.
-            kwargs: num_items_in_batch, by which the loss is divided instead of the labels' number.
+            logits_to_keep: of so many last columns logits are returned, or of those of these
+                numbers; 0: of all.
+            kwargs: num_items_in_batch, by which the loss is divided instead of the labels' number;
+                position_ids that follow from the tokens; return_dict false: a tuple is returned.
 
         Raises:
             ValueError: a token outside the vocabulary, a cache in training, or what it cannot do.
         """
-        if input_ids is None:
+        if input_ids is None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("text comes in as input_ids; inputs_embeds are not read")
-        if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
-            raise ValueError("only logits come out; leave out output_hidden_states and _attentions")
-        real = self._real(input_ids, attention_mask)
+        _check_options(kwargs)
         cache = past_key_values if cache is None else cache
+        if cache is not None:
+            self.check_cache(cache, len(input_ids))
+        real = self._real(input_ids, attention_mask, 0 if cache is None else cache.columns)
+        if kwargs.get("position_ids") is not None:
+            check_positions(kwargs["position_ids"], real)
+        self._check_labels(labels, use_cache, logits_to_keep)
         if use_cache is None:
             use_cache = cache is not None or not torch.is_grad_enabled()
             use_cache = use_cache and not self.training
         auxiliary = input_ids.new_zeros((), dtype=self.dtype)
+        last = isinstance(logits_to_keep, int) and logits_to_keep == 1
         if use_cache:
             cache = CompressiveCache() if cache is None else cache
-            hidden = self._read(input_ids, real, cache, last=logits_to_keep == 1)
+            hidden = self._read(input_ids, real, cache, last)
         elif cache is not None:
-            raise ValueError("a cache is read in evaluation only; call model.eval()")
+            raise ValueError(
+                "a cache is read in evaluation only, and not with use_cache False: call "
+                "model.eval(), or leave the cache out"
+            )
         else:
             hidden, auxiliary = self._segments(input_ids, real)
-        logits = self.model.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        if isinstance(logits_to_keep, Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self.model.head(hidden)
         loss = None
         if labels is not None:
-            if logits_to_keep:
-                raise ValueError("labels need the logits of every column; leave out logits_to_keep")
-            loss = mean_loss(logits, labels, auxiliary, kwargs.get("num_items_in_batch"))
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})  # type: ignore[arg-type]
+            items = kwargs.get("num_items_in_batch")
+            loss = mean_loss(logits, labels, real, auxiliary, items)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})  # type: ignore[arg-type]
+        return output.to_tuple() if kwargs.get("return_dict") is False else output
 
-    def _real(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _check_labels(
+        self, labels: Tensor | None, use_cache: bool | None, logits_to_keep: int | Tensor
+    ) -> None:
+        """ValueError where a loss could not be computed, or would train nothing."""
+        whole = not isinstance(logits_to_keep, Tensor) and logits_to_keep == 0
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must be at least 0, not {logits_to_keep}")
+        if labels is None:
+            return
+        if not whole:
+            raise ValueError("labels need the logits of every column; leave out logits_to_keep")
+        if use_cache and not self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "no gradient passes through a cache: give labels with use_cache=False, or within "
+                "torch.no_grad()"
+            )
+
+    def _real(self, input_ids: Tensor, attention_mask: Tensor | None, seen: int) -> Tensor:
         """[B, L] bool: which columns hold tokens."""
         places = {*getattr(self, "hf_device_map", {}).values()}
         if len(places) > 1 or "disk" in places:
@@ -136,16 +196,8 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
                 "memory wants the whole model on one device; load it with a device_map of one, "
                 'such as {"": 0}'
             )
-        real = input_ids != self.config.vocab_size
-        if attention_mask is not None:
-            real = real & attention_mask[:, -input_ids.shape[1] :].bool()
-        if input_ids.device.type == "cpu" and len(tokens := input_ids[real]):
-            lowest, highest = int(tokens.min()), int(tokens.max())
-            if lowest < 0 or highest >= self.config.vocab_size:
-                raise ValueError(
-                    f"input_ids must be from 0 to {self.config.vocab_size - 1}, not "
-                    f"{lowest if lowest < 0 else highest}"
-                )
+        real = real_columns(input_ids, attention_mask, seen, self.config.vocab_size)
+        check_ids("input_ids", input_ids[real], self.config.vocab_size)
         return real
 
     def _read(self, input_ids: Tensor, real: Tensor, cache: CompressiveCache, last: bool) -> Tensor:
@@ -157,7 +209,7 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("a cache is read in evaluation only; call model.eval()")
         if cache.reader is None:
             cache.reader = Reader(self.model, self.model.empty_memory(len(input_ids)))
-        cache.columns += input_ids.shape[1]
+        cache.saw(input_ids)
         tokens, counts, column = compacted(input_ids, real)
         if not last:
             return spread(cache.reader.read(tokens, counts), column)
@@ -167,21 +219,54 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         return cache.reader.last_BD[:, None]
 
     def _segments(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Final hidden states [B, L, D] of whole texts, and the auxiliary losses' means."""
+        """Final hidden states [B, L, D] of whole texts, and the auxiliary losses' means.
+
+        A lane reads as many segments as it has. The last, which it may not fill, moves no memory
+        and has no part in the losses of compression, as if the text went on.
+        """
         model, segment = self.model, self.config.segment
-        tokens, _, column = compacted(input_ids, real)
+        tokens, counts, column = compacted(input_ids, real)
         tokens = F.pad(tokens, (0, -tokens.shape[1] % segment))
-        read = partial(model.read_segment, losses=self.training)
+        read = model.read_segment
         if self.gradient_checkpointing and self.training:
             read = partial(self._gradient_checkpointing_func, read)
-        memory, hidden = model.empty_memory(len(tokens)), []
+        lanes, hidden = list(range(len(tokens))), []
+        memory = model.empty_memory(len(tokens))
         sums: dict[str, Term] = {}
-        for part in tokens.split(segment, dim=1):
-            states, memory, losses, _ = read(part, memory)
-            hidden.append(states)
-            add_terms(sums, {name: Term(*loss) for name, loss in losses.items()})
+        for at, part in enumerate(tokens.split(segment, dim=1)):
+            whole = [lane for lane in lanes if counts[lane] >= (at + 1) * segment]
+            rest = [lane for lane in lanes if at * segment < counts[lane] < (at + 1) * segment]
+            states, before = None, memory
+            for some in filter(None, (whole, rest)):
+                rows = torch.tensor([lanes.index(lane) for lane in some], device=part.device)
+                new, after, losses, _ = read(part[some], before.lane_slice(rows), self.training)
+                states = new.new_zeros(len(part), *new.shape[1:]) if states is None else states
+                states = states.index_copy(0, torch.tensor(some, device=part.device), new)
+                memory = after if some is whole else memory
+                # What does not count is there all the same: every weight has a gradient.
+                counted = int(some is whole)
+                terms = {
+                    n: Term(counted * loss.total, counted * loss.elements)
+                    for n, loss in losses.items()
+                }
+                add_terms(sums, terms)
+            if states is not None:
+                hidden.append(states)
+            lanes = whole
+        if not hidden:
+            nothing = model.embedding.weight.new_zeros(*real.shape, self.config.width)
+            return nothing, nothing.new_zeros(())
         auxiliary = total_loss(sums) if sums else hidden[0].new_zeros(())
         return spread(torch.cat(hidden, dim=1), column), auxiliary
+
+
+def _check_options(kwargs: dict[str, Any]) -> None:
+    """ValueError for what is asked of forward and cannot be done."""
+    if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+        raise ValueError("only logits come out; leave out output_hidden_states and _attentions")
+    for name, value in kwargs.items():
+        if name not in KNOWN and value is not None and value is not False:
+            raise ValueError(f"forward knows no {name}; leave it out")
 
 
 def tied_weights(model: CompressiveTransformer) -> dict[str, str]:
@@ -193,45 +278,3 @@ def tied_weights(model: CompressiveTransformer) -> dict[str, str]:
             tied[name] = first[id(parameter)]
         first.setdefault(id(parameter), name)
     return tied
-
-
-def compacted(input_ids_BL: Tensor, real_BL: Tensor) -> tuple[Tensor, list[int], Tensor]:
-    """The tokens of each lane without what stands between them.
-
-    Returns:
-        Tokens [B, t], zero behind the end of a lane; their number in each lane; and for each column
-        of the input the place of its token, or of the last before it, [B, L].
-    """
-    counts = real_BL.sum(1).tolist()
-    order = (~real_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts)]
-    tokens = input_ids_BL.gather(1, order)
-    column = torch.arange(tokens.shape[1], device=tokens.device)
-    tokens = tokens.masked_fill(column >= real_BL.sum(1, keepdim=True), 0)
-    return tokens, counts, (real_BL.cumsum(1) - 1).clamp(min=0)
-
-
-def spread(hidden_BtD: Tensor, column_BL: Tensor) -> Tensor:
-    """What belongs to tokens, [B, t, D], by column, [B, L, D]."""
-    if not hidden_BtD.shape[1]:
-        return hidden_BtD.new_zeros(*column_BL.shape, hidden_BtD.shape[2])
-    return hidden_BtD.gather(1, column_BL[:, :, None].expand(-1, -1, hidden_BtD.shape[2]))
-
-
-def mean_loss(
-    logits_BLV: Tensor, labels_BL: Tensor, auxiliary: Tensor, items: Tensor | int | None
-) -> Tensor:
-    """Mean negative log-likelihood, in nats, of the labels one column further on, and auxiliary.
-
-    Args:
-        logits_BLV: predictions.
-        labels_BL: tokens, or -100.
-        auxiliary: loss that is added to it.
-        items: labels of the whole batch, of which this is a part that counts by its share; none:
-            this is all of it.
-    """
-    logits, labels = logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten()
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    nats = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    own = (labels != IGNORED).sum()
-    return (nats + own * auxiliary) / (own.clamp(min=1) if items is None else items)

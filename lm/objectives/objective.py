@@ -134,7 +134,10 @@ def total_loss(
     """
     parts = []
     for name, term in terms.items():
-        factor = 1 / term.counted.clamp(min=1) if factors is None else factors[name]
+        if factors is None:
+            factor: float | Tensor = 1 / term.counted.clamp(min=1).to(term.total.dtype)
+        else:
+            factor = factors[name]
         if isinstance(factor, Tensor):
             factor = factor.to(term.total.dtype)
         weight = 1.0 if weights is None else weights.get(name, 1.0)

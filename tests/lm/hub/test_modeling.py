@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
 from lm.hub import modeling
 from lm.hub.cache import CACHE, CompressiveCache
-from lm.hub.modeling import CompressiveTransformerForCausalLM, compacted, mean_loss
+from lm.hub.modeling import CompressiveTransformerForCausalLM
+from lm.hub.padding import compacted, mean_loss
 from lm.model import ModelConfig
 from lm.model.incremental import Reader
 from tests.lm.hub.conftest import hub_model
@@ -217,7 +219,7 @@ def test_the_loss_is_the_likelihood_of_the_labels(
         shared = model(text, labels=labels, num_items_in_batch=40).loss
     torch.testing.assert_close(shared, counted.sum() / 40, rtol=1e-9, atol=0)
     nothing = torch.full((1, 3), -100)
-    assert mean_loss(torch.zeros(1, 3, 5), nothing, torch.tensor(1.0), None) == 0
+    assert mean_loss(torch.zeros(1, 3, 5), nothing, nothing < 0, torch.tensor(1.0), None) == 0
 
 
 def test_parts_of_a_batch_add_up_to_its_loss_auxiliary_included(
@@ -334,3 +336,43 @@ def test_columns_of_tokens_are_found_again() -> None:
     tokens, counts, column = compacted(ids, ids != 9)
     assert tokens.tolist() == [[1, 2], [0, 0]] and counts == [2, 0]
     assert column[0, [1, 3]].tolist() == [0, 1]
+
+
+@pytest.mark.bad_input("exported model")
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_do_not_fit_are_refused_by_name(sharded: bool, tmp_path: Path) -> None:
+    """transformers itself fills what is missing with random numbers, and says so in a warning."""
+    model, kind = hub_model(), CompressiveTransformerForCausalLM
+    model.save_pretrained(tmp_path, max_shard_size="3KB" if sharded else "5GB")
+    (path, *_) = [p for p in tmp_path.glob("*.safetensors") if "model.norm.bias" in load_file(p)]
+    whole = load_file(path)
+    without = {name: tensor for name, tensor in whole.items() if name != "model.norm.bias"}
+    changes = {
+        r"model\.norm\.bias is missing": without,
+        "model.other belongs to another model": whole | {"model.other": torch.zeros(2)},
+        r"model\.norm\.bias has another size": whole | {"model.norm.bias": torch.zeros(5)},
+    }
+    for sentence, tensors in changes.items():
+        save_file(tensors, path, {"format": "pt"})
+        with pytest.raises(ValueError, match=sentence):
+            kind.from_pretrained(tmp_path)
+    save_file(whole, path, {"format": "pt"})
+    loaded, found = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert torch.equal(loaded.model.norm.bias, model.model.norm.bias)
+
+
+@pytest.mark.bad_input("exported model")
+def test_pickles_quantisation_and_kernels_are_refused(
+    model: CompressiveTransformerForCausalLM, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    kind = CompressiveTransformerForCausalLM
+    for option in ({"quantization_config": {"load_in_8bit": True}}, {"use_kernels": True}):
+        with pytest.raises(ValueError, match=f"{min(option)} is not known"):
+            kind.from_pretrained(tmp_path, **option)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for options in ({}, {"use_safetensors": False}):
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            kind.from_pretrained(tmp_path, **options)
