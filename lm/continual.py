@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file
 
 from data.common import command
-from data.common.command import load_config
-from data.common.files import atomic_path, read_json, write_json
-from data.common.tensors import save_tensors
+from data.common.files import atomic_path, write_json
+from data.common.integrity import write_sealed
+from data.common.schema import Count, Record, read_record
+from data.common.tensors import load_tensors, save_tensors
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from data.vocab import load_vocabulary
@@ -20,7 +18,7 @@ from lm.sparse.packing import Capacity, Packed, fewest
 from lm.sparse.prune import dense_matrices
 from lm.sparse.topkast import sparsify
 from lm.training import dist
-from lm.training.config import RunConfig, TrainingConfig, changed
+from lm.training.config import RunConfig, TrainingConfig, changed, read_config
 from lm.training.folder import CONFIG, RunFolder, begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
@@ -29,6 +27,25 @@ from lm.training.trainer import Trainer
 
 PACKED = "packed.safetensors"
 ENTRY = "packed.json"
+MEND = "remove the folder and call again: the corpus is learnt anew, and all after it"
+
+
+class Entry(Record):
+    """packed.json: a corpus that was learnt and packed."""
+
+    corpus: str
+    trained: float
+    """Bits per byte of its validation split with all weights."""
+    packed: float = 0.0
+    """The same with what it has packed."""
+    after_all: float | None = None
+    """The same again when the last corpus was learnt."""
+    density: float
+    claimed: float
+    """Share of the weights that it was the first to claim."""
+    claimed_together: float
+    """Share that is claimed with it."""
+    mask_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,7 @@ def main(
 
 def learn_all(
     run: Path, corpora: list[Shards], config: RunConfig, packing: PackingConfig
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     """Learn what is not learnt yet and score everything at the end; returns what scores.json holds.
 
     Raises:
@@ -107,17 +124,20 @@ def learn_all(
         own = replace(config, data=data_of(shards), training=training)
         if not (folder / ENTRY).is_file():
             learn(own, shards, folder, packing, folders[:number])
-        elif changes := changed(own, load_config(RunConfig, folder / CONFIG), str(folder)):
+        elif changes := changed(own, read_config(folder / CONFIG), str(folder)):
             for name, (new, old) in changes.items():
                 if not name.startswith(("data.", "report.")):
                     raise ValueError(
                         f"{folder} was learnt with {name} {old}, not {new}: give another --run "
                         f"folder or the same {name}"
                     )
-    entries = [read_json(folder / ENTRY) for folder in folders]
-    for entry, shards, folder in zip(entries, corpora, folders, strict=True):
-        entry["after_all"] = quality(load_packed(folder, folders), shards)
-    write_json(run / "scores.json", entries)
+    entries = [
+        read_record(Entry, folder / ENTRY, MEND).model_copy(
+            update={"after_all": quality(load_packed(folder, folders), shards)}
+        )
+        for shards, folder in zip(corpora, folders, strict=True)
+    ]
+    write_json(run / "scores.json", [entry.model_dump() for entry in entries])
     return entries
 
 
@@ -140,8 +160,7 @@ def learn(
     trainer = Trainer(config, shards, dist.join(config.training.timeout), begun.checkpoint)
     capacity = Capacity(dense_matrices(trainer.model, packing.kinds))
     for earlier in before:
-        packed = Packed.of_tensors(load_file(earlier / PACKED))
-        capacity.add(packed)
+        packed = add_packed(earlier, capacity)
     if begun.checkpoint is None:
         capacity.fill(trainer.model)
         if before:
@@ -154,8 +173,9 @@ def learn(
     if not finished:
         stop.end(trainer.step)
     entry = pack(trainer.model, shards, folder, packing, capacity)
-    entry["packed"] = quality(load_packed(folder, [*before, folder]), shards)
-    write_json(folder / ENTRY, entry)
+    packed_quality = quality(load_packed(folder, [*before, folder]), shards)
+    entry = entry.model_copy(update={"packed": packed_quality})
+    write_sealed(folder / ENTRY, entry.model_dump(exclude={"after_all"}))
 
 
 def pack(
@@ -164,7 +184,7 @@ def pack(
     folder: Path,
     packing: PackingConfig,
     capacity: Capacity,
-) -> dict[str, Any]:
+) -> Entry:
     """Write the fewest weights that a trained model can do with on its corpus, and return what
     there is to say of them.
     """
@@ -179,25 +199,41 @@ def pack(
     tensors = packed.tensors()
     with atomic_path(folder / PACKED) as temporary:
         save_tensors(tensors, temporary)
-    return {
-        "corpus": shards.path.name,
-        "trained": trained,
-        "density": density,
-        "claimed": capacity.share - before,
-        "claimed_together": capacity.share,
-        "mask_bytes": sum(len(bits) for key, bits in tensors.items() if key.startswith("mask/")),
-    }
+    return Entry(
+        corpus=shards.path.name,
+        trained=trained,
+        density=density,
+        claimed=capacity.share - before,
+        claimed_together=capacity.share,
+        mask_bytes=sum(len(bits) for key, bits in tensors.items() if key.startswith("mask/")),
+    )
+
+
+def add_packed(folder: Path, capacity: Capacity | None = None) -> Packed:
+    """What a corpus has packed, after it was added to what is claimed.
+
+    Raises:
+        ValueError: the file is damaged, or of other matrices.
+    """
+    tensors = load_tensors(folder / PACKED, MEND)
+    try:
+        packed = Packed.of_tensors(tensors)
+        if capacity is not None:
+            capacity.add(packed)
+    except ValueError as error:
+        raise ValueError(f"{folder / PACKED} cannot be used: {error}; {MEND}") from None
+    return packed
 
 
 def load_packed(folder: Path, folders: list[Path]) -> CompressiveTransformer:
     """The model of a corpus as the weights are after all corpora in `folders` have been learnt."""
-    config = load_config(RunConfig, folder / "config.yaml")
+    config = read_config(folder / CONFIG)
     model = CompressiveTransformer(config.model, load_vocabulary(folder / "vocabulary").size)
     sparsify(model, config.sparse, config.power, seed=0)
-    packed = Packed.of_tensors(load_file(folder / PACKED))
+    packed = add_packed(folder)
     capacity = Capacity(packed.masks)
     for each in folders:
-        capacity.add(Packed.of_tensors(load_file(each / PACKED)))
+        add_packed(each, capacity)
     capacity.unpack(model, packed)
     return model.eval()
 
@@ -207,13 +243,13 @@ def quality(model: CompressiveTransformer, shards: Shards) -> float:
     return score(model, shards.split("validation"), ScoringConfig()).bits_per_byte
 
 
-def spoken(entry: dict[str, Any]) -> str:
+def spoken(entry: Entry) -> str:
     """A corpus's line."""
-    same = "the same" if entry["after_all"] == entry["packed"] else "ANOTHER"
+    same = "the same" if entry.after_all == entry.packed else "ANOTHER"
     return (
-        f"{entry['corpus']}: {entry['trained']:.4f} bits/byte trained, {entry['packed']:.4f} with "
-        f"{entry['density']:.0%} of each matrix, of which {entry['claimed']:.0%} newly claimed; "
-        f"{same} score after all corpora; mask {entry['mask_bytes']:,} bytes"
+        f"{entry.corpus}: {entry.trained:.4f} bits/byte trained, {entry.packed:.4f} with "
+        f"{entry.density:.0%} of each matrix, of which {entry.claimed:.0%} newly claimed; "
+        f"{same} score after all corpora; mask {entry.mask_bytes:,} bytes"
     )
 
 

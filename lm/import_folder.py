@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 
 from data.common import command
-from data.common.command import dump_config, load_config
-from data.common.files import remove_folder, write_json
+from data.common.command import load_config
+from data.common.files import remove_folder
+from data.common.integrity import write_sealed
 from data.common.tensors import save_tensors
 from data.vocab import load_vocabulary
 from lm.export import quiet_deepspeed
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
-from lm.training.checkpoint import LATEST, STATE, WEIGHTS
-from lm.training.config import RunConfig
+from lm.training.checkpoint import LATEST, STATE, WEIGHTS, CheckpointState
+from lm.training.config import RunConfig, write_config
 
 NAME = "step-00000000"
 
@@ -52,9 +53,10 @@ def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
         words.save(run / "vocabulary")
         weights = {n: p.detach().contiguous() for n, p in model.model.named_parameters()}
         save_tensors(weights, target / WEIGHTS)
-        write_json(target / STATE, {"step": 0, "ranks": 0, "shards": "imported"})
+        state = CheckpointState(step=0, ranks=0, shards="imported")
+        write_sealed(target / STATE, state.model_dump(exclude_unset=True))
         (run / "checkpoints" / LATEST).write_text(NAME + "\n")
-        (run / "config.yaml").write_text(dump_config(whole))
+        write_config(run / "config.yaml", whole)
     except OSError:
         remove_folder(run)
         raise

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from data.common.command import load_config
 from data.common.files import hash_file
 from data.common.tensors import TensorFile
 from data.vocab import Vocabulary, load_vocabulary
@@ -15,7 +14,7 @@ from lm.sparse.state import put_sets, require_sets
 from lm.sparse.topkast import sparsify
 from lm.training import checkpoint
 from lm.training.checkpoint import WEIGHTS
-from lm.training.config import RunConfig
+from lm.training.config import RunConfig, read_config
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _found(run: Path, name: str | None) -> tuple[RunConfig, Path]:
 def _config(run: Path) -> RunConfig:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} holds no run; train one with python -m lm.train --run {run}")
-    return load_config(RunConfig, run / "config.yaml")
+    return read_config(run / "config.yaml")
 
 
 def _filled(config: RunConfig, vocabulary: int, folder: Path) -> CompressiveTransformer:

@@ -4,17 +4,17 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.common.files import atomic_path, hash_json
-from data.common.tensors import save_tensors
+from data.common.tensors import TensorFile, save_tensors
 from lm.loading import LoadedRun
 from lm.model import CompressiveTransformer, MemoryState
 from lm.model.incremental import Reader
 from lm.session import Session
 
 KIND = "longrange-lm memory 1"
+MEND = "read the text again and write it with --save-memory"
 
 
 def model_hash(model: CompressiveTransformer) -> str:
@@ -56,35 +56,34 @@ def load_memory(path: Path, loaded: LoadedRun) -> Session:
     """Read what `save_memory` wrote for the same model.
 
     Raises:
-        ValueError: the file holds no memory, or that of another model or other lengths.
+        ValueError: the file holds no memory, has changed since it was written, or is of another
+            model or other lengths.
         OSError: there is no such file.
     """
     with path.open("rb"):
         pass
-    try:
-        file = safe_open(path, framework="pt")
-        about = file.metadata() or {}
-        if about.get("kind") != KIND:
-            raise ValueError(f"{path} holds no memory; write it with --save-memory")
-        if about["model"] != model_hash(loaded.model):
-            raise ValueError(
-                f"{path} is the memory of another model, checkpoint or other lengths; read the "
-                "text again with this one"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    file = TensorFile(path, MEND)
+    if file.about.get("kind") != KIND:
+        raise ValueError(f"{path} holds no memory; write it with --save-memory")
+    if file.about.get("model") != model_hash(loaded.model):
         raise ValueError(
-            f"{path} cannot be read as memory ({error}); write it with --save-memory"
-        ) from error
+            f"{path} is the memory of another model, checkpoint or other lengths; read the "
+            "text again with this one"
+        )
     model = loaded.model
     device = model.embedding.weight.device
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    own = ("lengths", "last", "seen")
-    stored = {n: t for n, t in tensors.items() if n not in own and not n.startswith("open.")}
+    like = Reader(model, model.empty_memory(1))
+    stored = {
+        name: file.take(name, part.dtype, (None, *part.shape[1:])).to(device)
+        for name, part in like.memory.tensors().items()
+    }
     reader = Reader(model, MemoryState.from_tensors(stored))
-    reader.lengths = tensors["lengths"].tolist()
-    reader.last_BD = tensors["last"]
+    reader.lengths = file.take("lengths", torch.int64, (reader.lanes,)).tolist()
+    if not all(0 <= length < model.config.segment for length in reader.lengths):
+        raise ValueError(f"{path} has an open segment of impossible length; {MEND}")
+    reader.last_BD = file.take("last", like.last_BD.dtype, reader.last_BD.shape).to(device)
     for index in range(model.config.layers):
         for name, room in _rooms(reader, index).items():
-            room.copy_(tensors[f"open.{name}.{index}"])
-    return Session(loaded, reader, tensors["seen"])
+            room.copy_(file.take(f"open.{name}.{index}", room.dtype, room.shape))
+    seen = file.take("seen", torch.bool, (reader.lanes, model.vocabulary)).to(device)
+    return Session(loaded, reader, seen)

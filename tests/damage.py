@@ -1,6 +1,8 @@
 """What storage and other programs do to files."""
 
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,17 @@ def recount(shards: Path) -> None:
             path = shards / name
             facts["files"][name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     rewrite(shards / MANIFEST, splits=manifest["splits"], hash=content_hash(manifest))
+
+
+def flips(file: Path, times: int, header: int = 0) -> Iterator[bytes]:
+    """Change a bit of a file in turn at places spread over it, more often in its second half, and
+    put each back; yields what the file holds otherwise.
+
+    header: bytes at the beginning that are left alone.
+    """
+    rng, size = random.Random(file.name), file.stat().st_size
+    for turn in range(times):
+        first = header if turn % 3 == 0 else size // 2
+        whole = flip(file, 8 * rng.randrange(first, size) + rng.randrange(8))
+        yield whole
+        file.write_bytes(whole)

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 import lm.train
-from data.common.command import dump_config
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training import checkpoint, dist
-from lm.training.config import RunConfig, TrainingConfig
+from lm.training.config import RunConfig, TrainingConfig, write_config
 from lm.training.folder import RunFolder
 from lm.training.loop import Loop
 from lm.training.optim import OptimConfig
@@ -70,7 +69,7 @@ def trained_run(
 
 def finished(config: RunConfig, shards: Shards, folder: Path) -> Path:
     """Train a run to its end."""
-    (folder / "config.yaml").write_text(dump_config(config))
+    write_config(folder / "config.yaml", config)
     (folder / "vocabulary").mkdir()
     shards.vocabulary.save(folder / "vocabulary")
     Loop(Trainer(config, shards, dist.join()), folder).train()

@@ -17,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from data.common.files import follow_umask, parse_json
+from data.common.files import follow_umask, hash_json, parse_json
 from data.common.integrity import CHANGED, tell_unchecked
 from data.common.outputs import in_place
 
 HASHES = "sha256"
 """Key in the file's metadata: a JSON object of hashes by tensor."""
+ABOUT = "__metadata__"
+"""Key among them: of the rest of the metadata. No tensor can have this name."""
 
 
 def tensor_hash(name: str, tensor: Tensor) -> str:
@@ -44,8 +46,10 @@ def save_tensors(
     Raises:
         OSError: there is no room, or writing is not allowed.
     """
+    about = dict(metadata or {})
     hashes = {name: tensor_hash(name, tensor) for name, tensor in tensors.items()}
-    metadata = dict(metadata or {}) | {HASHES: json.dumps(hashes, sort_keys=True)}
+    hashes[ABOUT] = hash_json(about)
+    metadata = about | {HASHES: json.dumps(hashes, sort_keys=True)}
     if in_place(path):
         path.write_bytes(save(dict(tensors), metadata))
         return
@@ -94,7 +98,11 @@ class TensorFile(Mapping[str, Tensor]):
             hashes = parse_json(text)
         except ValueError:
             hashes = None
-        if not isinstance(hashes, dict) or hashes.keys() != set(self.names):
+        if (
+            not isinstance(hashes, dict)
+            or hashes.pop(ABOUT, None) != hash_json(self.about)
+            or hashes.keys() != set(self.names)
+        ):
             raise ValueError(f"{self.path} {CHANGED}: its header is damaged; {self.mend}")
         return hashes
 

@@ -8,16 +8,20 @@ and everything else by its own name. The shapes are in the file's metadata.
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from data.common.tensors import save_tensors
+from data.common.files import parse_json
+from data.common.schema import Size, as_record
+from data.common.tensors import TensorFile, save_tensors
 from lm.sparse.layout import Layout
 from lm.sparse.linear import SparseLinear
 from lm.sparse.powerprop import PowerLinear
 from lm.sparse.product import scattered
+
+MEND = "write it again with python -m tools.checkpoint"
 
 
 @torch.no_grad()
@@ -41,18 +45,33 @@ def write_compact(model: nn.Module, file: Path) -> None:
     save_tensors(contiguous, file, metadata={"shapes": json.dumps(shapes)})
 
 
+class Shape(NamedTuple):
+    """Rows, columns and side of a unit of a sparse matrix."""
+
+    rows: Size
+    columns: Size
+    side: Size
+
+
 def read_dense(file: Path) -> dict[str, Tensor]:
-    """Weights of a file of `write_compact` by parameter of the dense model."""
-    tensors = {}
-    with safe_open(file, framework="pt") as stored:
-        shapes = json.loads(stored.metadata()["shapes"])
-        sparse = {f"{name}.{part}" for name in shapes for part in ("values", "index")}
-        for name in sorted(set(stored.keys()) - sparse):
-            tensors[name] = stored.get_tensor(name)
-        for name, (rows, columns, side) in shapes.items():
-            layout = Layout(rows, columns, "block" if side > 1 else "unstructured", side)
-            values = stored.get_tensor(f"{name}.values").flatten()
-            tensors[f"{name}.weight"] = scattered(
-                values, stored.get_tensor(f"{name}.index"), layout
-            )
+    """Weights of a file of `write_compact` by parameter of the dense model.
+
+    Raises:
+        ValueError: it is no such file, or it has changed since it was written.
+    """
+    stored = TensorFile(file, MEND)
+    try:
+        shapes = as_record(dict[str, Shape], parse_json(stored.about.get("shapes", "")))
+    except ValueError as error:
+        raise ValueError(f"{file} holds no sparse matrices ({error}); {MEND}") from None
+    sparse = {f"{name}.{part}" for name in shapes for part in ("values", "index")}
+    tensors = {name: stored[name] for name in sorted(set(stored) - sparse)}
+    for name, (rows, columns, side) in shapes.items():
+        layout = Layout(rows, columns, "block" if side > 1 else "unstructured", side)
+        index = stored.take(f"{name}.index", torch.int32, (None,))
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < layout.units:
+            raise ValueError(f"{file} chooses units of {name} that there are not; {MEND}")
+        unit = (side, side) if side > 1 else ()
+        values = stored.take(f"{name}.values", None, (len(index), *unit)).flatten()
+        tensors[f"{name}.weight"] = scattered(values, index, layout)
     return tensors

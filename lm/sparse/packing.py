@@ -40,15 +40,17 @@ class Packed:
 
     @staticmethod
     def of_tensors(tensors: Mapping[str, Tensor]) -> "Packed":
-        """The inverse of `tensors`."""
+        """The inverse of `tensors`; ValueError where they are not what that gives."""
 
         def part(kind: str) -> dict[str, Tensor]:
             start = f"{kind}/"
             return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
 
-        shapes = part("shape")
-        masks = {name: expanded(bits, shapes[name]) for name, bits in part("mask").items()}
-        return Packed(masks, part("claimed"), part("own"))
+        shapes, bits, claimed = part("shape"), part("mask"), part("claimed")
+        if not shapes.keys() == bits.keys() == claimed.keys():
+            raise ValueError("masks, shapes and claimed weights are not of the same matrices")
+        masks = {name: expanded(bits[name], shape) for name, shape in shapes.items()}
+        return Packed(masks, claimed, part("own"))
 
 
 def compressed(mask: Tensor) -> Tensor:
@@ -58,9 +60,14 @@ def compressed(mask: Tensor) -> Tensor:
 
 
 def expanded(bits: Tensor, shape: Tensor) -> Tensor:
-    """The inverse of `compressed`."""
-    flat = np.frombuffer(zlib.decompress(bits.numpy().tobytes()), dtype=np.uint8)
+    """The inverse of `compressed`; ValueError for bits of another number."""
+    try:
+        flat = np.frombuffer(zlib.decompress(bits.numpy().tobytes()), dtype=np.uint8)
+    except zlib.error as error:
+        raise ValueError(f"a mask is not deflated bits ({error})") from None
     rows, columns = shape.tolist()
+    if len(flat) != -(-rows * columns // 8):
+        raise ValueError("a mask has not a bit for each weight")
     mask = np.unpackbits(flat, count=rows * columns).astype(bool)
     return torch.from_numpy(mask).view(rows, columns)
 
@@ -79,9 +86,13 @@ class Capacity:
         }
 
     def add(self, task: Packed) -> None:
-        """Take over what a task has claimed, after all before it."""
+        """Take over what a task has claimed, after all before it; ValueError if it does not fit."""
         for name, mask in task.masks.items():
+            if name not in self.claimed or mask.shape != self.claimed[name].shape:
+                raise ValueError(f"{name} is packed as another matrix than there is")
             new = mask & ~self.claimed[name]
+            if int(new.sum()) != task.claimed[name].numel():
+                raise ValueError(f"{name} claims another number of weights than its mask has new")
             self.parameters[name][new] = task.claimed[name]
             self.claimed[name] |= mask
 

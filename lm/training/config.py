@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from data.common.command import dump_config, load_config
 from data.common.files import hash_json
+from data.common.integrity import check_text, seal_text
+from data.common.outputs import writing
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model import ModelConfig
@@ -169,6 +173,27 @@ class RunConfig:
                 "sparse.stop_exploration needs optim.weight_decay 0, which would go on moving the "
                 "weights outside the forward set; sparse.penalty shrinks those inside"
             )
+
+
+def write_config(path: Path, config: RunConfig) -> None:
+    """Write a run's config.yaml, with its hash in a comment before it."""
+    with writing(path) as temporary:
+        temporary.write_text(seal_text(dump_config(config)), encoding="utf-8")
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a run's config.yaml.
+
+    Raises:
+        ValueError: it has changed since it was written, or is no config.
+    """
+    mend = "put back the file as it was, or take its first line away if the change is meant"
+    check_text(path, mend)
+    try:
+        return load_config(RunConfig, path)
+    except ValueError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise ValueError(f"{where}{error}; put back the file as it was") from None
 
 
 FIXED = (

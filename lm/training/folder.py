@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.common.command import dump_config, load_config
 from data.common.files import sync
 from data.common.locks import alone
 from data.common.outputs import writing
 from lm.training import checkpoint
-from lm.training.config import RunConfig, changed
+from lm.training.config import RunConfig, changed, read_config, write_config
 from lm.training.runlog import MetricsLog, read_metrics, write_environment
 from lm.training.trainer import Trainer
 
@@ -122,12 +121,7 @@ def begin(at: RunFolder, wanted: RunConfig) -> Start:
             f"{run} holds checkpoints but not their {CONFIG}; put it back or give another --run "
             "folder"
         )
-    try:
-        stored = load_config(RunConfig, run / CONFIG)
-    except ValueError as error:
-        where = "" if str(run / CONFIG) in str(error) else f"{run / CONFIG}: "
-        raise ValueError(f"{where}{error}; put back the file as it was") from None
-    changes = changed(wanted, stored, str(run))
+    changes = changed(wanted, read_config(run / CONFIG), str(run))
     if name is None or (not changes and _set_back(run, name)):
         return Start(wanted, checkpoint.newest(run), changes)
     chosen = checkpoint.find(run, name)
@@ -185,8 +179,7 @@ def describe(run: Path, trainer: Trainer, begun: Start) -> None:
     if begun.changes or begun.later:
         _note(run, trainer.step, begun, aside)
     (run / "vocabulary").mkdir(parents=True, exist_ok=True)
-    with writing(run / CONFIG) as temporary:
-        temporary.write_text(dump_config(trainer.config))
+    write_config(run / CONFIG, trainer.config)
     write_environment(run)
     trainer.shards.vocabulary.save(run / "vocabulary")
     MetricsLog(run / "metrics.jsonl").cut(trainer.step)

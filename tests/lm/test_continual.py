@@ -18,9 +18,10 @@ from lm import continual
 from lm.continual import PackingConfig, load_packed
 from lm.scoring import ScoringConfig, score
 from lm.sparse.config import PowerConfig
-from lm.sparse.packing import Packed, compressed, expanded, fewest, largest_masks
+from lm.sparse.packing import Capacity, Packed, compressed, expanded, fewest, largest_masks
 from lm.training import checkpoint
 from lm.training.config import RunConfig
+from tests.damage import flips, rewrite
 from tests.lm.sparse.test_config import tiny
 
 
@@ -109,6 +110,36 @@ def test_a_later_corpus_does_not_touch_an_earlier_one(
     both = dict(load_packed(second, [first, second]).named_parameters())[f"{name}.weight"]
     assert torch.equal(both[shared], alone[f"{name}.weight"][shared])
     assert "the same score after all corpora" in capsys.readouterr().out
+    for _ in flips(first / "packed.safetensors", 6):
+        with pytest.raises(ValueError, match=r"packed\.safetensors .*learnt anew"):
+            load_packed(second, [first, second])
+    for change in ({"trained": "low"}, {"density": None}, {"more": 1}, {"mask_bytes": -1}):
+        whole = (first / "packed.json").read_bytes()
+        rewrite(first / "packed.json", **change)
+        with pytest.raises(ValueError, match=r"packed\.json: .*learnt anew"):
+            continual.main(run, corpora, **settings)
+        (first / "packed.json").write_bytes(whole)
+    small = Capacity({name: torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match=r"packed as another matrix than there is; .* anew"):
+        continual.add_packed(first, small)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape/a": None},
+        {"mask/a": None},
+        {"claimed/a": None},
+        {"mask/a": torch.zeros(5, dtype=torch.uint8)},
+        {"shape/a": torch.tensor([9, 9])},
+    ],
+)
+def test_what_is_not_packed_so_is_refused(change: dict[str, torch.Tensor | None]) -> None:
+    mask = torch.rand(5, 7) < 0.5
+    tensors = Packed({"a": mask}, {"a": torch.ones(int(mask.sum()))}, {}).tensors()
+    changed = {name: t for name, t in (tensors | change).items() if t is not None}
+    with pytest.raises(ValueError, match="mask"):
+        Packed.of_tensors(changed)
 
 
 def test_mistakes(run_config: RunConfig, shards: Shards, tmp_path: Path) -> None:

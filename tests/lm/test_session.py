@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from data.common.tensors import TensorFile, save_tensors
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.memory_file import load_memory, save_memory
 from lm.model import CompressiveTransformer
 from lm.sampling import SamplingConfig
 from lm.session import Session, Writing, encode
+from tests.damage import flips
 from tests.lm.model.cases import SHAPES
 
 GREEDY = SamplingConfig(temperature=0)
@@ -142,3 +144,42 @@ def test_memory_of_something_else_is_refused(
 def test_a_token_outside_the_vocabulary_is_refused(loaded: LoadedRun) -> None:
     with pytest.raises(ValueError, match="below 256"):
         begun(loaded, [b""]).read([np.array([3, 256])])
+
+
+def test_a_flipped_bit_of_memory_is_not_read(loaded: LoadedRun, tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    save_memory(path, begun(loaded, [TEXTS[2]]))
+    for _ in flips(path, 12):
+        with pytest.raises(ValueError, match=r"book .*(--save-memory|this one)$"):
+            load_memory(path, loaded)
+    load_memory(path, loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lengths", torch.tensor([8])),
+        ("lengths", torch.tensor([-1])),
+        ("lengths", torch.tensor([1, 1])),
+        ("lengths", None),
+        ("last", torch.zeros(1, 3)),
+        ("seen", torch.zeros(1, 256)),
+        ("seen", torch.zeros(1, 255, dtype=torch.bool)),
+        ("memory.0", torch.zeros(1, 3, 16)),
+        ("memory.1", None),
+        ("memory_count", torch.zeros(1)),
+        ("open.inputs.0", None),
+        ("open.key.1", torch.zeros(1)),
+    ],
+)
+def test_memory_of_other_shapes_is_refused(
+    loaded: LoadedRun, tmp_path: Path, name: str, value: torch.Tensor | None
+) -> None:
+    path = tmp_path / "book"
+    save_memory(path, begun(loaded, [TEXTS[2]]))
+    file = TensorFile(path, "")
+    tensors = dict(file)
+    del tensors[name]
+    save_tensors(tensors if value is None else tensors | {name: value}, path, file.about)
+    with pytest.raises(ValueError, match=r"book .*read the text again"):
+        load_memory(path, loaded)

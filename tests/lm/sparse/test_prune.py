@@ -1,13 +1,17 @@
 """One-shot pruning, and the file that has of sparse matrices what is not zero."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from data.common.tensors import TensorFile, save_tensors
 from lm.loading import load_run, load_trained
 from lm.sparse.compact import read_dense, write_compact
 from lm.sparse.prune import dense_matrices, largest, prune
+from tests.damage import flips
 from tests.lm.sparse.test_config import tiny
 
 
@@ -55,3 +59,26 @@ def test_a_compact_file_gives_the_loaded_model(sparse_run: Path, tmp_path: Path)
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
     # A block of 16 weights has one number.
     assert saved + header == pytest.approx(weights * 4 * (0.75 - 0.25 / 16), rel=0.01)
+
+
+def test_a_flipped_bit_of_a_compact_file_is_not_read(sparse_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sparse.safetensors"
+    write_compact(load_trained(sparse_run), file)
+    for _ in flips(file, 12):
+        with pytest.raises(ValueError, match=r"write it again with python -m tools\.checkpoint"):
+            read_dense(file)
+    tensors, shapes = load_file(file), TensorFile(file, "").about["shapes"]
+    name = next(iter(json.loads(shapes)))
+    index = tensors[f"{name}.index"]
+    for changed, about in (
+        ({f"{name}.index": index + 10**6}, shapes),
+        ({f"{name}.index": index[:-1]}, shapes),
+        ({f"{name}.index": index.float()}, shapes),
+        ({}, json.dumps({name: [1, 2]})),
+        ({}, json.dumps({name: [0, 8, 4]})),
+        ({}, json.dumps({"other": [8, 8, 4]})),
+        ({}, "["),
+    ):
+        save_tensors(tensors | changed, file, {"shapes": about})
+        with pytest.raises(ValueError, match=r"write it again with python -m tools\.checkpoint"):
+            read_dense(file)

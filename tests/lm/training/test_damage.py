@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.common import integrity
-from data.common.command import load_config
+from data.common.command import dump_config, load_config
 from data.shards import Shards
 from lm.loading import load_run
 from lm.training import checkpoint, dist
-from lm.training.config import RunConfig
+from lm.training.config import RunConfig, read_config, write_config
 from lm.training.trainer import Trainer
-from tests.damage import flip
+from tests.damage import flip, flips
 
 FILES = ["model.safetensors", "optimizer-0.safetensors", "rank-0.safetensors", "state.json"]
 SPARSE_FILES = ["sparse.safetensors", "reservoir-00000005.safetensors"]
@@ -211,3 +211,24 @@ def test_a_checkpoint_without_hashes_is_read_and_that_is_said(
     (folder / checkpoint.STATE).write_text(json.dumps(state | {"sparse": {}}))
     assert trainer_of(folder / "x", shards, world).step == 12
     assert capsys.readouterr().err.count("is read unchecked") == 1
+
+
+def test_a_flipped_bit_of_a_config_is_not_read(
+    run_config: RunConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(integrity, "_said", set())
+    path = tmp_path / "config.yaml"
+    write_config(path, run_config)
+    for _ in flips(path, 30, header=9):
+        with pytest.raises(ValueError, match=r"config\.yaml .*put back the file as it was"):
+            read_config(path)
+    assert read_config(path) == run_config and not capsys.readouterr().err
+    path.write_text(dump_config(run_config))
+    assert read_config(path) == run_config
+    assert capsys.readouterr().err.count("is read unchecked") == 1
+    path.write_text("model: {layers: many}\n")
+    with pytest.raises(ValueError, match=r"config\.yaml: .*put back the file as it was"):
+        read_config(path)
