@@ -12,8 +12,9 @@ import numpy as np
 from data.common.files import hash_file, read_json
 from data.common.integrity import write_sealed
 from data.common.progress import Progress
-from data.common.say import say
+from data.common.say import say, warn
 from data.common.schema import as_record
+from data.corpora.checksums import NOT_LISTED
 from data.documents import SPLITS, Source
 from data.encode import Encoder
 from data.manifest import FORMAT, Manifest, content_hash
@@ -59,7 +60,7 @@ def assemble(
         "corpus": corpus,
         "unit": source.unit,
         "options": config.content(),
-        "source": source.facts | {"sha256": source_hash},
+        "source": source.facts | checked(source, encoder) | {"sha256": source_hash},
         "splits": splits,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "hash": vocabulary.hash},
@@ -67,6 +68,26 @@ def assemble(
     manifest["hash"] = content_hash(manifest)
     as_record(Manifest, manifest)
     write_sealed(folder / MANIFEST, manifest)
+
+
+def checked(source: Source, encoder: Encoder) -> dict[str, Any]:
+    """What the manifest says of a list of checksums, with how some texts differ; tells of these.
+
+    ValueError for a list that has none of the texts.
+    """
+    if "checksums" not in source.facts:
+        return {}
+    texts: dict[str, str | None] = {}
+    for index in range(len(source.parts)):
+        for record in read_json(encoder.done(index)):
+            details = record["details"]
+            texts[f"{details['name']} ({record['split']})"] = details.get("differs")
+    differ = {name: how for name, how in texts.items() if how}
+    if all(how == NOT_LISTED for how in texts.values()):
+        raise ValueError("checksums lists none of the books: give the list of these books")
+    for name, how in differ.items():
+        warn(f"{name} {how}")
+    return {"checksums": source.facts["checksums"] | {"texts": len(texts), "differ": differ}}
 
 
 def index_documents(

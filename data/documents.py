@@ -10,22 +10,61 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data.decoding import refuse_wide
+
 PART_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
+class Expected:
+    """SHA-256 and, if it is known, length in bytes that a list gives for a text.
+
+    required: a text that differs is refused, not only told of.
+    """
+
+    sha256: str
+    bytes: int | None = None
+    required: bool = True
+
+    def difference(self, sha256: str, size: int) -> str | None:
+        """How a text differs from what is expected, in words; None if it does not."""
+        if sha256 == self.sha256:
+            return None
+        differs = f"does not have the SHA-256 that checksums gives ({self.sha256[:12]}...)"
+        if self.bytes is None:
+            return differs
+        more = size - self.bytes
+        length = (
+            f"{abs(more):,} bytes {'more' if more > 0 else 'fewer'}" if more else "as many bytes"
+        )
+        return f"{differs} and has {length}"
+
+
+@dataclass(frozen=True)
 class Document:
     """Where a document belongs and what is known of it besides its text.
 
-    details: title, year and the like, kept in the index; sha256: what its text must have, if given.
+    name: anything, made readable; details: title, year and the like, kept in the index; expected:
+    what a list of checksums says of it.
     """
 
     split: str
     name: str
     details: dict[str, Any] = field(default_factory=dict)
-    sha256: str | None = None
+    expected: Expected | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", readable(self.name))
+
+
+def readable(name: str) -> str:
+    r"""A name that any program can print, such as a file's that is not UTF-8: `caf\xe9.txt`."""
+    if name.isprintable():
+        return name
+    named = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if ord(c) > 0x9F or c.isprintable() else f"\\x{ord(c):02x}" for c in named)
 
 
 @dataclass(frozen=True)
@@ -61,6 +100,19 @@ class Part(ABC):
         for block in self.read():
             yield block.document, bool(block.data.strip())
 
+    def line_of(self, document: Document, position: int) -> int:
+        """The line, from 1, of a byte of what this part holds of a document; it is read again."""
+        line = 1 + self.lines_before(document)
+        for block in self.read():
+            if block.document == document and position > 0:
+                line += block.data[:position].count(b"\n")
+                position -= len(block.data)
+        return line
+
+    def lines_before(self, document: Document) -> int:  # noqa: ARG002
+        """Lines of a document's file before what this part holds of it."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -94,6 +146,7 @@ class FilePart(Part):
                     data = file.read(min(left, BLOCK_BYTES))
                     if left and not data:
                         raise ValueError(f"{piece.path} became shorter while it was read")
+                    refuse_wide(piece.document.name, data, begins)
                     yield Block(piece.document, data, begins)
                     begins, left = False, left - len(data)
 
@@ -104,6 +157,22 @@ class FilePart(Part):
                 file.seek(piece.start)
                 data = file.read(min(piece.end - piece.start, BLOCK_BYTES))
             yield piece.document, bool(data.strip())
+
+    def lines_before(self, document: Document) -> int:
+        """Lines of a document's file before this part."""
+        piece = next(piece for piece in self.pieces if piece.document == document)
+        return count_lines(piece.path, 0, piece.start)
+
+
+def count_lines(path: Path, start: int, end: int) -> int:
+    """How many lines end in bytes [start, end) of a file."""
+    count = 0
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < end and (data := file.read(min(BLOCK_BYTES, end - start))):
+            count += data.count(b"\n")
+            start += len(data)
+    return count
 
 
 def file_parts(pieces: Iterable[Piece], cut: bool = True) -> tuple[FilePart, ...]:

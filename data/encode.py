@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from data.common.files import atomic_path, write_json
+from data.decoding import complaint
 from data.documents import Block, Document, Part
 from data.vocab import Vocabulary, WordCounter
 
@@ -56,7 +57,7 @@ class Encoder:
                     if tallies:
                         tallies[-1].close()
                     tallies.append(Tally(block, self.words, self.digests))
-                with naming_text(block.document.name, tallies[-1].bytes):
+                with naming_text(part, block.document, tallies[-1].bytes):
                     ids = self.vocabulary.encode(block.data)
                 # Not `tofile`, whose error on a full disk does not say that it is full.
                 files[split].write(ids.data)
@@ -74,14 +75,16 @@ class Encoder:
 
 
 @contextmanager
-def naming_text(name: str, position: int) -> Iterator[None]:
-    """Turn a UnicodeDecodeError in bytes from `position` of a text into a sentence about it."""
+def naming_text(part: Part, document: Document, position: int) -> Iterator[None]:
+    """Turn a UnicodeDecodeError in bytes from `position` of what a part holds of a document into a
+    sentence about it.
+    """
     try:
         yield
     except UnicodeDecodeError as error:
+        line = part.line_of(document, position + error.start)
         raise ValueError(
-            f"{name} is not valid UTF-8 (byte {position + error.start:,}): convert it, or use the "
-            "vocabulary bytes"
+            f"{document.name}, line {line:,} {complaint(error.object)}, or use the vocabulary bytes"
         ) from error
 
 
@@ -95,6 +98,7 @@ class Tally:
         self._how = words
         self._counter = WordCounter()
         self._digest = BookDigest() if digest else None
+        self.differs: str | None = None
 
     def add(self, data: bytes, tokens: int) -> None:
         """Count a block and the tokens that it became."""
@@ -108,19 +112,23 @@ class Tally:
             self._digest.update(data)
 
     def close(self) -> None:
-        """ValueError if the whole text has not the hash that it should have."""
-        expected = self.document.sha256
-        if self._digest and expected and self._digest.hex() != expected:
-            raise ValueError(
-                f"{self.document.name} ({self.document.split}) does not have the SHA-256 that "
-                f"checksums gives ({expected[:12]}...): get it again, or leave checksums out"
-            )
+        """ValueError if the whole text must have another hash than it has."""
+        expected = self.document.expected
+        if self._digest and expected:
+            self.differs = expected.difference(self._digest.hex(), self._digest.bytes)
+            if self.differs and expected.required:
+                raise ValueError(
+                    f"{self.document.name} ({self.document.split}) {self.differs}: get it again, "
+                    "or go on with --checksums-mismatch warn"
+                )
 
     def record(self) -> dict[str, Any]:
         """The entry in the part's list of documents."""
         details = {"name": self.document.name, **self.document.details}
         if self._digest:
             details["sha256"] = self._digest.hex()
+        if self.differs:
+            details["differs"] = self.differs
         return {
             "split": self.document.split,
             "begins": self.begins,
@@ -140,12 +148,15 @@ class BookDigest:
     def __init__(self) -> None:
         self._hash = sha256()
         self._crlf: bool | None = None
+        self.bytes = 0
 
     def update(self, data: bytes) -> None:
         """Add the next block."""
         if self._crlf is None and b"\n" in data:
             self._crlf = b"\r\n" in data
-        self._hash.update(data if self._crlf else data.replace(b"\n", b"\r\n"))
+        original = data if self._crlf else data.replace(b"\n", b"\r\n")
+        self._hash.update(original)
+        self.bytes += len(original)
 
     def hex(self) -> str:
         """The digest so far."""

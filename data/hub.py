@@ -137,7 +137,7 @@ class HubPart(Part):
         shard = data.shard(num_shards=self.count, index=self.index)
         for number, row in enumerate(rows_of(self.hub, shard)):
             name = f"{self.split}-{self.index:05d}#{number}"
-            yield from self.rows.blocks(row, name)
+            yield from self.rows.blocks(row, name, f"{self.hub.name}, {name}")
 
 
 def hub_parts(hub: HubName, split: str, data: Any, rows: Rows, alternative: str) -> list[HubPart]:

@@ -67,7 +67,7 @@ def train_blocks(part: Part) -> Iterator[Block]:
     for block in whole_lines(part.read()):
         position = 0 if block.begins else position
         if block.document.split == "train":
-            with naming_text(block.document.name, position):
+            with naming_text(part, block.document, position):
                 block.data.decode()
             yield block
         position += len(block.data)

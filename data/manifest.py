@@ -37,6 +37,18 @@ class SplitFacts(Record):
     files: dict[str, FileFacts]
 
 
+class ChecksumFacts(Record):
+    """What came of holding texts against a list of checksums."""
+
+    list: Sha256
+    """Of the list itself."""
+    required: bool
+    """Whether texts that differ are refused."""
+    texts: Count
+    differ: dict[str, str]
+    """How texts differ, by name."""
+
+
 class SourceFacts(Record):
     """What the text was read from; a corpus adds its own."""
 
@@ -48,6 +60,7 @@ class SourceFacts(Record):
     hub: str | None = None
     config: str | None = None
     revision: str | None = None
+    checksums: ChecksumFacts | None = None
 
 
 class VocabularyFacts(Record):

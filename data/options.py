@@ -22,7 +22,12 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     "audio": ("mulaw",),
 }
 # Options that mean something for one corpus only.
-CORPUS_OPTIONS = {"prefix": "enwik8", "column": "text", "checksums": "pg19"}
+CORPUS_OPTIONS = {
+    "prefix": "enwik8",
+    "column": "text",
+    "checksums": "pg19",
+    "checksums_mismatch": "pg19",
+}
 TRAINING_OPTIONS = ("vocabulary_size", "vocabulary_sample", "vocabulary_method")
 
 
@@ -53,7 +58,11 @@ class DataConfig:
     prefix: bool = False
     """Accept a shorter beginning of Enwik8, which is then called enwik8-prefix everywhere."""
     checksums: Path | None = None
-    """CSV file of ID, ..., SHA-256 that PG-19's books must match."""
+    """CSV file of ID, ..., SHA-256 that PG-19's books must match; the column before the last may be
+    their lengths in bytes."""
+    checksums_mismatch: Literal["refuse", "warn"] = "refuse"
+    """What to do about books that differ from checksums or are not in it: warn names them, goes on
+    and writes them into the manifest."""
 
     def __post_init__(self) -> None:
         if self.corpus not in VOCABULARIES:
@@ -63,6 +72,8 @@ class DataConfig:
         for option, corpus in CORPUS_OPTIONS.items():
             if self.corpus != corpus:
                 self._refuse(option, f"corpus {self.corpus}")
+        if self.checksums is None:
+            self._refuse("checksums_mismatch", "no checksums")
         if self.corpus == "pystdlib":
             self._refuse("source", "corpus pystdlib")
         if self.vocabulary is not None and self.vocabulary not in VOCABULARIES[self.corpus]:

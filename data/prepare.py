@@ -7,7 +7,6 @@ A build that was killed continues there; a lock keeps a second build of the same
 import errno
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from data.assemble import assemble
@@ -15,6 +14,7 @@ from data.common.command import run
 from data.common.files import hash_json, publish_folder, read_json, remove_folder, write_json
 from data.common.locks import locked
 from data.common.progress import Progress
+from data.corpora.checksums import read_checksums
 from data.documents import Part, Source
 from data.encode import Encoder
 from data.held_out import with_all_splits
@@ -79,6 +79,18 @@ def existing(config: DataConfig, verify: bool) -> Shards:
         raise ValueError(
             f"{config.shards} was not prepared from {hub.name}: remove it or choose another folder"
         )
+    if config.checksums is not None:
+        checked = shards.manifest.source.checksums
+        if checked is None or checked.list != read_checksums(config.checksums).sha256:
+            raise ValueError(
+                f"{config.shards} was not checked against {config.checksums} when it was prepared: "
+                "remove it or choose another folder"
+            )
+        if checked.differ and config.checksums_mismatch == "refuse":
+            raise ValueError(
+                f"{config.shards} has texts that differ from {config.checksums}, such as "
+                f"{min(checked.differ)}: give --checksums-mismatch warn, or remove it"
+            )
     if config.source is not None or config.corpus == "pystdlib":
         made_from = read_json(config.shards / SOURCE_FILES)
         if not same_source(made_from, *list_files(config)):
@@ -111,7 +123,7 @@ def build_or_explain(config: DataConfig, work: Path, workers: int | None) -> Non
 def build(config: DataConfig, work: Path, workers: int) -> None:
     """Do the work in `work`, which may hold a build that was interrupted, and publish it."""
     root, files = list_files(config)
-    plan = hash_json([config.content(), config.source, [asdict(file) for file in files]])
+    plan = hash_json([config.content(), config.source, [file.record() for file in files]])
     if not (work / "plan.json").is_file() or read_json(work / "plan.json") != plan:
         remove_folder(work)
         work.mkdir()

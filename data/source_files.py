@@ -1,34 +1,49 @@
 """The files that shards were made from: to notice changes, and for the manifest."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.common.files import hash_file, hash_json, read_json, write_json
 from data.common.progress import Progress
-from data.corpora.local import existing
+from data.corpora import audio, pg19, text, wikitext
+from data.corpora.local import Listing, existing
 from data.corpora.pystdlib import library_files
-from data.corpora.text import find_files
+from data.documents import readable
 from data.options import DataConfig
 from data.pool import Pool
 from data.sources import WANTED, hub_of
 
 SOURCE_FILES = "source.json"
-# What the readers may read in a folder; other files beside them do not matter.
-SUFFIXES = {
-    "wikitext": (".tokens", ".raw", ".xz", ".gz", ".parquet"),
-    "pg19": (".txt", ".csv", ".parquet"),
-    "audio": (".wav",),
+# What lists the files of a corpus whose source may be a folder.
+FINDERS: dict[str, Callable[[str | None], Listing]] = {
+    "text": text.find_files,
+    "wikitext": wikitext.find_files,
+    "pg19": pg19.find_books,
+    "audio": audio.find_files,
 }
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file by its path below the source's folder; `changed` is a time in nanoseconds."""
+    """A file by its path below the source's folder; `changed` is a time in nanoseconds.
 
-    name: str
+    The name can be printed and stored, whatever bytes the path has.
+    """
+
+    path: Path
     bytes: int
     changed: int
+
+    @property
+    def name(self) -> str:
+        """The path in words."""
+        return readable(self.path.as_posix())
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it."""
+        return {"name": self.name, "bytes": self.bytes, "changed": self.changed}
 
 
 def list_files(config: DataConfig) -> tuple[Path, list[SourceFile]]:
@@ -36,21 +51,19 @@ def list_files(config: DataConfig) -> tuple[Path, list[SourceFile]]:
     if hub_of(config):
         return Path(), []
     root, paths = find(config)
-    states = [(path.relative_to(root).as_posix(), path.stat()) for path in paths]
-    return root, [SourceFile(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    states = [(path.relative_to(root), path.stat()) for path in paths]
+    return root, [SourceFile(path, state.st_size, state.st_mtime_ns) for path, state in states]
 
 
 def find(config: DataConfig) -> tuple[Path, list[Path]]:
     """The folder and the files that a local source names."""
     if config.corpus == "pystdlib":
         return library_files()
-    if config.corpus == "text":
-        return find_files(config.source)
+    if finder := FINDERS.get(config.corpus):
+        found = finder(config.source)
+        return found.root, found.paths
     path = existing(config.source, config.corpus, WANTED[config.corpus])
-    if not path.is_dir():
-        return path.parent, [path]
-    suffixes = SUFFIXES.get(config.corpus, ())
-    return path, sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+    return path.parent, [path]
 
 
 def hash_files(root: Path, files: list[SourceFile], workers: int) -> dict[str, str]:
@@ -70,7 +83,7 @@ def hash_files(root: Path, files: list[SourceFile], workers: int) -> dict[str, s
 
 def hash_one(root: Path, index: int, file: SourceFile) -> tuple[int, str]:
     """The file's number and SHA-256."""
-    return index, hash_file(root / file.name)
+    return index, hash_file(root / file.path)
 
 
 def write_source(folder: Path, root: Path, files: list[SourceFile], workers: int) -> str:
@@ -78,7 +91,7 @@ def write_source(folder: Path, root: Path, files: list[SourceFile], workers: int
     path = folder / SOURCE_FILES
     if not path.exists():
         hashes = hash_files(root, files, workers)
-        write_json(path, [asdict(file) | {"sha256": hashes[file.name]} for file in files])
+        write_json(path, [file.record() | {"sha256": hashes[file.name]} for file in files])
     return hash_json([[file["name"], file["sha256"]] for file in read_json(path)])
 
 
@@ -87,6 +100,6 @@ def same_source(recorded: list[dict[str, Any]], root: Path, files: list[SourceFi
     if [(file["name"], file["bytes"]) for file in recorded] != [(f.name, f.bytes) for f in files]:
         return False
     return all(
-        old["changed"] == new.changed or old["sha256"] == hash_file(root / new.name)
+        old["changed"] == new.changed or old["sha256"] == hash_file(root / new.path)
         for old, new in zip(recorded, files, strict=True)
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data.corpora import audio, enwik8, pg19, pystdlib, text, wikitext
+from data.corpora.checksums import Checksums, read_checksums
 from data.documents import Source
 from data.hub import HubName, parse_hub
 from data.options import DataConfig
@@ -21,6 +22,13 @@ def hub_of(config: DataConfig) -> HubName | None:
     return parse_hub(config.source, ON_HUB.get(config.corpus))
 
 
+def checksums_of(config: DataConfig) -> Checksums | None:
+    """The list of checksums that a config names, if it names one; ValueError if it is none."""
+    if config.checksums is None:
+        return None
+    return read_checksums(config.checksums, config.checksums_mismatch == "refuse")
+
+
 def open_source(config: DataConfig, work: Path) -> Source:
     """Find a corpus and list its parts; unpacked copies go into the folder `work`.
 
@@ -35,7 +43,7 @@ def open_source(config: DataConfig, work: Path) -> Source:
         case "wikitext":
             return wikitext.open_wikitext(config.source, hub, work)
         case "pg19":
-            return pg19.open_pg19(config.source, hub, config.checksums)
+            return pg19.open_pg19(config.source, hub, checksums_of(config), work)
         case "audio":
             return audio.open_audio(config.source)
         case _:

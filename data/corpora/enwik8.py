@@ -11,7 +11,7 @@ from data.splits import fractions
 
 FULL_BYTES = 100_000_000
 FULL_SHA1 = "57b8363b814821dc9d47aa4d41f58733519076b2"
-WANTED = "the file enwik8 as it is or as .zip, .gz or .xz"
+WANTED = "the file enwik8 as it is or as .zip, .gz, .xz, .bz2 or .zst"
 # The data set's main branch needs a loading script; the hub's own conversion does not.
 ON_HUB = HubName("LTCB/enwik8", revision="refs/convert/parquet")
 HUB_FILE = "enwik8-raw/train/0000.parquet"

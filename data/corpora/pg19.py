@@ -4,13 +4,13 @@ The metric divides the loss of a whole split by its published word count, whatev
 (section 4.2).
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.corpora.local import existing
+from data.corpora.checksums import NOT_LISTED, Checksums, read_rows
+from data.corpora.local import OPENERS, Listing, ending, existing, list_folder, unpacked
 from data.documents import SPLITS, Document, Official, Part, Piece, Source, file_parts
 from data.hub import HubName, hub_parts, pinned, stream
 from data.records import Rows, parquet_parts
@@ -21,6 +21,9 @@ WANTED = (
     "parquet files"
 )
 ON_HUB = HubName("emozilla/pg19")
+METADATA = "metadata.csv"
+# How the names of books end.
+BOOKS = (".txt", *(f".txt{packing}" for packing in OPENERS))
 # Words are the published denominators. A digest is SHA-256 over "ID SHA-256\n" of a split's books,
 # sorted, with the books as DeepMind's bucket has them.
 OFFICIAL = Official(
@@ -38,86 +41,129 @@ class BookRows(Rows):
     """A book a row, as parquet copies have it."""
 
     split: str
-    checksums: Mapping[str, str]
+    checksums: Checksums | None
     text: str = "text"
     columns: tuple[str, ...] = ("text", "short_book_title", "publication_date", "url")
 
     def document(self, row: Mapping[str, Any], name: str) -> Document:
         """Known by the number at the end of its address on Project Gutenberg."""
         number = str(row["url"] or name).rstrip("/").rpartition("/")[2]
-        details = {"title": row["short_book_title"], "year": row["publication_date"]}
-        return Document(self.split, number, details, self.checksums.get(number))
+        title, year = row["short_book_title"], row["publication_date"]
+        details = {
+            "title": None if title is None else str(title),
+            "year": year if isinstance(year, int | None) else str(year),
+        }
+        return book(self.split, number, details, self.checksums)
 
 
-def open_pg19(source: str | None, hub: HubName | None, checksums: Path | None) -> Source:
+def book(split: str, number: str, details: dict[str, Any], checksums: Checksums | None) -> Document:
+    """A book with what a list says of it; ValueError if it must be listed and is not."""
+    if checksums is None:
+        return Document(split, number, details)
+    expected = checksums.look_up(number)
+    if expected is None:
+        details = details | {"differs": NOT_LISTED}
+    return Document(split, number, details, expected)
+
+
+def open_pg19(
+    source: str | None, hub: HubName | None, checksums: Checksums | None, work: Path
+) -> Source:
     """A document a book, with title and year; sorted by number where books are files.
 
-    checksums: what the books' SHA-256 must be; see `read_checksums`.
+    checksums: what the books must be; packed books are unpacked into `work`.
     """
-    expected = {} if checksums is None else read_checksums(checksums)
     facts: dict[str, Any] = {}
+    if checksums is not None:
+        facts["checksums"] = {"list": checksums.sha256, "required": checksums.required}
     if hub is not None:
         hub = pinned(hub, WANTED)
-        facts = hub.facts
+        facts |= hub.facts
         parts: list[Part] = [
             part
             for split, data in stream(hub, WANTED).items()
             if split in FULL_NAME
-            for part in hub_parts(hub, split, data, BookRows(FULL_NAME[split], expected), WANTED)
+            for part in hub_parts(hub, split, data, BookRows(FULL_NAME[split], checksums), WANTED)
         ]
     else:
-        folder = existing(source, "pg19", WANTED)
-        parts = [*book_files(folder, expected)] or parquet_books(folder, expected)
+        found = find_books(source)
+        parts = [*book_files(found, checksums, work)] or parquet_books(found, checksums)
         if not parts:
-            raise ValueError(f"{folder} holds no books; corpus pg19 wants {WANTED}")
+            raise ValueError(f"{source} holds no books{found.only()}; corpus pg19 wants {WANTED}")
+        found.tell([path.name for path in found.paths])
     return Source("pg19", "word_perplexity", tuple(parts), facts, official=OFFICIAL)
 
 
-def book_files(folder: Path, checksums: Mapping[str, str]) -> tuple[Part, ...]:
+def find_books(source: str | None) -> Listing:
+    """What there is in a folder of books: of the layouts that are read, the first that has any."""
+    folder = existing(source, "pg19", WANTED)
+    if not folder.is_dir():
+        raise ValueError(f"{source} is a file: unpack it; corpus pg19 wants {WANTED}")
+    found = list_folder(folder, lambda name: ending(name) in (*BOOKS, ".parquet", ".csv"))
+    places = [path.relative_to(folder) for path in found.paths]
+    books = [
+        len(place.parts) == 2 and place.parts[0] in SPLITS and ending(place.name) in BOOKS
+        for place in places
+    ]
+    tables = [
+        path.suffix.lower() == ".parquet" and named_split(place.as_posix()) is not None
+        for path, place in zip(found.paths, places, strict=True)
+    ]
+    chosen = books if any(books) else tables
+    for place, is_chosen in zip(places, chosen, strict=True):
+        if not is_chosen and (place.as_posix() != METADATA or not any(books)):
+            found.paths.remove(folder / place)
+            found.passed[ending(place.name)] += 1
+    return found
+
+
+def book_files(found: Listing, checksums: Checksums | None, work: Path) -> tuple[Part, ...]:
     """Parts of DeepMind's layout; none if there is no split with books."""
-    metadata = read_metadata(folder / "metadata.csv")
+    metadata = read_metadata(found.root / METADATA)
+    paths: dict[tuple[int, int, str], Path] = {}
+    for path in found.paths:
+        if ending(path.name) in BOOKS:
+            number = path.name[: -len(ending(path.name))]
+            key = SPLITS.index(path.parent.name), len(number), number
+            if key in paths:
+                raise ValueError(f"{path} and {paths[key]} are one book: leave one of them out")
+            paths[key] = path
+    if checksums is not None and paths:
+        checksums.cover([number for _, _, number in sorted(paths)])
     pieces = []
-    for split in SPLITS:
-        for path in sorted((folder / split).glob("*.txt"), key=lambda path: (len(path.stem), path)):
-            number = path.stem
-            document = Document(split, number, metadata.get(number, {}), checksums.get(number))
-            pieces.append(Piece(path, 0, path.stat().st_size, document))
+    for (split, _, number), path in sorted(paths.items()):
+        document = book(SPLITS[split], number, metadata.get(number, {}), checksums)
+        plain = unpacked(path, work)
+        pieces.append(Piece(plain, 0, plain.stat().st_size, document))
     return file_parts(pieces, cut=False)
 
 
-def parquet_books(folder: Path, checksums: Mapping[str, str]) -> list[Part]:
+def parquet_books(found: Listing, checksums: Checksums | None) -> list[Part]:
     """Parts of parquet files whose paths name their splits."""
     parts: list[Part] = []
-    for path in sorted(folder.rglob("*.parquet")) if folder.is_dir() else []:
-        name = path.relative_to(folder).as_posix()
-        if split := named_split(name):
-            parts += parquet_parts(path, name, BookRows(split, checksums))
+    for path in found.paths:
+        name = path.relative_to(found.root).as_posix()
+        split = named_split(name)
+        assert split is not None
+        parts += parquet_parts(path, name, BookRows(split, checksums))
     return parts
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """Title and year by number, from rows of number, title, year, address without a header.
+    """Title and year by number, from rows of number, title, year, address; a header does no harm.
 
-    Books that have no row keep only their number; so do all where there is no such file.
+    Books that have no row keep only their number; so do all where there is no such file. A year may
+    be left empty. ValueError names a line that is none of this.
     """
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            return {
-                number: {"title": title, "year": int(year)}
-                for number, title, year, _ in csv.reader(file)
-            }
-        except ValueError as error:
-            raise ValueError(f"{path} must have rows of ID, title, year, URL: {error}") from error
-
-
-def read_checksums(path: Path) -> dict[str, str]:
-    """SHA-256 by number, from the first and last column of a CSV file (a header does no harm)."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; checksums wants a CSV file of ID, ..., SHA-256")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if any(len(row) < 2 for row in rows):
-        raise ValueError(f"{path} must have rows of ID, ..., SHA-256")
-    return {row[0]: row[-1] for row in rows}
+    known: dict[str, dict[str, Any]] = {}
+    for line, row in read_rows(path):
+        number, title, year = (*(cell.strip() for cell in row), "", "", "")[:3]
+        if len(row) >= 3 and not year:
+            known[number] = {"title": title}
+        elif len(row) >= 3 and year.isdecimal():
+            known[number] = {"title": title, "year": int(year)}
+        elif line > 1 or len(row) < 3 or number.isdecimal():
+            raise ValueError(f"{path}, line {line} is not ID, title, year, URL: mend it")
+    return known

@@ -1,127 +1,147 @@
-"""Anyone's text: files and folders of plain text, JSON lines or parquet, or a hub data set."""
+"""Anyone's text: files, folders and archives of text, records or books, or a hub data set."""
 
+import codecs
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from data.corpora.local import naming_damage, open_packed, unpacked
+from data.common.files import atomic_path
+from data.corpora.formats import WANTED as READ
+from data.corpora.formats import File, StreamPart, files_of, is_known, named_kind
+from data.corpora.local import Listing, is_hidden, list_folder, local_path, place
 from data.cutting import cut_file, require_all_splits
-from data.documents import (
-    BLOCK_BYTES,
-    Block,
-    Document,
-    Part,
-    Piece,
-    Source,
-    cut_at_lines,
-    file_parts,
-)
+from data.documents import Document, Part, Piece, Source, file_parts
 from data.hub import HubName, hub_parts, pinned, stream
-from data.records import JsonLinesPart, TextRows, parquet_parts
+from data.records import JsonPart, TextRows, are_lines, json_parts, parquet_parts
 from data.splits import FULL_NAME, assign_splits, hashed_split, names_splits
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".parquet")
-WANTED = f"a file, folder or glob of {', '.join(SUFFIXES)}, or hub:OWNER/NAME"
-
-
-@dataclass(frozen=True)
-class GzipPart(Part):
-    """A compressed text file, a document."""
-
-    path: Path
-    document: Document
-
-    @property
-    def size(self) -> None:
-        """Unknown before it is read."""
-        return
-
-    def read(self) -> Iterator[Block]:
-        """Yield the text in blocks; ValueError for a damaged file."""
-        begins = True
-        with naming_damage(self.path), open_packed(self.path) as file:
-            while (data := file.read(BLOCK_BYTES)) or begins:
-                yield Block(self.document, data, begins)
-                begins = False
+WANTED = f"a file, folder or glob of {READ}, or hub:OWNER/NAME"
 
 
 def open_text(source: str | None, column: str, unit: str, work: Path) -> Source:
-    """A document a file of text or a record of JSON lines or parquet.
+    """A document a file of text, a page or a book, or a record of JSON or parquet.
 
     Splits are those that paths name (`train/...`, `valid.txt`, ...). Where none is named, documents
     go by a hash of their names; one or two files of text are each cut 90/5/5 %.
     """
-    root, paths = find_files(source)
-    names = [path.relative_to(root).as_posix() for path in paths]
+    files = list_texts(find_files(source), work)
+    names = [file.name for file in files]
     named = names_splits(names)
-    if not named and len(paths) < 3 and not any(map(is_records, paths)):
-        plain = [unpacked(path, work) for path in paths]
-        return Source("text", unit, file_parts(cut_files(plain)))
-    if named or not any(map(is_records, paths)):
+    records = any(file.is_records for file in files)
+    if not named and len(files) < 3 and not records:
+        return Source("text", unit, file_parts(cut_files(files, work)))
+    if named or not records:
         splits: list[str | None] = [*assign_splits(names)]
     else:
-        splits = [None if is_records(path) else hashed_split(path.name) for path in paths]
+        splits = [None if file.is_records else hashed_split(Path(file.name).name) for file in files]
     parts: list[Part] = []
     pieces: list[Piece] = []
-    for path, name, split in zip(paths, names, splits, strict=True):
-        if path.suffix == ".parquet":
-            parts += parquet_parts(path, name, TextRows(column, split))
-        elif path.suffix == ".jsonl":
-            parts += json_parts(path, name, TextRows(column, split))
+    for file, split in zip(files, splits, strict=True):
+        if file.is_records:
+            parts += record_parts(file, TextRows(column, split))
+            continue
+        assert split is not None
+        document = Document(split, file.name)
+        if file.is_plain:
+            pieces.append(Piece(file.path, mark_bytes(file), file.path.stat().st_size, document))
         else:
-            assert split is not None
-            document = Document(split, name)
-            if path.suffix == ".gz":
-                parts.append(GzipPart(path, document))
-            else:
-                pieces.append(Piece(path, 0, path.stat().st_size, document))
+            parts.append(StreamPart(file, document))
     return Source("text", unit, (*file_parts(pieces), *parts), drawn=not named)
 
 
-def is_records(path: Path) -> bool:
-    """Whether a file holds many documents."""
-    return path.suffix in (".jsonl", ".parquet")
+def list_texts(found: Listing, work: Path) -> list[File]:
+    """What is read of the files that were found and of the archives among them; tells it on stderr.
+
+    Archives are unpacked into `work`.
+    """
+    files: list[File] = []
+    for path in found.paths:
+        some, passed = files_of(path, path.relative_to(found.root).as_posix(), work)
+        files += some
+        found.passed += passed
+    found.tell([file.name for file in files])
+    return files
 
 
-def find_files(source: str | None) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files of text in it, sorted."""
+def record_parts(file: File, rows: TextRows) -> Sequence[Part]:
+    """The parts of a file of records."""
+    if file.kind == "parquet":
+        return parquet_parts(file.path, file.name, rows)
+    if file.kind == "lines" or are_lines(file.path, file.name):
+        return json_parts(file.path, file.name, rows, file.is_packed)
+    return [JsonPart(file.path, file.name, rows)]
+
+
+def mark_bytes(file: File) -> int:
+    """Bytes of the mark that some programs put before a text in UTF-8."""
+    with file.path.open("rb") as opened:
+        return len(codecs.BOM_UTF8) if opened.read(3) == codecs.BOM_UTF8 else 0
+
+
+def find_files(source: str | None) -> Listing:
+    """The files of text that a source names.
+
+    A folder gives those with a known ending; what is named itself, or by a glob, must be text.
+    """
     if source is None:
         raise ValueError(f"corpus text needs a source: give --source, {WANTED}")
-    given = Path(source).expanduser()
-    if given.is_file():
-        return given.parent, [given]
+    given = local_path(source)
     if given.is_dir():
-        root, pattern = given, "**/*"
+        found = list_folder(given, is_known)
+    elif given.is_file():
+        found = Listing(given.parent, [given])
+    elif re.search(r"[*?\[]", str(given)):
+        found = find_glob(given)
+    elif given.exists() or given.is_symlink():
+        raise ValueError(f"{source} is neither a file nor a folder; corpus text wants {WANTED}")
     else:
-        literal = re.split(r"[*?\[]", str(given))[0]
-        root = Path(literal if literal.endswith("/") else Path(literal).parent)
-        pattern = given.relative_to(root).as_posix()
-    paths = sorted(path for path in root.glob(pattern) if path.is_file())
-    if given.is_dir():
-        paths = [path for path in paths if path.name.endswith(SUFFIXES)]
-    if not paths:
-        raise ValueError(f"{source} holds no text; corpus text wants {WANTED}")
-    return root, paths
+        raise ValueError(f"{source} is not there; corpus text wants {WANTED}")
+    if not found.paths:
+        raise ValueError(f"{source} holds no text{found.only()}; corpus text wants {WANTED}")
+    if not given.is_dir():
+        for path in found.paths:
+            named_kind(path, str(path))
+    return found
 
 
-def cut_files(paths: list[Path]) -> list[Piece]:
+def find_glob(given: Path) -> Listing:
+    """The files that a pattern names, but hidden ones."""
+    literal = re.split(r"[*?\[]", str(given))[0]
+    found = Listing(Path(literal if literal.endswith("/") else Path(literal).parent))
+    for path in sorted(found.root.glob(given.relative_to(found.root).as_posix())):
+        if any(map(is_hidden, path.relative_to(found.root).parts)):
+            found.passed["hidden"] += 1
+        else:
+            found.add(path, lambda _: True)
+    if not found.paths and not found.passed:
+        raise ValueError(f"{given} names no file; corpus text wants {WANTED}")
+    return found
+
+
+def cut_files(files: list[File], work: Path) -> list[Piece]:
     """Cut each file into train, validation and test, about 90/5/5 % of its bytes."""
-    bounds = {path.name: cut_file(path) for path in paths}
-    require_all_splits(bounds)
+    paths = [plain(file, work) for file in files]
+    cuts = [cut_file(path) for path in paths]
+    require_all_splits(dict(zip((file.name for file in files), cuts, strict=True)))
     return [
-        Piece(path, start, end, Document(split, f"{path.name}[{start}:{end}]"))
-        for path in paths
-        for split, (start, end) in bounds[path.name].items()
+        Piece(path, start, end, Document(split, f"{file.name}[{start}:{end}]"))
+        for file, path, cut in zip(files, paths, cuts, strict=True)
+        for split, (start, end) in cut.items()
     ]
 
 
-def json_parts(path: Path, name: str, rows: TextRows) -> list[JsonLinesPart]:
-    """A .jsonl file in parts of whole lines."""
-    whole = Piece(path, 0, path.stat().st_size, Document("", name), begins=False)
-    return [
-        JsonLinesPart(path, name, piece.start, piece.end, rows) for piece in cut_at_lines(whole)
-    ]
+def plain(file: File, work: Path) -> Path:
+    """The text of a file as a file: itself, or written once below `work`."""
+    if file.is_plain and not mark_bytes(file):
+        return file.path
+    target = place(file.path, work / "plain")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary, temporary.open("wb") as opened:
+            opened.writelines(
+                block.data for block in StreamPart(file, Document("", file.name)).read()
+            )
+    return target
 
 
 def open_hub_text(hub: HubName, column: str, unit: str) -> Source:

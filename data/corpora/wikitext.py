@@ -1,23 +1,24 @@
 """WikiText-103 (Merity et al. 2016): the original token files, a zip of them, or parquet."""
 
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from data.common.files import atomic_path
-from data.corpora.local import copy, existing, naming_damage, unpacked
+from data.corpora.archives import Member, is_archive, unpack
+from data.corpora.local import Listing, ending, existing, list_folder, unpacked
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
 from data.hub import HubName, pinned, rows_of, stream
+from data.records import open_parquet
 from data.splits import FULL_NAME, named_split
 
 WANTED = (
-    "a folder or zip with wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens (or .raw), or "
-    "with train-*.parquet, validation-*.parquet and test-*.parquet"
+    "a folder, .zip or .tar with wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens (or "
+    ".raw), or with train-*.parquet, validation-*.parquet and test-*.parquet"
 )
 ON_HUB = HubName("Salesforce/wikitext", "wikitext-103-v1")
-FILE = re.compile(r"wiki\.(train|valid|test)\b.*?\.(tokens|raw)(\.xz|\.gz)?$")
+FILE = re.compile(r"wiki\.(train|valid|test)\b.*?\.(tokens|raw)(\.xz|\.gz|\.bz2|\.zst)?$", re.I)
 # Words and one <eos> a line.
 OFFICIAL = Official(
     words={"train": 103_227_021, "validation": 217_646, "test": 245_569}, vocabulary=267_735
@@ -33,8 +34,7 @@ def open_wikitext(source: str | None, hub: HubName | None, work: Path) -> Source
         files = from_rows(hub_rows(hub), work / str(hub.revision))
         raw = "raw" in (hub.config or hub.name)
     else:
-        path = existing(source, "wikitext", WANTED)
-        files, raw = local_files(path, work)
+        files, raw = local_files(source, work)
     pieces = [piece for split, file in files.items() for piece in articles(file, split)]
     return Source(
         corpus="wikitext-103-raw" if raw else "wikitext-103",
@@ -46,40 +46,64 @@ def open_wikitext(source: str | None, hub: HubName | None, work: Path) -> Source
     )
 
 
-def local_files(path: Path, work: Path) -> tuple[dict[str, Path], bool]:
+def is_known(name: str) -> bool:
+    """Whether files of this name can be WikiText."""
+    return FILE.fullmatch(name) is not None or name.lower().endswith(".parquet")
+
+
+def find_files(source: str | None) -> Listing:
+    """The file that a source names, or the files of WikiText in its folder."""
+    path = existing(source, "wikitext", WANTED)
+    return list_folder(path, is_known) if path.is_dir() else Listing(path.parent, [path])
+
+
+def local_files(source: str | None, work: Path) -> tuple[dict[str, Path], bool]:
     """The plain file of each split, and whether it is the raw text; ValueError if there is none."""
-    if path.suffix == ".zip":
-        path = unzip(path, work)
-    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = [(match, each) for each in paths if (match := FILE.fullmatch(each.name))]
-    if found:
-        kinds = {match[2] for match, _ in found}
-        if len(kinds) > 1 or len(found) > len({match[1] for match, _ in found}):
-            raise ValueError(f"{path} has several files for one split: give a folder with one each")
-        files = {FULL_NAME[match[1]]: unpacked(each, work) for match, each in found}
-        return files, kinds == {"raw"}
-    tables = [each for each in paths if each.suffix == ".parquet"]
-    named = [(split, each) for each in tables if (split := named_split(each.name))]
-    if not named:
-        raise ValueError(f"{path} holds no WikiText; corpus wikitext wants {WANTED}")
-    rows = {split: parquet_rows([p for s, p in named if s == split]) for split, _ in named}
-    return from_rows(rows, work), "raw" in path.name
+    found = find_files(source)
+    members = [Member(str(path), path) for path in found.paths]
+    if len(members) == 1 and is_archive(members[0].name):
+        members, passed = unpack(members[0].path, work, lambda name: is_known(Path(name).name))
+        found.passed += passed
+    texts = [each for each in members if token_file(each)]
+    tables = [each for each in members if each not in texts and named_split(Path(each.name).name)]
+    if not texts and not tables:
+        raise ValueError(f"{source} holds no WikiText{found.only()}; it wants {WANTED}")
+    chosen = texts or tables
+    found.passed.update(ending(each.name) for each in members if each not in chosen)
+    found.tell([each.name for each in chosen])
+    if texts:
+        return token_files(texts, work)
+    rows: dict[str, list[Member]] = {}
+    for table in tables:
+        rows.setdefault(str(named_split(Path(table.name).name)), []).append(table)
+    files = from_rows({split: parquet_rows(some) for split, some in rows.items()}, work)
+    return files, "raw" in Path(str(source)).name
 
 
-def unzip(path: Path, work: Path) -> Path:
-    """Unpack the archive's token files into a folder; ValueError for a damaged archive."""
-    folder = work / "zip"
-    folder.mkdir(parents=True, exist_ok=True)
-    with naming_damage(path), zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            target = folder / Path(name).name
-            if FILE.fullmatch(target.name) and not target.exists():
-                with archive.open(name) as packed:
-                    copy(packed, target)
-    return folder
+def token_file(member: Member) -> tuple[str, str] | None:
+    """Split and kind (tokens or raw) of a file with the original's name; None for others."""
+    match = FILE.fullmatch(Path(member.name).name)
+    return (FULL_NAME[match[1].lower()], match[2].lower()) if match else None
 
 
-def from_rows(rows: Mapping[str, Iterable[str]], work: Path) -> dict[str, Path]:
+def token_files(members: list[Member], work: Path) -> tuple[dict[str, Path], bool]:
+    """The plain file of each split and whether they are raw; ValueError for two of one split."""
+    first: dict[str, Member] = {}
+    kinds: dict[str, Member] = {}
+    for member in members:
+        split, kind = token_file(member) or ("", "")
+        kinds.setdefault(kind, member)
+        if first.setdefault(split, member) is not member or len(kinds) > 1:
+            other = first[split] if first[split] is not member else members[0]
+            raise ValueError(
+                f"there are several files for one split, {other.name} and {member.name}: give a "
+                "folder with one each, all .tokens or all .raw"
+            )
+    files = {split: unpacked(member.path, work) for split, member in first.items()}
+    return files, set(kinds) == {"raw"}
+
+
+def from_rows(rows: Mapping[str, Iterable[str | None]], work: Path) -> dict[str, Path]:
     """Write rows of text, a line each, as the original files have them."""
     work.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -87,25 +111,39 @@ def from_rows(rows: Mapping[str, Iterable[str]], work: Path) -> dict[str, Path]:
         files[split] = work / f"wiki.{split}.tokens"
         if not files[split].exists():
             with atomic_path(files[split]) as temporary, temporary.open("wb") as file:
-                # Parquet copies have "" where the original has a blank line, " \n".
-                file.writelines((line or " \n").encode() for line in lines)
+                file.writelines(whole_line(row, n, split) for n, row in enumerate(lines))
     return files
 
 
-def parquet_rows(paths: list[Path]) -> Iterator[str]:
+def whole_line(row: str | None, number: int, split: str) -> bytes:
+    """A row as the original has it, or ValueError for one that is null.
+
+    Parquet copies have "" for a line of one space; some lack the ends of lines, or the spaces
+    around them.
+    """
+    if row is None:
+        raise ValueError(
+            f"row {number:,} (from 0) of {split} is null in column 'text': get another copy"
+        )
+    if not row.endswith("\n"):
+        row = f" {row.strip()} \n" if row.strip() else " \n"
+    return row.encode()
+
+
+def parquet_rows(members: list[Member]) -> Iterator[str | None]:
     """The column text of parquet files, in order."""
-    from pyarrow.parquet import ParquetFile
-
-    for path in paths:
-        with ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                known = ", ".join(file.schema_arrow.names)
-                raise ValueError(f"{path} has no column 'text'; its columns are {known}")
+    for member in members:
+        with open_parquet(member.path, member.name, ["text"]) as file:
             for batch in file.iter_batches(4096, columns=["text"]):
-                yield from batch.column(0).to_pylist()
+                rows = batch.column(0).to_pylist()
+                if any(not isinstance(row, str | None) for row in rows):
+                    raise ValueError(
+                        f"{member.name} has no text in column 'text': get another copy"
+                    )
+                yield from rows
 
 
-def hub_rows(hub: HubName) -> dict[str, Iterable[str]]:
+def hub_rows(hub: HubName) -> dict[str, Iterable[str | None]]:
     """The rows of each split of the hub's copy."""
     splits: dict[str, Any] = stream(hub, WANTED)
     return {split: (row["text"] for row in rows_of(hub, data)) for split, data in splits.items()}

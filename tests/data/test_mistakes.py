@@ -13,19 +13,19 @@ from data.prepare import DataConfig, prepare
 Write = Callable[[dict[str, bytes]], Path]
 
 MISTAKES: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
-    "missing": ({}, {"corpus": "text", "source": "nowhere"}, "holds no text"),
+    "missing": ({}, {"corpus": "text", "source": "nowhere"}, "is not there"),
     "no source": ({}, {"corpus": "text", "source": None}, "needs a source"),
     "empty": ({"train/a.txt": b"", "test/b.txt": b""}, {"corpus": "text"}, "holds no text"),
     "no text": ({"a.pdf": b"x"}, {"corpus": "text"}, "holds no text"),
     "not UTF-8": (
         {"train/a.txt": b"ab\n\xff"},
         {"corpus": "text", "vocabulary": "words"},
-        r"a\.txt is not valid UTF-8 \(byte 3\)",
+        r"a\.txt, line 2 is not valid UTF-8",
     ),
     "not UTF-8, before a vocabulary is learnt": (
         {"train/a.txt": b"ab\n" * 400_000 + b"\xff"},
         {"corpus": "text", "vocabulary": "sentencepiece"},
-        r"a\.txt is not valid UTF-8 \(byte 1,200,000\)",
+        r"a\.txt, line 400,001 is not valid UTF-8",
     ),
     "no source of a benchmark": (
         {},

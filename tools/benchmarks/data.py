@@ -159,9 +159,8 @@ def middle(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def encoding_rates(source: Path, shards: Path, rounds: int) -> dict[str, float]:
     """MB/s of one core for each vocabulary, on the first part of the text."""
-    blocks = [
-        block.data for block in whole_lines(open_pg19(str(source), None, None).parts[0].read())
-    ]
+    books = open_pg19(str(source), None, None, shards.with_name("unpacked"))
+    blocks = [block.data for block in whole_lines(books.parts[0].read())]
     size = sum(map(len, blocks)) / MB
     subwords = open_shards(shards).vocabulary
     words = WordVocabulary.build(Counter(split_words(b"".join(blocks))))

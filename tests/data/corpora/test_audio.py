@@ -1,11 +1,13 @@
 """The corpus audio: .wav files as mu-law levels."""
 
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data.corpora.audio import open_audio
 from data.prepare import DataConfig, prepare
 from data.shards import Shards
 
@@ -82,3 +84,57 @@ def test_bad_audio_is_named(tmp_path: Path) -> None:
     (tmp_path / "wav/b.wav").unlink()
     with pytest.raises(ValueError, match=r"holds no \.wav files"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize("lacking", [1, 2, 19, 20, 44, 100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_file_that_lacks_a_few_bytes_is_cut_short(
+    tmp_path: Path, lacking: int, channels: int
+) -> None:
+    tone(tmp_path / "wav/a.wav", 100, channels=channels)
+    whole = (tmp_path / "wav/a.wav").read_bytes()
+    (tmp_path / "wav/a.wav").write_bytes(whole[:-lacking])
+    with pytest.raises(ValueError, match=r"a\.wav is cut short, since its head says 100 frames"):
+        build(tmp_path)
+
+
+BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "streamed": (lambda wav: wav[:40] + b"\xff\xff\xff\xff" + wav[44:], "is cut short"),
+    "never finished": (lambda wav: wav[:40] + bytes(4) + wav[44:], "says nothing of its sound"),
+    "no rate": (lambda wav: wav[:24] + bytes(4) + wav[28:], "0 samples a second"),
+    "no channels": (lambda wav: wav[:22] + bytes(2) + wav[24:], "is not a PCM"),
+    "float": (lambda wav: wav[:20] + b"\3\0" + wav[22:], "is not a PCM"),
+    "no format": (lambda wav: wav[:12] + wav[36:], "is not a PCM"),
+    "empty": (lambda _: b"", "is not a PCM"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_heads_are_refused(tmp_path: Path, case: str) -> None:
+    tone(tmp_path / "wav/a.wav", 9000)
+    change, message = BROKEN[case]
+    path = tmp_path / "wav/a.wav"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message) as refusal:
+        build(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    tone(tmp_path / "wav/a.wav", 1000)
+    source = open_audio(str(tmp_path / "wav"))
+    whole = (tmp_path / "wav/a.wav").read_bytes()
+    (tmp_path / "wav/a.wav").write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"a\.wav became shorter"):
+        list(source.parts[-1].read())
+
+
+def test_capitals_are_read_and_hidden_and_other_files_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tone(tmp_path / "wav/train/a.WAV", 100)
+    tone(tmp_path / "wav/test/b.wav", 50)
+    tone(tmp_path / "wav/train/._a.wav", 50)
+    (tmp_path / "wav/train/c.mp3").write_bytes(b"")
+    assert build(tmp_path).split("train").names == ["train/a.WAV"]
+    assert "reading 2 .wav, passed over 1 .mp3, 1 hidden\n" in capsys.readouterr().err
