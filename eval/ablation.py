@@ -5,16 +5,17 @@ Shapes: B lanes, C compressed slots, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.shards import Split
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig, SegmentOutput
+from data.vocab import Vocabulary
+from lm.inference.predictor import ModelPredictor, ModelState
+from lm.model import CompressiveTransformer, MemoryState, ModelConfig
 from lm.model.memory import advance_counts, live_mask, push
-from lm.scoring import Scorer, ScoringConfig
+from lm.scoring import Scorer
 
 Change = Callable[[ModelConfig, MemoryState, torch.Generator], MemoryState]
 
@@ -66,28 +67,40 @@ CHANGES: dict[str, Change] = {
 }
 
 
-class AblatedScorer(Scorer):
-    """A scorer whose model reads a changed compressed memory."""
+class AblatedState(ModelState):
+    """True memory, and how many segments were read, which the shuffles depend on."""
+
+    def __init__(self, memory: MemoryState, step: int) -> None:
+        super().__init__(memory)
+        self.step = step
+
+    def reset(self, reset_B: Tensor) -> "AblatedState":
+        """The same with empty memory in some lanes."""
+        return AblatedState(self.memory.reset(reset_B), self.step)
+
+
+class AblatedPredictor(ModelPredictor):
+    """A model that reads a changed compressed memory."""
 
     def __init__(
-        self,
-        model: CompressiveTransformer,
-        split: Split,
-        config: ScoringConfig,
-        change: Change,
-        seed: int = 0,
+        self, model: CompressiveTransformer, vocabulary: Vocabulary, change: Change, seed: int = 0
     ) -> None:
-        """As Scorer; `seed` is that of the shuffles."""
-        super().__init__(model, split, config, keep_keys=False)
+        """As ModelPredictor; `seed` is that of the shuffles."""
+        super().__init__(model, vocabulary, keep_keys=False)
         self.change, self.seed = change, seed
 
-    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
-        """What the model makes of a segment after changed memory."""
-        config = self.model.config
-        generator = torch.Generator().manual_seed(self.seed + self.step)
+    def begin(self, lanes: int) -> AblatedState:
+        """Empty memory."""
+        return AblatedState(super().begin(lanes).memory, 0)
+
+    def read_segments(self, tokens_BT: Tensor, state: ModelState) -> tuple[Tensor, AblatedState]:
+        """A segment after changed memory."""
+        assert isinstance(state, AblatedState)
+        config, memory = self.model.config, state.memory
+        generator = torch.Generator().manual_seed(self.seed + state.step)
         changed = self.change(config, memory, generator)
-        output: SegmentOutput = self.model(inputs_BT, changed, targets_BT)
-        after, windows = output.memory, config.windows
+        hidden, after, *_ = self.model.read_segment(tokens_BT, changed)
+        windows = config.windows
         compressed = tuple(
             push(true, read[:, -windows:])
             for true, read in zip(memory.compressed, after.compressed, strict=True)
@@ -95,14 +108,15 @@ class AblatedScorer(Scorer):
         counts = advance_counts(config, memory, config.segment)
         restored = after.with_named(compressed=compressed)
         restored = restored.with_counts(compressed=counts.after["compressed"])
-        return replace(output, memory=restored)
+        return hidden, AblatedState(restored, state.step + 1)
 
-    def foreign(self) -> float:
-        """Share of segments in which the next lane reads another document."""
-        batches, offsets = self.batches, self.split.documents["offset"]
-        shares = []
-        for step in range(len(batches)):
-            at_B = np.minimum(batches.read_from + step, batches.stop - 1)
-            document_B = offsets.searchsorted(batches.position[at_B], side="right")
-            shares.append((document_B != np.roll(document_B, -1)).mean())
-        return float(np.mean(shares))
+
+def foreign(scorer: Scorer[Any]) -> float:
+    """Share of segments in which the next lane reads another document."""
+    batches, offsets = scorer.batches, scorer.split.documents["offset"]
+    shares = []
+    for step in range(len(batches)):
+        at_B = np.minimum(batches.read_from + step, batches.stop - 1)
+        document_B = offsets.searchsorted(batches.position[at_B], side="right")
+        shares.append((document_B != np.roll(document_B, -1)).mean())
+    return float(np.mean(shares))

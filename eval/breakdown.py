@@ -16,7 +16,7 @@ from data.common import command
 from data.common.files import as_json
 from data.common.outputs import check_folder, check_output, writing
 from data.shards import Shards, Split
-from eval.ablation import CHANGES, AblatedScorer
+from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.keeping import read_to_end
 from eval.labels import plain
 from eval.protocol import record
@@ -25,8 +25,9 @@ from eval.score import ScoreConfig, text_for
 from eval.units import convert
 from eval.words import by_frequency, counts_line_ends, training_counts
 from lm.attention_mass import AttentionMass
+from lm.feeding import Segment
+from lm.inference.predictor import ModelPredictor, ModelState
 from lm.loading import LoadedRun, load_run, parts_of
-from lm.model import MemoryState, SegmentOutput
 from lm.model.reconstruction import LossSum
 from lm.scoring import Scorer
 
@@ -79,7 +80,7 @@ def main(
     opened = text_for(loaded, shards)
     part = opened.split(split)
     token_nats = np.full(len(part.tokens), np.nan, dtype=np.float32)
-    scorer = WatchingScorer(loaded.model, part, scoring, token_nats=token_nats)
+    scorer = WatchingScorer(loaded.predictor, part, scoring, token_nats=token_nats)
     with AttentionMass(loaded.model) as scorer.mass:
         read_to_end(scorer)
     result = record(loaded, opened, split, scoring, scorer.result())
@@ -104,21 +105,23 @@ def names(split: str) -> tuple[str, str]:
     return f"breakdown-{split}.json", f"documents-{split}.csv"
 
 
-class WatchingScorer(Scorer):
+class WatchingScorer(Scorer[ModelState]):
     """A scorer that notes attention and the reconstruction loss of each layer on the way."""
 
     mass: AttentionMass
     loss: LossSum | None = None
 
-    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
-        """What the model makes of a segment; counts it where every token is scored."""
-        output: SegmentOutput = self.model(inputs_BT, memory, targets_BT, losses=True)
-        whole_B = torch.from_numpy(self.batch.scored_BT[self.rows].all(1))
-        self.mass.add(self.mass.full_lanes(memory) & whole_B.to(inputs_BT.device))
+    def read(self, segment: Segment, state: ModelState) -> tuple[Tensor, ModelState]:
+        """What a segment costs; counts it where every token is scored."""
+        assert isinstance(self.predictor, ModelPredictor)
+        model, memory = self.predictor.model, state.memory
+        output = model(segment.inputs_BT, memory, segment.targets_BT, losses=True)
+        whole_B = segment.scored_BT.all(dim=1)
+        self.mass.add(self.mass.full_lanes(memory) & whole_B)
         if whole_B.all() and (loss := output.by_layer.get("reconstruction")) is not None:
             before = self.loss or LossSum(torch.zeros(()), torch.zeros(()))
             self.loss = LossSum(before.total + loss.total, before.elements + loss.elements)
-        return output
+        return output.predictions, ModelState(output.memory)
 
     def reconstruction(self) -> list[float]:
         """Mean squared error of each layer's compression; empty where none has such a loss."""
@@ -206,11 +209,12 @@ def ablation(loaded: LoadedRun, split: Split, config: BreakdownConfig) -> dict[s
         return {}
     found = {}
     for name in config.ablations:
-        scorer = AblatedScorer(loaded.model, split, config, CHANGES[name])
+        ablated = AblatedPredictor(loaded.model, loaded.vocabulary, CHANGES[name])
+        scorer = Scorer(ablated, split, config)
         read_to_end(scorer)
         found[name] = scorer.result().bits_per_byte
     if "exchanged" in found:
-        found["from_another_document"] = scorer.foreign()
+        found["from_another_document"] = foreign(scorer)
     return found
 
 

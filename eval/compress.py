@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,8 @@ from data.common.outputs import check_output, writing
 from data.common.progress import Progress
 from eval.keeping import require_finite
 from eval.packing import Header, most_tokens, pack, unpack
+from lm.inference.predictor import Predictor
 from lm.loading import LoadedRun, load_run, parts_of
-from lm.model.incremental import Reader
-from lm.scoring import require_room
 
 SUFFIX = ".lm"
 LANE_TOKENS, MOST_LANES = 4096, 256
@@ -67,7 +67,11 @@ def main(
     others = compressors() if compare else {}
     content = file.read_bytes()
     loaded = load_run(run, checkpoint)
-    made = restore(loaded, content, file) if decompress else compress(loaded, content, lanes, file)
+    model = model_digest(loaded)
+    if decompress:
+        made = restore(loaded.predictor, model, content, file)
+    else:
+        made = compress(loaded.predictor, model, content, lanes, file)
     with writing(target) as place:
         place.write_bytes(made)
     print(f"{target}: {len(made):,} bytes from {len(content):,}")
@@ -92,13 +96,22 @@ def target_of(file: Path, decompress: bool) -> Path:
     return file.with_suffix("")
 
 
-def compress(loaded: LoadedRun, content: bytes, lanes: int | None, file: Path) -> bytes:
-    """The compressed file; see `main` for the number of lanes.
+def compress(
+    predictor: Predictor[Any], model: bytes, content: bytes, lanes: int | None, file: Path
+) -> bytes:
+    """The compressed file.
+
+    Args:
+        predictor: what gives the probabilities.
+        model: 16 bytes that stand for all that decides them.
+        content: the text.
+        lanes: see `main`.
+        file: what it is called in a complaint.
 
     Raises:
-        ValueError: the model's vocabulary does not give the content back exactly.
+        ValueError: the predictor's vocabulary does not give the content back exactly.
     """
-    vocabulary, config = loaded.vocabulary, loaded.model.config
+    vocabulary = predictor.vocabulary
     try:
         tokens = vocabulary.encode(content).astype(np.int64)
         exact = vocabulary.decode(tokens) == content
@@ -111,33 +124,33 @@ def compress(loaded: LoadedRun, content: bytes, lanes: int | None, file: Path) -
         )
     if lanes is None:
         lanes = min(MOST_LANES, len(tokens) // LANE_TOKENS)
-    segments = -(-len(tokens) // config.segment)
+    segments = -(-len(tokens) // predictor.segment)
     header = Header(
-        model=model_digest(loaded),
+        model=model,
         content=sha256(content).digest()[:16],
         tokens=len(tokens),
         lanes=max(1, min(lanes, segments)),
         threads=torch.get_num_threads(),
     )
-    payload = Coder(loaded, header).encode(tokens)
+    payload = Coder(predictor, header).encode(tokens)
     return pack(header, payload)
 
 
-def restore(loaded: LoadedRun, packed: bytes, file: Path) -> bytes:
-    """The file that was compressed.
+def restore(predictor: Predictor[Any], model: bytes, packed: bytes, file: Path) -> bytes:
+    """The file that was compressed; arguments as in `compress`.
 
     Raises:
         ValueError: it is damaged, or was made with another model or on a machine that computes
             otherwise.
     """
     header, payload = unpack(packed, file)
-    if header.model != model_digest(loaded):
+    if header.model != model:
         raise ValueError(
-            f"{file} was compressed with another model than {loaded.checkpoint}; give the run and "
-            "checkpoint that it was made with"
+            f"{file} was compressed with another model; give the run and checkpoint that it was "
+            "made with"
         )
-    segments = max(1, -(-header.tokens // loaded.model.config.segment))
-    if header.tokens > most_tokens(payload, loaded.model.vocabulary) or header.lanes > segments:
+    segments = max(1, -(-header.tokens // predictor.segment))
+    if header.tokens > most_tokens(payload, predictor.vocabulary.size) or header.lanes > segments:
         raise ValueError(
             f"{file} is damaged: {len(payload):,} bytes cannot hold {header.tokens:,} tokens in "
             f"{header.lanes:,} lanes"
@@ -146,8 +159,8 @@ def restore(loaded: LoadedRun, packed: bytes, file: Path) -> bytes:
     try:
         # The number of threads decides the order of sums, and so the last bits.
         torch.set_num_threads(header.threads)
-        tokens_N = Coder(loaded, header).decode(payload)
-        content = None if tokens_N is None else loaded.vocabulary.decode(tokens_N)
+        tokens_N = Coder(predictor, header).decode(payload)
+        content = None if tokens_N is None else predictor.vocabulary.decode(tokens_N)
     except AssertionError:
         # What the coder says of words that fit no token.
         content = None
@@ -170,14 +183,14 @@ def model_digest(loaded: LoadedRun) -> bytes:
 class Coder:
     """Walks through the lanes of a text side by side, with the probabilities of what comes next."""
 
-    def __init__(self, loaded: LoadedRun, header: Header) -> None:
+    def __init__(self, predictor: Predictor[Any], header: Header) -> None:
         with extra("eval", "eval.compress"):
             import constriction
 
         self.streams = constriction.stream.queue
         self.family = constriction.stream.model.Categorical(perfect=False)
-        self.loaded, self.total, self.lanes = loaded, header.tokens, header.lanes
-        segment = loaded.model.config.segment
+        self.predictor, self.total, self.lanes = predictor, header.tokens, header.lanes
+        segment = predictor.segment
         segments = -(-self.total // segment)
         # The lanes are those of a score with as many lanes, so that both numbers can be compared.
         bounds = [lane * segments // self.lanes * segment for lane in range(self.lanes + 1)]
@@ -187,17 +200,17 @@ class Coder:
         """Walk to the end. At each step `choose` has the lanes that go on, the places of their next
         tokens, and probabilities [lanes, V]; it returns these tokens.
         """
-        model, start = self.loaded.model, self.loaded.vocabulary.start
-        require_room(model, self.lanes)
-        reader = Reader(model, model.empty_memory(self.lanes))
-        device = model.embedding.weight.device
+        predictor = self.predictor
+        state = predictor.begin(self.lanes)
+        start, device = predictor.vocabulary.start, predictor.device
         last = torch.full((self.lanes, 1), start, device=device)
         begins, ends = self.bounds[:-1], self.bounds[1:]
         length = int((ends - begins).max(initial=0))
         with Progress("code", self.total, "token", scale=True) as bar:
             for step in range(length):
-                reader.read(last)
-                probabilities = reader.logits().float().softmax(dim=-1).cpu().numpy()
+                hidden, state = predictor.read(last, state)
+                logits = predictor.logits(hidden)[:, -1]
+                probabilities = logits.float().softmax(dim=-1).cpu().numpy()
                 require_finite(bool(np.isfinite(probabilities).all()))
                 going = np.flatnonzero(begins + step < ends)
                 tokens = choose(begins[going] + step, probabilities[going])

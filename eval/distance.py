@@ -17,8 +17,10 @@ from data.shards import Split
 from eval.keeping import read_to_end
 from eval.protocol import record
 from eval.score import ScoreConfig, text_for
+from lm.feeding import Segment
+from lm.inference.predictor import StateT
 from lm.loading import load_run, parts_of
-from lm.model import MemoryState, ModelConfig, SegmentOutput
+from lm.model import ModelConfig
 from lm.model.embedding import cross_entropy
 from lm.scoring import Scorer
 
@@ -51,7 +53,7 @@ def main(
     opened = text_for(loaded, shards)
     part = opened.split(split)
     rows = read_answers(answers, part)
-    scorer = RecallScorer(loaded.model, part, scoring)
+    scorer = RecallScorer(loaded.predictor, part, scoring)
     read_to_end(scorer)
     result = record(loaded, opened, split, scoring, scorer.result())
     result["distance"] = {
@@ -62,22 +64,24 @@ def main(
     print(table(result["distance"]))
 
 
-class RecallScorer(Scorer):
-    """A scorer that notes which tokens the model holds most probable."""
+class RecallScorer(Scorer[StateT]):
+    """A scorer that notes which tokens the predictor holds most probable."""
 
     known_N: np.ndarray
 
-    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
-        """What the model makes of a segment; notes where it was right."""
-        output: SegmentOutput = self.model(inputs_BT, memory)
-        right_BT = (output.predictions.argmax(dim=-1) == targets_BT).cpu().numpy()
+    def read(self, segment: Segment, state: StateT) -> tuple[Tensor, StateT]:
+        """What a segment costs; notes where the predictor was right."""
+        targets_BT = segment.targets_BT
+        hidden, state = self.predictor.read(segment.inputs_BT, state)
+        logits_BTV = self.predictor.logits(hidden)
+        right_BT = (logits_BTV.argmax(dim=-1) == targets_BT).cpu().numpy()
         scored_BT = self.batch.scored_BT[self.rows]
         place_BT = self.batch.offset_B[self.rows, None] + np.arange(right_BT.shape[1])
         if self.step == 0:
             self.known_N = np.zeros(len(self.split.tokens), dtype=bool)
         self.known_N[place_BT[scored_BT]] = right_BT[scored_BT]
-        nats = cross_entropy(output.predictions.flatten(0, 1), targets_BT.flatten())
-        return SegmentOutput(nats.view(targets_BT.shape), output.memory)
+        nats = cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        return nats.view(targets_BT.shape), state
 
 
 def read_answers(path: Path, split: Split) -> np.ndarray:

@@ -24,8 +24,10 @@ from eval.keeping import advance
 from eval.protocol import record, spoken
 from eval.score import ScoreConfig, text_for
 from eval.units import convert
+from lm.feeding import Segment
+from lm.inference.predictor import ModelPredictor, ModelState
 from lm.loading import load_run, parts_of
-from lm.model import CompressiveTransformer, MemoryState, SegmentOutput
+from lm.model import CompressiveTransformer
 from lm.scoring import Scorer
 
 WINDOWS = 50
@@ -84,7 +86,7 @@ def main(
     loaded = load_run(run, checkpoint, scoring)
     opened = text_for(loaded, shards)
     part = opened.split(split)
-    plain, fixed = one_pass(Scorer(loaded.model, part, scoring), scoring.limit, "fixed weights")
+    plain, fixed = one_pass(Scorer(loaded.predictor, part, scoring), scoring.limit, "fixed weights")
     result = record(loaded, opened, split, scoring, plain.result())
     unit, denominator = result["protocol"]["unit"], result["protocol"]["denominator"]
     if scoring.limit is not None:
@@ -104,7 +106,7 @@ def main(
     print(table(result))
 
 
-class DynamicScorer(Scorer):
+class DynamicScorer(Scorer[ModelState]):
     """A scorer that scores a segment first and learns from it afterwards.
 
     It moves a copy of the weights, by the gradient of the scored tokens' mean cost. What is read
@@ -112,7 +114,10 @@ class DynamicScorer(Scorer):
     """
 
     def __init__(self, model: CompressiveTransformer, split: Split, config: DynamicConfig) -> None:
-        super().__init__(copy.deepcopy(model), split, config, keep_keys=False)
+        self.model = copy.deepcopy(model)
+        # Kept keys would belong to weights that have moved.
+        moving = ModelPredictor(self.model, split.vocabulary, keep_keys=False)
+        super().__init__(moving, split, config)
         self.config = config
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
@@ -121,17 +126,15 @@ class DynamicScorer(Scorer):
         self.optimizer: torch.optim.Optimizer = kind(self.parameters, lr=lr)
 
     @torch.enable_grad()
-    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
-        """What the model makes of a segment before it learns from it."""
-        output: SegmentOutput = self.model(inputs_BT, memory, targets_BT)
-        scored_BT = torch.from_numpy(self.batch.scored_BT[self.rows]).to(inputs_BT.device)
+    def read(self, segment: Segment, state: ModelState) -> tuple[Tensor, ModelState]:
+        """What a segment costs before the model learns from it."""
+        output = self.model(segment.inputs_BT, state.memory, segment.targets_BT)
+        scored_BT = segment.scored_BT
         if scored_BT.any():
             ((output.predictions * scored_BT).sum() / scored_BT.sum()).backward()
         if (self.step + 1) % self.config.every == 0:
             self._learn()
-        return replace(
-            output, predictions=output.predictions.detach(), memory=output.memory.detach()
-        )
+        return output.predictions.detach(), ModelState(output.memory.detach())
 
     @torch.no_grad()
     def _learn(self) -> None:
@@ -143,7 +146,9 @@ class DynamicScorer(Scorer):
             torch._foreach_lerp_(self.parameters, self.trained, self.config.decay)
 
 
-def one_pass(scorer: Scorer, limit: int | None, name: str) -> tuple[Scorer, dict[str, Any]]:
+def one_pass(
+    scorer: Scorer[ModelState], limit: int | None, name: str
+) -> tuple[Scorer[ModelState], dict[str, Any]]:
     """Read to the end or to the limit; the scorer, its nats, and a curve of bits per byte."""
     count = len(scorer) if limit is None else min(limit, len(scorer))
     ends = {count * number // WINDOWS for number in range(1, WINDOWS + 1)}

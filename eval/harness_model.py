@@ -13,9 +13,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from data.common.progress import Progress
+from lm.inference.predictor import ModelState
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.model.embedding import cross_entropy
-from lm.model.incremental import Reader
 from lm.sampling import SamplingConfig
 from lm.session import Session, Writing, encode
 
@@ -96,8 +96,8 @@ class LongRangeLM(LM):  # type: ignore[misc]
         with Progress("documents", len(texts), "document") as bar:
             for chunk in chunks(order, self.batch):
                 ids = [self._encode(texts[index]) for index in chunk]
-                reader = self._begun(len(chunk))
-                for index, nats in zip(chunk, self._read_scored(reader, ids)[0], strict=True):
+                session = Session.begin(self.loaded.predictor, len(chunk))
+                for index, nats in zip(chunk, self._read_scored(session, ids)[0], strict=True):
                     results[index] = -nats
                     self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), -nats)
                 bar.update(len(chunk))
@@ -122,10 +122,6 @@ class LongRangeLM(LM):  # type: ignore[misc]
     def _encode(self, text: str) -> np.ndarray:
         return encode(self.loaded.vocabulary, text.encode(), "a text").astype(np.int64)
 
-    def _begun(self, lanes: int) -> Reader:
-        """Lanes that have read what precedes every text."""
-        return Session.begin(self.loaded, lanes).reader
-
     def _split(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids of both together, cut before the first token that reaches into the continuation."""
         ids = self._encode(context + continuation)
@@ -136,15 +132,15 @@ class LongRangeLM(LM):  # type: ignore[misc]
     def _continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         split = [self._split(*pair) for pair in pairs]
         contexts = list(dict.fromkeys(ids.tobytes() for ids, _ in split))
-        session = Session.begin(self.loaded, len(contexts))
+        session = Session.begin(self.loaded.predictor, len(contexts))
         session.read([np.frombuffer(each, dtype=np.int64) for each in contexts])
-        reader = session.reader.select([contexts.index(ids.tobytes()) for ids, _ in split])
-        nats, greedy = self._read_scored(reader, [ids for _, ids in split])
+        session = session.select([contexts.index(ids.tobytes()) for ids, _ in split])
+        nats, greedy = self._read_scored(session, [ids for _, ids in split])
         return [(-cost, best) for cost, best in zip(nats, greedy, strict=True)]
 
     @torch.no_grad()
     def _read_scored(
-        self, reader: Reader, texts: Sequence[np.ndarray]
+        self, session: Session[ModelState], texts: Sequence[np.ndarray]
     ) -> tuple[list[float], list[bool]]:
         """Each lane reads a text; the nats of its tokens, and whether all were most probable."""
         lengths = [len(text) for text in texts]
@@ -156,10 +152,10 @@ class LongRangeLM(LM):  # type: ignore[misc]
             for lane, text in enumerate(texts):
                 tokens_Bt[lane, : counts[lane]] = torch.from_numpy(text[first : first + PART])
             there_Bt = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-            tokens_Bt = tokens_Bt.to(reader.last_BD.device)
-            before_B1D = reader.last_BD[:, None].clone()
-            hidden_BtD = reader.read(tokens_Bt, counts)
-            logits_BtV = self.loaded.model.head(torch.cat([before_B1D, hidden_BtD[:, :-1]], dim=1))
+            tokens_Bt = tokens_Bt.to(session.predictor.device)
+            before_B1 = session.last_B1
+            hidden_Bt = session.advance(tokens_Bt, counts)
+            logits_BtV = session.predictor.logits(torch.cat([before_B1, hidden_Bt[:, :-1]], dim=1))
             cost_Bt = cross_entropy(logits_BtV.flatten(0, 1), tokens_Bt.flatten())
             cost_Bt = cost_Bt.view(tokens_Bt.shape).double().cpu()
             nats_B += torch.where(there_Bt, cost_Bt, 0.0).sum(dim=1)
@@ -170,7 +166,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
     def _continued(
         self, contexts: Sequence[str], kwargs: dict[str, Any], seeds: Sequence[int]
     ) -> list[str]:
-        session = Session.begin(self.loaded, len(contexts))
+        session = Session.begin(self.loaded.predictor, len(contexts))
         session.read([self._encode(context) for context in contexts])
         # Tasks that are decoded greedily often name filters all the same.
         filters = ("top_k", "top_p", "min_p") if kwargs.get("temperature", 0.0) else ()

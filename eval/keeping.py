@@ -37,7 +37,7 @@ class Keeper:
         self.folder, self.file = folder, folder / f"state-{rank}.safetensors"
         self.what = hash_json(what | {"format": FORMAT})
 
-    def restore(self, scorer: Scorer) -> None:
+    def restore(self, scorer: Scorer[Any]) -> None:
         """Take the scorer to where it was, if anything is kept.
 
         Raises:
@@ -53,15 +53,15 @@ class Keeper:
                 f"way of reading it; {mend}"
             )
         try:
-            scorer.load_state(dict(kept))
+            scorer.load(dict(kept))
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self.file} is damaged ({error}); {mend}") from error
 
-    def save(self, scorer: Scorer) -> None:
+    def save(self, scorer: Scorer[Any]) -> None:
         """Write the scorer's state; where it finds no room, the score goes on without."""
         try:
             with atomic_path(self.file) as temporary:
-                save_tensors(scorer.state(), temporary, {"what": self.what})
+                save_tensors(scorer.kept(), temporary, {"what": self.what})
         except OSError as error:
             warn(f"{self.file} was not written ({error.strerror}); the score goes on without it")
 
@@ -79,7 +79,7 @@ def require_finite(finite: bool) -> None:
         )
 
 
-def advance(scorer: Scorer) -> None:
+def advance(scorer: Scorer[Any]) -> None:
     """Read the next segment of every lane.
 
     Raises:
@@ -90,7 +90,7 @@ def advance(scorer: Scorer) -> None:
 
 
 def read_to_end(
-    scorer: Scorer, keeper: Keeper | None = None, progress: bool = True, every: float = 60.0
+    scorer: Scorer[Any], keeper: Keeper | None = None, progress: bool = True, every: float = 60.0
 ) -> None:
     """Read to the end, from where the keeper left off.
 

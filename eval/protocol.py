@@ -81,7 +81,7 @@ def protocol(
         "memory": model.memory,
         "compressed": model.compressed,
         "lanes": config.lanes,
-        "warmup": resolved_warmup(config, loaded.model),
+        "warmup": resolved_warmup(config, loaded.predictor),
         "reset_documents": config.reset_documents,
     }
 

@@ -16,6 +16,7 @@ from eval.protocol import compressors, protocol, record, table
 from eval.records import Result
 from eval.sweep import Point, SweepConfig, point, sweep
 from eval.sweep import table as sweep_table
+from lm.inference.predictor import ModelState
 from lm.loading import Lengths, LoadedRun, load_run, parts_of
 from lm.scoring import Scorer, ScoringConfig
 from lm.training import dist
@@ -159,7 +160,7 @@ def scored(
     config: ScoringConfig,
     world: dist.World,
     keep: Path | None = None,
-) -> Scorer:
+) -> Scorer[ModelState]:
     """A scorer that has read this rank's lanes to the end.
 
     Raises:
@@ -171,7 +172,7 @@ def scored(
         )
     share = config.lanes // world.size
     rows = slice(world.rank * share, (world.rank + 1) * share)
-    scorer = Scorer(loaded.model, shards.split(split), config, rows=rows)
+    scorer = Scorer(loaded.predictor, shards.split(split), config, rows=rows)
     keeper = None
     if keep is not None:
         what = protocol(loaded, shards, split, config)

@@ -11,6 +11,7 @@ from data.common.tensors import load_tensors, save_tensors
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from data.vocab import load_vocabulary
+from lm.inference.predictor import ModelPredictor
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.scoring import ScoringConfig, score
 from lm.sparse.config import Kind, PowerConfig
@@ -240,7 +241,8 @@ def load_packed(folder: Path, folders: list[Path]) -> CompressiveTransformer:
 
 def quality(model: CompressiveTransformer, shards: Shards) -> float:
     """Bits per byte of a corpus's validation split."""
-    return score(model, shards.split("validation"), ScoringConfig()).bits_per_byte
+    predictor = ModelPredictor(model, shards.vocabulary)
+    return score(predictor, shards.split("validation"), ScoringConfig()).bits_per_byte
 
 
 def spoken(entry: Entry) -> str:

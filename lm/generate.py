@@ -13,6 +13,7 @@ from data.common.progress import Progress
 from data.common.say import say
 from data.vocab import Vocabulary, WordVocabulary
 from data.vocabularies.words import UNKNOWN
+from lm.inference.predictor import ModelState
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.memory_file import load_memory, save_memory
 from lm.sampling import SamplingConfig
@@ -113,14 +114,14 @@ def prompts(config: GenerateConfig) -> list[bytes]:
     return [(config.prompt or "").encode()]
 
 
-def opened(loaded: LoadedRun, texts: list[bytes], memory: Path | None) -> Session:
+def opened(loaded: LoadedRun, texts: list[bytes], memory: Path | None) -> Session[ModelState]:
     """A session that has read the texts, after the text that `memory` holds, if any."""
     names = ["the prompt"] if len(texts) == 1 else [f"prompt {i + 1}" for i in range(len(texts))]
     ids = [encode(loaded.vocabulary, t, n) for t, n in zip(texts, names, strict=True)]
     for text, some, name in zip(texts, ids, names, strict=True):
         tell_unknown(loaded.vocabulary, text, some, name)
     if memory is None:
-        session = Session.begin(loaded, len(texts))
+        session = Session.begin(loaded.predictor, len(texts))
     else:
         session = load_memory(memory, loaded).repeat(len(texts))
     session.read(ids)
@@ -138,7 +139,7 @@ def tell_unknown(vocabulary: Vocabulary, text: bytes, ids: np.ndarray, name: str
             )
 
 
-def store(path: Path, session: Session) -> None:
+def store(path: Path, session: Session[ModelState]) -> None:
     """Save the memory of one text.
 
     Raises:
@@ -149,7 +150,7 @@ def store(path: Path, session: Session) -> None:
     save_memory(path, session)
 
 
-def continued(session: Session, config: GenerateConfig) -> list[bytes]:
+def continued(session: Session[ModelState], config: GenerateConfig) -> list[bytes]:
     """Write the continuations: one as it comes, several when all are done."""
     seeds = range(config.seed, config.seed + session.lanes)
     how = Writing(config, config.tokens, seeds, [stop.encode() for stop in config.stop])
@@ -172,9 +173,9 @@ def continued(session: Session, config: GenerateConfig) -> list[bytes]:
     return texts
 
 
-def converse(session: Session, config: GenerateConfig) -> None:
+def converse(session: Session[ModelState], config: GenerateConfig) -> None:
     """Read lines and continue the text after each, until the input ends."""
-    vocabulary, seed = session.loaded.vocabulary, config.seed
+    vocabulary, seed = session.predictor.vocabulary, config.seed
     stops = [stop.encode() for stop in config.stop]
     while True:
         print("> " if sys.stdin.isatty() else "", end="", flush=True)

@@ -8,6 +8,7 @@ import torch
 from data.common.files import hash_file
 from data.common.tensors import TensorFile
 from data.vocab import Vocabulary, load_vocabulary
+from lm.inference.predictor import ModelPredictor
 from lm.model import CompressiveTransformer
 from lm.sparse.dense import densify
 from lm.sparse.state import put_sets, require_sets
@@ -41,6 +42,11 @@ class LoadedRun:
     """Folder that the weights come from."""
     weights: str
     """SHA-256 of the file of the weights as they were loaded; another may lie there by now."""
+
+    @property
+    def predictor(self) -> ModelPredictor:
+        """The model as whatever assigns probabilities to a text."""
+        return ModelPredictor(self.model, self.vocabulary)
 
 
 def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None) -> LoadedRun:

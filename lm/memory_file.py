@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data.common.files import atomic_path, hash_json
 from data.common.tensors import TensorFile, save_tensors
+from lm.inference.predictor import ModelPredictor, ModelState
 from lm.loading import LoadedRun
 from lm.model import CompressiveTransformer, MemoryState
 from lm.model.incremental import Reader
@@ -26,12 +27,14 @@ def model_hash(model: CompressiveTransformer) -> str:
     return digest.hexdigest()
 
 
-def save_memory(path: Path, session: Session) -> None:
+def save_memory(path: Path, session: Session[ModelState]) -> None:
     """Write everything that a session knows of its texts, the open segment included."""
-    reader, memory = session.reader, session.reader.memory
-    tensors = memory.tensors() | {
+    assert isinstance(session.predictor, ModelPredictor)
+    model, state = session.predictor.model, session.state
+    reader = state.reader or Reader(model, state.memory)
+    tensors = reader.memory.tensors() | {
         "lengths": torch.tensor(reader.lengths),
-        "last": reader.last_BD,
+        "last": session.last_B1[:, 0],
         "seen": session.seen_BV,
     }
     for index in range(len(reader.layers)):
@@ -39,7 +42,7 @@ def save_memory(path: Path, session: Session) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_tensors(ready, temporary, {"kind": KIND, "model": model_hash(session.loaded.model)})
+        save_tensors(ready, temporary, {"kind": KIND, "model": model_hash(model)})
 
 
 def _rooms(reader: Reader, index: int) -> dict[str, Tensor]:
@@ -52,7 +55,7 @@ def _rooms(reader: Reader, index: int) -> dict[str, Tensor]:
     return rooms
 
 
-def load_memory(path: Path, loaded: LoadedRun) -> Session:
+def load_memory(path: Path, loaded: LoadedRun) -> Session[ModelState]:
     """Read what `save_memory` wrote for the same model.
 
     Raises:
@@ -86,4 +89,5 @@ def load_memory(path: Path, loaded: LoadedRun) -> Session:
         for name, room in _rooms(reader, index).items():
             room.copy_(file.take(f"open.{name}.{index}", room.dtype, room.shape))
     seen = file.take("seen", torch.bool, (reader.lanes, model.vocabulary)).to(device)
-    return Session(loaded, reader, seen)
+    state = ModelState(reader.memory, reader)
+    return Session(loaded.predictor, state, reader.last_BD[:, None], seen)

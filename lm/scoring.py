@@ -5,21 +5,19 @@ Shapes: B lanes of this rank, T tokens of a segment, D documents, N tokens of th
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.common.progress import Progress
-from data.common.resources import require_memory
 from data.lanes import Batch, scoring_batches
 from data.shards import Split
-from lm.feeding import tensors
-from lm.model import CompressiveTransformer, MemoryState, SegmentOutput
+from lm.feeding import Segment, tensors
+from lm.inference.predictor import Predictor, StateT
 
 LONGEST = 1 << 40
 """Tokens; no text has as many."""
@@ -64,67 +62,53 @@ class Score:
         return self.nats / math.log(2) / self.bytes
 
 
-def resolved_warmup(config: ScoringConfig, model: CompressiveTransformer) -> int:
+def resolved_warmup(config: ScoringConfig, predictor: Predictor[Any]) -> int:
     """Warm-up in tokens, as it is reported."""
-    if config.warmup is not None:
-        return config.warmup
-    return model.config.memory + model.config.rate * model.config.compressed
+    return predictor.warmup if config.warmup is None else config.warmup
 
 
-class Read(NamedTuple):
-    """One segment of every lane, and what the model made of it."""
-
-    batch: Batch
-    memory: MemoryState
-    """Before the segment."""
-    output: SegmentOutput
-
-
-class Scorer:
+class Scorer(Generic[StateT]):
     """A pass over a split that scores every token once, and can stop and go on in between.
 
     It holds the sums so far, what each document has cost and, if asked, the cost of each token;
-    so its size does not grow with the text unless asked. A subclass may read segments in its own
+    so its size does not grow with the text unless asked. A subclass may look at what is read on the
     way.
     """
 
     def __init__(
         self,
-        model: CompressiveTransformer,
+        predictor: Predictor[StateT],
         split: Split,
         config: ScoringConfig,
         *,
         rows: slice = slice(None),
         token_nats: np.ndarray | None = None,
-        keep_keys: bool = True,
     ) -> None:
         """A pass that has read nothing yet.
 
         Args:
-            model: read in evaluation mode; its mode is restored after each segment.
-            split: tokens of the vocabulary that the model was trained on.
+            predictor: what is scored.
+            split: tokens of its vocabulary.
             config: lanes, warm-up and resets.
             rows: the lanes that this rank reads.
             token_nats: [N], where the cost of each scored token is written.
-            keep_keys: keep keys and values of memory from segment to segment instead of projecting
-                memory anew; needs weights that do not change.
 
         Raises:
-            ValueError: the split has too few tokens for so many lanes, or ids that the model lacks,
-                or the machine too little memory for such lengths.
+            ValueError: the split has too few tokens for so many lanes, or ids that the predictor
+                lacks, or the machine too little memory for such lengths.
         """
-        if split.vocabulary.size != model.vocabulary:
+        if split.vocabulary.size != predictor.vocabulary.size:
             raise ValueError(
                 f"the split {split.name!r} has a vocabulary of {split.vocabulary.size} tokens and "
-                f"the model one of {model.vocabulary}; prepare the text with the model's"
+                f"the model one of {predictor.vocabulary.size}; prepare the text with the model's"
             )
-        require_room(model, len(range(config.lanes)[rows]))
-        self.model, self.split, self.rows = model, split, rows
+        self.predictor, self.split, self.rows = predictor, split, rows
+        self.state = predictor.begin(len(range(config.lanes)[rows]))
         self.batches = scoring_batches(
             split,
             lanes=config.lanes,
-            segment=model.config.segment,
-            warmup=resolved_warmup(config, model),
+            segment=predictor.segment,
+            warmup=resolved_warmup(config, predictor),
             reset_documents=config.reset_documents,
         )
         self.step = 0
@@ -132,38 +116,33 @@ class Scorer:
         self.document_nats = np.zeros(len(split.documents))
         self.tokens = self.bytes = 0
         self._uncounted: tuple[Batch, Callable[[], Tensor]] | None = None
-        memory = model.empty_memory(len(range(config.lanes)[rows]))
-        self.memory = keeping_keys(model, memory) if keep_keys else memory
 
     def __len__(self) -> int:
         """Number of segments that each lane reads, padding included."""
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Read]:
+    def __iter__(self) -> Iterator[Batch]:
         """Read on to the end, or as far as one wants."""
         while self.step < len(self):
             yield self.advance()
         self.settle()
 
-    def read(self, inputs_BT: Tensor, memory: MemoryState, targets_BT: Tensor) -> SegmentOutput:
-        """What the model makes of `self.batch`; predictions are the targets' nats [B, T]."""
-        output: SegmentOutput = self.model(inputs_BT, memory, targets_BT)
-        return output
+    def read(self, segment: Segment, state: StateT) -> tuple[Tensor, StateT]:
+        """Nats [B, T] of the targets of a segment of `self.batch`, and the state after it."""
+        hidden, state = self.predictor.read(segment.inputs_BT, state)
+        return self.predictor.nats(hidden, segment.targets_BT), state
 
     @torch.no_grad()
-    def advance(self) -> Read:
+    def advance(self) -> Batch:
         """Read the next segment of every lane and count what is scored of it."""
         self.batch = batch = self.batches.batch(self.step)
-        inputs, targets, _, reset = tensors(batch, self.rows, self.model.embedding.weight.device)
-        memory = self.memory.reset(reset)
-        with evaluating(self.model):
-            output = self.read(inputs, memory, targets)
-        self.memory = output.memory
+        segment = tensors(batch, self.rows, self.predictor.device)
+        nats_BT, self.state = self.read(segment, self.state.reset(segment.reset_B))
         self.step += 1
         # Counted while the next segment is computed, so that a GPU never waits.
         self.settle()
-        self._uncounted = batch, arriving(output.predictions.detach())
-        return Read(batch, memory, output)
+        self._uncounted = batch, arriving(nats_BT.detach())
+        return batch
 
     def settle(self) -> None:
         """Bring all sums up to the segment read last."""
@@ -187,66 +166,25 @@ class Scorer:
         self.settle()
         counts = torch.tensor([self.tokens, self.bytes], dtype=torch.float64)
         sums = torch.cat([counts, torch.from_numpy(self.document_nats)])
-        tokens, size, *_ = sums = reduce(sums.to(self.model.embedding.weight.device)).cpu()
+        tokens, size, *_ = sums = reduce(sums.to(self.predictor.device)).cpu()
         documents = sums[2:].numpy()
         return Score(float(documents.sum()), int(tokens), int(size), documents)
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything but the tokens' own costs that `load_state` goes on from, on the CPU."""
+    def kept(self) -> dict[str, Tensor]:
+        """Everything but the tokens' own costs that `load` goes on from, on the CPU."""
         self.settle()
         progress = torch.tensor([self.step, self.tokens, self.bytes])
         tensors = {"progress": progress, "document_nats": torch.from_numpy(self.document_nats)}
-        for name, tensor in self.memory.tensors().items():
+        for name, tensor in self.state.tensors().items():
             tensors[f"state.{name}"] = tensor.cpu().contiguous()
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on exactly where `state` was taken of a scorer that was made the same way."""
-        self.step, self.tokens, self.bytes = state["progress"].tolist()
-        self.document_nats = state["document_nats"].numpy().copy()
-        device = self.memory.memory_count.device
-        kept = {
-            name.removeprefix("state."): tensor.to(device)
-            for name, tensor in state.items()
-            if name.startswith("state.")
-        }
-        self.memory = MemoryState.from_tensors(kept)
-
-
-def require_room(model: CompressiveTransformer, lanes: int) -> None:
-    """Refuse lengths and lanes that this machine could never hold, before anything is allocated.
-
-    Raises:
-        ValueError: there is too little memory.
-    """
-    config, weight = model.config, model.embedding.weight
-    slots = sum(config.at(layer).slots for layer in range(config.layers))
-    each = config.width + 2 * config.stored_heads * config.head_width
-    # A segment is there twice besides, before and after a layer.
-    numbers = slots * each + 2 * config.segment * config.width
-    there = None
-    if weight.device.type == "cuda":
-        there = torch.cuda.get_device_properties(weight.device).total_memory
-    require_memory(
-        lanes * numbers * weight.element_size(),
-        f"reading {lanes:,} lanes with segment {config.segment:,}, memory {config.memory:,} and "
-        f"compressed {config.compressed:,}",
-        there,
-    )
-
-
-def keeping_keys(model: CompressiveTransformer, empty: MemoryState) -> MemoryState:
-    """Empty memory that keeps keys and values. Nobody reads those of empty slots, so no weight is
-    needed, which ZeRO stage 3 would not have at hand here.
-    """
-    config = model.config
-
-    def nothing(layer: int) -> Tensor:
-        shape = (empty.lanes, config.stored_heads, config.at(layer).slots, config.head_width)
-        return empty.memory[layer].new_zeros(shape)
-
-    zeros = tuple(nothing(layer) for layer in range(config.layers))
-    return empty.with_named(keys=zeros, values=zeros)
+    def load(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on exactly where `kept` was taken of a scorer that was made the same way."""
+        self.step, self.tokens, self.bytes = kept["progress"].tolist()
+        self.document_nats = kept["document_nats"].numpy().copy()
+        state = {n.removeprefix("state."): t for n, t in kept.items() if n.startswith("state.")}
+        self.state = self.predictor.restore(state)
 
 
 def arriving(tensor: Tensor) -> Callable[[], Tensor]:
@@ -266,7 +204,7 @@ def arriving(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def score(
-    model: CompressiveTransformer,
+    predictor: Predictor[Any],
     split: Split,
     config: ScoringConfig,
     *,
@@ -279,8 +217,8 @@ def score(
     """Score every token of a split once; arguments and errors are those of Scorer.
 
     Args:
-        model: read in evaluation mode.
-        split: tokens of the vocabulary that the model was trained on.
+        predictor: what is scored.
+        split: tokens of its vocabulary.
         config: lanes, warm-up and resets.
         rows: the lanes that this rank reads.
         limit: read only this many segments of each lane.
@@ -288,7 +226,7 @@ def score(
         progress: show progress.
         between: called before each segment; what it raises ends the pass.
     """
-    scorer = Scorer(model, split, config, rows=rows)
+    scorer = Scorer(predictor, split, config, rows=rows)
     count = len(scorer) if limit is None else min(limit, len(scorer))
     with Progress(f"score {split.name}", count, "segment", enabled=progress) as bar:
         while scorer.step < count:
@@ -296,14 +234,3 @@ def score(
             scorer.advance()
             bar.update()
     return scorer.result(reduce)
-
-
-@contextmanager
-def evaluating(model: CompressiveTransformer) -> Iterator[None]:
-    """Put a model into evaluation mode, and back into the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -6,14 +6,14 @@ not depend on its neighbours.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 import torch
 
 from data.common.progress import Progress
 from data.vocab import Vocabulary
-from lm.loading import LoadedRun
-from lm.model.incremental import Reader
+from lm.inference.predictor import Predictor, StateT
 from lm.sampling import Sampler, SamplingConfig
 from lm.stops import StoppedText
 
@@ -33,28 +33,58 @@ class Writing:
     stops: Sequence[bytes] = ()
 
 
-class Session:
-    """Lanes of text that a model reads and continues."""
+class Session(Generic[StateT]):
+    """Lanes of text that a predictor reads and continues."""
 
-    def __init__(self, loaded: LoadedRun, reader: Reader, seen_BV: torch.Tensor) -> None:
-        self.loaded, self.reader = loaded, reader
-        self.seen_BV = seen_BV
-        """bool, the tokens that each lane has read or written, for the repetition penalty."""
+    def __init__(
+        self,
+        predictor: Predictor[StateT],
+        state: StateT,
+        last_B1: torch.Tensor,
+        seen_BV: torch.Tensor,
+    ) -> None:
+        """A session of lanes that have read at least one token each.
+
+        Args:
+            predictor: what continues them.
+            state: what it knows of them.
+            last_B1: what it made of the last token of each lane, [B, 1, ...].
+            seen_BV: bool, the tokens that each lane has read or written, for the repetition
+                penalty.
+        """
+        self.predictor, self.state = predictor, state
+        self.last_B1, self.seen_BV = last_B1, seen_BV
 
     @staticmethod
-    def begin(loaded: LoadedRun, lanes: int) -> "Session":
+    def begin(predictor: Predictor[StateT], lanes: int) -> "Session[StateT]":
         """Lanes that have read nothing but the context that precedes every text."""
-        model = loaded.model
-        reader = Reader(model, model.empty_memory(lanes))
-        seen = torch.zeros(lanes, model.vocabulary, dtype=torch.bool, device=reader.last_BD.device)
-        session = Session(loaded, reader, seen)
-        session.read([np.array([loaded.vocabulary.start])] * lanes)
-        return session
+        vocabulary, device = predictor.vocabulary, predictor.device
+        start_B1 = torch.full((lanes, 1), vocabulary.start, device=device)
+        last_B1, state = predictor.read(start_B1, predictor.begin(lanes))
+        seen_BV = torch.zeros(lanes, vocabulary.size, dtype=torch.bool, device=device)
+        seen_BV[:, vocabulary.start] = True
+        return Session(predictor, state, last_B1, seen_BV)
 
     @property
     def lanes(self) -> int:
         """Number of texts."""
-        return self.reader.lanes
+        return len(self.last_B1)
+
+    def logits(self) -> torch.Tensor:
+        """Of what follows in each lane, [B, V]."""
+        return self.predictor.logits(self.last_B1)[:, 0]
+
+    def advance(self, tokens_Bt: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Read some tokens of each lane, from the left; returns what the predictor made of them,
+        [B, t, ...].
+        """
+        same = min(counts) == tokens_Bt.shape[1]
+        hidden, self.state = self.predictor.read(tokens_Bt, self.state, None if same else counts)
+        # Lanes that read nothing keep what they had.
+        rows = [lane for lane, count in enumerate(counts) if count]
+        self.last_B1 = self.last_B1.clone()
+        self.last_B1[rows, 0] = hidden[rows, [counts[row] - 1 for row in rows]]
+        return hidden
 
     def read(self, texts: Sequence[np.ndarray]) -> None:
         """Each lane reads a text of any length, given as ids.
@@ -77,13 +107,19 @@ class Session:
         with Progress("read", sum(counts), "token", scale=True, enabled=enabled) as bar:
             for first in range(0, max(counts), PART):
                 part = [min(max(count - first, 0), PART) for count in counts]
-                self.reader.read(tokens_Bt[:, first : first + PART], part)
+                self.advance(tokens_Bt[:, first : first + max(part)], part)
                 bar.update(sum(part))
 
-    def repeat(self, copies: int) -> "Session":
+    def select(self, lanes: Sequence[int]) -> "Session[StateT]":
+        """Some of the lanes, in any order and number; they and these go on independently."""
+        rows = torch.tensor(list(lanes), device=self.seen_BV.device)
+        return Session(
+            self.predictor, self.state.select(lanes), self.last_B1[rows], self.seen_BV[rows]
+        )
+
+    def repeat(self, copies: int) -> "Session[StateT]":
         """Each lane `copies` times, side by side; what was read is shared."""
-        seen = self.seen_BV.repeat_interleave(copies, dim=0)
-        return Session(self.loaded, self.reader.repeat(copies), seen)
+        return self.select([lane for lane in range(self.lanes) for _ in range(copies)])
 
     def write(
         self, how: Writing, show: Callable[[int, str], None] = lambda _, __: None
@@ -97,13 +133,13 @@ class Session:
         Returns:
             The continuations, without stop strings.
         """
-        pieces = self.loaded.vocabulary
+        pieces = self.predictor.vocabulary
         sampler = Sampler(how.sampling, how.seeds, self.seen_BV)
         texts = [StoppedText(how.stops) for _ in range(self.lanes)]
         going = list(range(self.lanes))
         for _ in range(how.tokens):
-            token_B = sampler(self.reader.logits())
-            self.reader.read(token_B[:, None])
+            token_B = sampler(self.logits())
+            self.advance(token_B[:, None], [1] * self.lanes)
             for lane, token in zip(going, token_B.cpu().numpy(), strict=True):
                 show(lane, texts[lane].add(pieces.decode(token[None])))
             rows = [row for row, lane in enumerate(going) if not texts[lane].stopped]
@@ -111,7 +147,8 @@ class Session:
                 going = [going[row] for row in rows]
                 if not going:
                     break
-                self.reader = self.reader.select(rows)
+                going_on = self.select(rows)
+                self.state, self.last_B1 = going_on.state, going_on.last_B1
                 sampler.keep(rows)
         self.seen_BV = sampler.seen_BV
         for lane in going:

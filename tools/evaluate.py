@@ -124,8 +124,9 @@ def compressed(run: Path, shards: Shards, split: str, config: EvaluateConfig) ->
     content = part.vocabulary.decode(part.tokens[: config.compressed_bytes])
     # A whole number of lines, which every vocabulary of text can write.
     content = content[: content.rfind(b"\n", 0, config.compressed_bytes) + 1] or content
-    made = {"this model": compress.compress(loaded, content, None, Path(part.name))}
-    if compress.restore(loaded, made["this model"], Path(part.name)) != content:
+    predictor, model, name = loaded.predictor, compress.model_digest(loaded), Path(part.name)
+    made = {"this model": compress.compress(predictor, model, content, None, name)}
+    if compress.restore(predictor, model, made["this model"], name) != content:
         raise ValueError(f"the {split} split of {shards.path} does not come back as it was")
     made |= {kind: do(content) for kind, do in compress.compressors().items()}
     return {

@@ -9,8 +9,9 @@ from torch import Tensor
 from data.common.files import atomic_path
 from lm.attention_mass import AttentionMass
 from lm.feeding import tensors
+from lm.inference.predictor import ModelPredictor, evaluating
 from lm.model import CompressiveTransformer, MemoryState
-from lm.scoring import Score, ScoringConfig, evaluating, score
+from lm.scoring import Score, ScoringConfig, score
 from lm.training.dist import World
 from lm.training.samples import continuation, whole_weights
 from lm.training.trainer import Trainer
@@ -39,8 +40,9 @@ class Observer:
         """
         lanes, training = max(8, self.world.size), self.trainer.config.training
         share = lanes // self.world.size
+        model = self.trainer.model
         return score(
-            self.trainer.model,
+            ModelPredictor(model, self.split.vocabulary),
             self.split,
             ScoringConfig(share * self.world.size, reset_documents=training.reset_documents),
             rows=slice(self.world.rank * share, (self.world.rank + 1) * share),

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from data.shards import Split
+from lm.inference.predictor import evaluating
 from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
 from lm.sampling import Sampler, SamplingConfig
-from lm.scoring import evaluating
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -13,11 +13,12 @@ import torch
 from data.shards import Shards
 from data.vocab import ByteVocabulary
 from eval import breakdown
-from eval.ablation import CHANGES, AblatedScorer
+from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.breakdown import BreakdownConfig, by_position
 from eval.records import Breakdown, read_result
 from lm.model import CompressiveTransformer, ModelConfig
-from lm.scoring import ScoringConfig, score
+from lm.scoring import Scorer, ScoringConfig, score
+from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 
 MODEL = ModelConfig(
@@ -83,7 +84,11 @@ SPLIT = split_of(ByteVocabulary(), [TEXT[:200], TEXT[100:300]])
 
 
 def bits(model: CompressiveTransformer, name: str, lanes: int = 2, **kwargs: int) -> float:
-    scorer = AblatedScorer(model, SPLIT, ScoringConfig(lanes=lanes), CHANGES[name], **kwargs)
+    scorer = Scorer(
+        AblatedPredictor(model, SPLIT.vocabulary, CHANGES[name], **kwargs),
+        SPLIT,
+        ScoringConfig(lanes=lanes),
+    )
     for _ in scorer:
         pass
     return scorer.result().nats
@@ -93,7 +98,7 @@ def bits(model: CompressiveTransformer, name: str, lanes: int = 2, **kwargs: int
 def test_intact_memory_gives_the_score(compressed: int) -> None:
     model = build(replace(MODEL, compressed=compressed))
     assert bits(model, "intact") == pytest.approx(
-        score(model, SPLIT, ScoringConfig(lanes=2)).nats, rel=1e-9
+        score(predictor(model), SPLIT, ScoringConfig(lanes=2)).nats, rel=1e-9
     )
 
 
@@ -103,10 +108,12 @@ def test_without_compressed_memory_it_is_the_model_that_has_none() -> None:
     none = CompressiveTransformer(replace(MODEL, compressed=0), 256).double().eval()
     none.load_state_dict(model.state_dict(), strict=False)
     config = ScoringConfig(lanes=2, warmup=20)
-    scorer = AblatedScorer(model, SPLIT, config, CHANGES["absent"])
+    scorer = Scorer(AblatedPredictor(model, SPLIT.vocabulary, CHANGES["absent"]), SPLIT, config)
     for _ in scorer:
         pass
-    assert scorer.result().nats == pytest.approx(score(none, SPLIT, config).nats, rel=1e-9)
+    assert scorer.result().nats == pytest.approx(
+        score(predictor(none), SPLIT, config).nats, rel=1e-9
+    )
 
 
 def test_each_change_matters_and_is_reproducible() -> None:
@@ -147,7 +154,8 @@ def test_how_much_of_the_exchange_is_with_another_document() -> None:
     split = split_of(ByteVocabulary(), [b"a" * 40, b"b" * 80])
     for lanes, share in ((1, 0.0), (3, 2 / 3)):
         config = ScoringConfig(lanes=lanes, warmup=0)
-        assert AblatedScorer(build(), split, config, CHANGES["exchanged"]).foreign() == share
+        ablated = AblatedPredictor(build(), split.vocabulary, CHANGES["exchanged"])
+        assert foreign(Scorer(ablated, split, config)) == share
 
 
 @pytest.mark.gpu

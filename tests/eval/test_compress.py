@@ -13,11 +13,21 @@ from data.shards import Shards
 from data.vocab import ByteVocabulary
 from eval import compress
 from eval.packing import SIZE, unpack
+from lm.inference.predictor import ModelPredictor
 from lm.loading import LoadedRun, load_run
 from lm.scoring import ScoringConfig, score
 from tests.texts import split_of, vocabularies
 
 FILE = Path("text")
+
+
+def packed_of(loaded: LoadedRun, content: bytes, lanes: int | None, file: Path) -> bytes:
+    model = compress.model_digest(loaded)
+    return compress.compress(loaded.predictor, model, content, lanes, file)
+
+
+def restored(loaded: LoadedRun, packed: bytes, file: Path) -> bytes:
+    return compress.restore(loaded.predictor, compress.model_digest(loaded), packed, file)
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +40,17 @@ def loaded(trained_run: Path) -> LoadedRun:
 def test_every_byte_comes_back(loaded: LoadedRun, size: int, lanes: int) -> None:
     """Of text and of bytes that are no text, whatever the number of lanes."""
     content = random.Random(size).randbytes(size // 2) + b"the long book of memory "[: size // 2]
-    packed = compress.compress(loaded, content, lanes, FILE)
-    assert compress.restore(loaded, packed, FILE) == content
-    assert compress.compress(loaded, content, lanes, FILE) == packed
+    packed = packed_of(loaded, content, lanes, FILE)
+    assert restored(loaded, packed, FILE) == content
+    assert packed_of(loaded, content, lanes, FILE) == packed
 
 
 def test_the_size_is_what_the_score_says(loaded: LoadedRun, shards: Shards) -> None:
     split = shards.split("train")
     content = bytes(split.tokens[:12_000])
-    packed = compress.compress(loaded, content, 40, FILE)
+    packed = packed_of(loaded, content, 40, FILE)
     text = split_of(ByteVocabulary(), [content])
-    result = score(loaded.model, text, ScoringConfig(lanes=40, warmup=0))
+    result = score(loaded.predictor, text, ScoringConfig(lanes=40, warmup=0))
     assert 8 * (len(packed) - SIZE) / len(content) == pytest.approx(result.bits_per_byte, rel=5e-3)
 
 
@@ -48,7 +58,7 @@ def test_lanes_are_long_by_default(loaded: LoadedRun, monkeypatch) -> None:
     monkeypatch.setattr(compress, "LANE_TOKENS", 100)
     monkeypatch.setattr(compress, "MOST_LANES", 3)
     for size, lanes in ((50, 1), (250, 2), (1000, 3)):
-        packed = compress.compress(loaded, b"a" * size, None, FILE)
+        packed = packed_of(loaded, b"a" * size, None, FILE)
         assert unpack(packed, FILE)[0].lanes == lanes
 
 
@@ -78,39 +88,39 @@ def test_the_program_and_back(trained_run: Path, tmp_path: Path, capsys) -> None
 
 
 def test_every_flipped_bit_is_found(loaded: LoadedRun) -> None:
-    packed = compress.compress(loaded, b"a long book of memory", 2, FILE)
+    packed = packed_of(loaded, b"a long book of memory", 2, FILE)
     for place in range(len(packed)):
         broken = bytearray(packed)
         broken[place] ^= 1 << (place % 8)
         with pytest.raises(ValueError, match=r"damaged|not made by"):
-            compress.restore(loaded, bytes(broken), FILE)
+            restored(loaded, bytes(broken), FILE)
     for size in (0, 3, 10, len(packed) - 1):
         with pytest.raises(ValueError, match=r"damaged|not made by"):
-            compress.restore(loaded, packed[:size], FILE)
+            restored(loaded, packed[:size], FILE)
 
 
 def test_another_model_is_refused(loaded: LoadedRun, trained_run: Path) -> None:
-    packed = compress.compress(loaded, b"a long book of memory", 2, FILE)
+    packed = packed_of(loaded, b"a long book of memory", 2, FILE)
     other = load_run(trained_run, "step-00000010")
     with pytest.raises(ValueError, match="compressed with another model"):
-        compress.restore(other, packed, FILE)
+        restored(other, packed, FILE)
     longer = replace(loaded, model=type(loaded.model)(replace(loaded.model.config, memory=9), 256))
     with pytest.raises(ValueError, match="compressed with another model"):
-        compress.restore(longer, packed, FILE)
+        restored(longer, packed, FILE)
 
 
 def test_a_machine_that_rounds_otherwise_is_noticed(loaded: LoadedRun, monkeypatch) -> None:
     """The file is whole and the model right, but the decoder's probabilities differ."""
-    packed = compress.compress(loaded, b"a long book of memory" * 9, 2, FILE)
-    logits = compress.Reader.logits
+    packed = packed_of(loaded, b"a long book of memory" * 9, 2, FILE)
+    logits = ModelPredictor.logits
     factor = 1.01
-    monkeypatch.setattr(compress.Reader, "logits", lambda self: logits(self) * factor)
+    monkeypatch.setattr(ModelPredictor, "logits", lambda self, x: logits(self, x) * factor)
     with pytest.raises(ValueError, match="rounds otherwise"):
-        compress.restore(loaded, packed, FILE)
+        restored(loaded, packed, FILE)
     # So far off that the coder's words fit nothing.
     factor = 1000.0
     with pytest.raises(ValueError, match="rounds otherwise"):
-        compress.restore(loaded, packed, FILE)
+        restored(loaded, packed, FILE)
 
 
 @pytest.mark.parametrize("kind", ["words", "sentencepiece"])
@@ -119,8 +129,8 @@ def test_text_that_the_vocabulary_cannot_write_is_refused(loaded: LoadedRun, kin
     model = type(loaded.model)(loaded.model.config, vocabulary.size)
     other = replace(loaded, model=model.eval(), vocabulary=vocabulary)
     content = b" the book \n a word \n"
-    packed = compress.compress(other, content, 1, FILE)
-    assert compress.restore(other, packed, FILE) == content
+    packed = packed_of(other, content, 1, FILE)
+    assert restored(other, packed, FILE) == content
     for strange in (b"\xff\xfe", b" the   book \n") if kind == "words" else (b"\xff\xfe",):
         with pytest.raises(ValueError, match="cannot be written exactly"):
-            compress.compress(other, strange, 1, FILE)
+            packed_of(other, strange, 1, FILE)

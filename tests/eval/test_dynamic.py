@@ -15,6 +15,7 @@ from eval.dynamic import DynamicConfig, DynamicScorer
 from eval.records import Dynamic, read_result
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.scoring import ScoringConfig, score
+from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 
 MODEL = ModelConfig(
@@ -68,7 +69,7 @@ def test_equals_a_loop(model: CompressiveTransformer) -> None:
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_without_movement_it_is_the_score(model: CompressiveTransformer, lanes: int) -> None:
-    plain = score(model, SPLIT, ScoringConfig(lanes=lanes)).nats
+    plain = score(predictor(model), SPLIT, ScoringConfig(lanes=lanes)).nats
     for config in (
         DynamicConfig(lanes=lanes, lrs=(0.0,)),
         DynamicConfig(lanes=lanes, lrs=(0.1,), decay=1.0),

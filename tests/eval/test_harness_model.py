@@ -37,7 +37,7 @@ def test_documents_cost_what_the_scorer_says(model: LongRangeLM) -> None:
     found = model.loglikelihood_rolling([ask("loglikelihood_rolling", d) for d in DOCUMENTS])
     split = split_of(ByteVocabulary(), [d.encode() for d in DOCUMENTS])
     expected = score(
-        model.loaded.model, split, ScoringConfig(lanes=1, reset_documents=True)
+        model.loaded.predictor, split, ScoringConfig(lanes=1, reset_documents=True)
     ).document_nats
     np.testing.assert_allclose(found, -expected, rtol=1e-5)
     # A document longer than the model's whole range uses what went before its window.

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from data.lanes import Batch
 from data.shards import Shards
 from eval import report, score
 from eval.protocol import require_comparable
 from eval.records import read_result
 from eval.score import ProgramConfig
-from lm.scoring import Read, Scorer
+from lm.scoring import Scorer
 from tools import plot
 
 
@@ -95,7 +96,7 @@ def test_a_score_goes_on_where_it_was_interrupted(
     score.main(trained_run, config, json=tmp_path / "whole.json", compare=False)
     advance, seen = Scorer.advance, []
 
-    def interrupted(self: Scorer) -> Read:
+    def interrupted(self: Scorer) -> Batch:
         if len(seen) == 20:
             raise KeyboardInterrupt
         seen.append(self.step)

@@ -11,6 +11,7 @@ from data.vocab import ByteVocabulary
 from eval.units import Sizes, all_units, characters, convert, interval, sizes
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.scoring import Score, ScoringConfig, score
+from tests.predictors import predictor
 from tests.texts import TEXT, split_of, vocabularies
 
 MODEL = ModelConfig(
@@ -75,7 +76,7 @@ def test_a_uniform_model_costs_the_logarithm_of_the_number_of_symbols(kind: str)
     with torch.no_grad():
         model.head.weight.zero_()
     split = split_of(vocabulary, [TEXT[:200], TEXT])
-    result = score(model, split, ScoringConfig(lanes=3))
+    result = score(predictor(model), split, ScoringConfig(lanes=3))
     expected = result.tokens * math.log(vocabulary.size)
     assert result.tokens == len(split.tokens)
     assert result.nats == pytest.approx(expected, rel=1e-6)
@@ -125,11 +126,11 @@ def test_a_markov_source_costs_its_entropy() -> None:
     stationary /= stationary.sum()
     entropy = -(stationary[:, None] * transitions * np.log2(transitions)).sum()
     model, config = markov_model(transitions, symbols), ScoringConfig(lanes=20)
-    bits = score(model, split_of(ByteVocabulary(), [text]), config).bits_per_byte
+    bits = score(predictor(model), split_of(ByteVocabulary(), [text]), config).bits_per_byte
     assert entropy > 0.5
     # The standard error of 60,000 draws is about 0.005 bits.
     assert bits == pytest.approx(entropy, abs=0.02)
-    short = score(model, split_of(ByteVocabulary(), [text[:700]]), config).bits_per_byte
+    short = score(predictor(model), split_of(ByteVocabulary(), [text[:700]]), config).bits_per_byte
     assert abs(short - entropy) > abs(bits - entropy)
 
 

@@ -23,6 +23,7 @@ from lm.training import checkpoint
 from lm.training.config import RunConfig
 from tests.damage import flips, rewrite
 from tests.lm.sparse.test_config import tiny
+from tests.predictors import predictor
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_later_corpus_does_not_touch_an_earlier_one(
     assert all(torch.equal(p, alone[name]) for name, p in after.named_parameters())
     scores = json.loads((run / "scores.json").read_text())
     assert [entry["after_all"] for entry in scores] == [entry["packed"] for entry in scores]
-    value = score(after, shards.split("validation"), ScoringConfig()).bits_per_byte
+    value = score(predictor(after), shards.split("validation"), ScoringConfig()).bits_per_byte
     assert value == scores[0]["packed"]
     assert scores[0]["packed"] <= scores[0]["trained"] / 0.9
     assert scores[1]["claimed_together"] == pytest.approx(

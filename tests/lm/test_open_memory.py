@@ -113,12 +113,12 @@ def test_it_trains_and_resumes_to_the_bit(
 
 def test_it_goes_to_disk_and_writes_text(config: RunConfig, shards: Shards, tmp_path: Path) -> None:
     loaded = load_run(finished(config, shards, tmp_path))
-    session = Session.begin(loaded, 1)
+    session = Session.begin(loaded.predictor, 1)
     session.read([encode(loaded.vocabulary, b"the book of memory and time was read", "it")])
     save_memory(tmp_path / "memory.safetensors", session)
     again = load_memory(tmp_path / "memory.safetensors", loaded)
     assert torch.equal(
-        again.reader.memory.layers[1]["mean"], session.reader.memory.layers[1]["mean"]
+        again.state.reader.memory.layers[1]["mean"], session.state.reader.memory.layers[1]["mean"]
     )
     how = Writing(SamplingConfig(temperature=0), tokens=30, seeds=[0])
     (text,), (same,) = session.write(how), again.write(how)

@@ -1,5 +1,6 @@
 """The scorer against a naive pass, and against itself: other lanes, ranks, cuts, interruptions."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch.nn import functional as F
 
 from data.shards import Shards
 from data.vocab import ByteVocabulary
+from data.vocabularies.words import WordVocabulary
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.incremental import Reader
 from lm.scoring import Scorer, ScoringConfig, score
+from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 
 MODEL = ModelConfig(
@@ -42,7 +45,7 @@ def test_equals_one_naive_pass_over_the_split(shards: Shards) -> None:
         nats += F.cross_entropy(
             logits, tokens[start : start + MODEL.segment], reduction="sum"
         ).item()
-    result = score(model, split, ScoringConfig(lanes=1))
+    result = score(predictor(model), split, ScoringConfig(lanes=1))
     assert result.tokens == result.bytes == split.bytes == len(tokens)
     assert result.nats == pytest.approx(nats, rel=1e-6)
 
@@ -52,24 +55,30 @@ def test_does_not_depend_on_lanes_when_the_warm_up_covers_the_range(
     shards: Shards, lanes: int
 ) -> None:
     model, split = build(MODEL).double(), shards.split("test")
-    one = score(model, split, ScoringConfig(lanes=1))
-    many = score(model, split, ScoringConfig(lanes=lanes, warmup=MODEL.range))
+    one = score(predictor(model), split, ScoringConfig(lanes=1))
+    many = score(
+        predictor(model),
+        split,
+        ScoringConfig(lanes=lanes, warmup=MODEL.range),
+    )
     assert many.tokens == one.tokens
     assert many.nats == pytest.approx(one.nats, rel=1e-6)
-    cold = score(model, split, ScoringConfig(lanes=lanes, warmup=0))
+    cold = score(predictor(model), split, ScoringConfig(lanes=lanes, warmup=0))
     assert abs(cold.nats - one.nats) > 1e-5 * one.nats
 
 
 def test_lanes_of_two_ranks_add_up(shards: Shards) -> None:
     model, split, config = build(MODEL), shards.split("test"), ScoringConfig(lanes=4)
-    whole = score(model, split, config)
-    halves = [score(model, split, config, rows=rows) for rows in (slice(0, 2), slice(2, 4))]
+    whole = score(predictor(model), split, config)
+    halves = [
+        score(predictor(model), split, config, rows=rows) for rows in (slice(0, 2), slice(2, 4))
+    ]
     assert sum(half.tokens for half in halves) == whole.tokens
     assert sum(half.nats for half in halves) == pytest.approx(whole.nats, rel=1e-6)
     documents = halves[0].document_nats + halves[1].document_nats
     np.testing.assert_allclose(documents, whole.document_nats, rtol=1e-6)
     other = torch.tensor([halves[1].tokens, halves[1].bytes, *halves[1].document_nats])
-    scorer = Scorer(model, split, config, rows=slice(0, 2))
+    scorer = Scorer(predictor(model), split, config, rows=slice(0, 2))
     for _ in scorer:
         pass
     assert scorer.result(lambda sums: sums + other) == whole
@@ -77,9 +86,19 @@ def test_lanes_of_two_ranks_add_up(shards: Shards) -> None:
 
 def test_the_mode_of_the_model_is_restored(shards: Shards) -> None:
     model = build(replace(MODEL, dropout=0.5)).train()
-    first = score(model, shards.split("test"), ScoringConfig(lanes=2), limit=3)
+    first = score(
+        predictor(model),
+        shards.split("test"),
+        ScoringConfig(lanes=2),
+        limit=3,
+    )
     assert model.training
-    assert first == score(model, shards.split("test"), ScoringConfig(lanes=2), limit=3)
+    assert first == score(
+        predictor(model),
+        shards.split("test"),
+        ScoringConfig(lanes=2),
+        limit=3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,8 +120,8 @@ def test_kept_keys_change_nothing(shards: Shards, change: dict[str, Any], reset:
     costs = []
     for keep in (True, False):
         nats = np.full(len(split.tokens), np.nan)
-        scorer = Scorer(model, split, config, token_nats=nats, keep_keys=keep)
-        assert scorer.memory.kept == keep
+        scorer = Scorer(predictor(model, keep), split, config, token_nats=nats)
+        assert scorer.state.memory.kept == keep
         for _ in scorer:
             pass
         costs.append(nats)
@@ -115,7 +134,12 @@ def test_every_token_costs_what_the_sums_say(reset: bool) -> None:
     model = build(MODEL)
     split = split_of(ByteVocabulary(), [TEXT[:100], b"", TEXT[:333], TEXT[:41], b""])
     nats = np.full(len(split.tokens), np.nan, dtype=np.float32)
-    scorer = Scorer(model, split, ScoringConfig(lanes=4, reset_documents=reset), token_nats=nats)
+    scorer = Scorer(
+        predictor(model),
+        split,
+        ScoringConfig(lanes=4, reset_documents=reset),
+        token_nats=nats,
+    )
     for _ in scorer:
         pass
     result = scorer.result()
@@ -132,16 +156,16 @@ def test_every_token_costs_what_the_sums_say(reset: bool) -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_pass_goes_on_where_it_stopped(shards: Shards, keep: bool) -> None:
     model, split, config = build(MODEL), shards.split("test"), ScoringConfig(lanes=3)
-    whole = Scorer(model, split, config, keep_keys=keep)
+    whole = Scorer(predictor(model, keep), split, config)
     for _ in whole:
         pass
-    first = Scorer(model, split, config, keep_keys=keep)
+    first = Scorer(predictor(model, keep), split, config)
     for _ in range(len(first) // 2):
         first.advance()
-    state = first.state()
+    state = first.kept()
     first.advance()
-    second = Scorer(model, split, config, keep_keys=keep)
-    second.load_state(state)
+    second = Scorer(predictor(model, keep), split, config)
+    second.load(state)
     assert second.step == len(second) // 2
     for _ in second:
         pass
@@ -153,7 +177,7 @@ def test_cuts_do_not_matter_while_memory_moves_at_the_same_places(shards: Shards
     """Whole segments, and a few tokens at a time: the same cost of every token."""
     model, split = build(MODEL).double(), shards.split("test")
     nats = np.full(len(split.tokens), np.nan)
-    scorer = Scorer(model, split, ScoringConfig(lanes=1), token_nats=nats)
+    scorer = Scorer(predictor(model), split, ScoringConfig(lanes=1), token_nats=nats)
     for _ in scorer:
         pass
     tokens = torch.from_numpy(split.tokens.astype("int64"))
@@ -174,7 +198,10 @@ def test_cuts_do_not_matter_while_memory_moves_at_the_same_places(shards: Shards
 def test_another_vocabulary_is_refused(shards: Shards) -> None:
     model = CompressiveTransformer(MODEL, 300)
     with pytest.raises(ValueError, match="256 tokens and the model one of 300"):
-        Scorer(model, shards.split("test"), ScoringConfig())
+        predictor(model)
+    letters = split_of(WordVocabulary.build(Counter([b"a", b"b"])), [b"a b a\n"])
+    with pytest.raises(ValueError, match="tokens and the model one of 256"):
+        Scorer(predictor(build(MODEL)), letters, ScoringConfig())
 
 
 @pytest.mark.gpu
@@ -184,7 +211,7 @@ def test_a_gpu_counts_what_the_cpu_counts(shards: Shards) -> None:
     nats = [np.full(len(split.tokens), np.nan, dtype=np.float32) for _ in range(2)]
     results = []
     for device, costs in zip(("cpu", "cuda"), nats, strict=True):
-        scorer = Scorer(model.to(device), split, config, token_nats=costs)
+        scorer = Scorer(predictor(model.to(device)), split, config, token_nats=costs)
         for _ in scorer:
             pass
         results.append(scorer.result())

@@ -31,7 +31,7 @@ def loaded(trained_run: Path) -> LoadedRun:
 
 
 def begun(loaded: LoadedRun, texts: list[bytes]) -> Session:
-    session = Session.begin(loaded, len(texts))
+    session = Session.begin(loaded.predictor, len(texts))
     session.read([encode(loaded.vocabulary, text, "it") for text in texts])
     return session
 
@@ -75,7 +75,7 @@ def test_samples_of_one_text_read_it_once(loaded: LoadedRun, monkeypatch) -> Non
     session = begun(loaded, TEXTS[2:3])
     monkeypatch.setattr(Session, "read", None)
     copies = session.repeat(3)
-    assert copies.reader.memory is session.reader.memory
+    assert copies.state.reader.memory is session.state.reader.memory
     samples = copies.write(Writing(SamplingConfig(), 40, [5, 6, 7]))
     monkeypatch.undo()
     assert len(set(samples)) == 3
@@ -97,10 +97,10 @@ def test_memory_on_disk_goes_on_bit_for_bit(loaded: LoadedRun, tmp_path: Path, c
     session = begun(loaded, [(TEXTS[2] * 2)[:count]])
     save_memory(tmp_path / "new" / "book", session)
     back = load_memory(tmp_path / "new" / "book", loaded)
-    assert torch.equal(back.reader.logits(), session.reader.logits())
+    assert torch.equal(back.logits(), session.logits())
     how = Writing(SamplingConfig(repetition_penalty=1.1), 50, [3])
     assert back.write(how) == session.write(how)
-    assert torch.equal(back.reader.logits(), session.reader.logits())
+    assert torch.equal(back.logits(), session.logits())
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,13 @@ def test_every_kind_of_model_has_its_memory_on_disk(
 ) -> None:
     torch.manual_seed(0)
     model = CompressiveTransformer(SHAPES[name], 256).double().eval()
-    session = begun(replace(loaded, model=model), [TEXTS[2][:38]])
+    other = replace(loaded, model=model)
+    session = begun(other, [TEXTS[2][:38]])
     save_memory(tmp_path / "book", session)
-    back = load_memory(tmp_path / "book", session.loaded)
+    back = load_memory(tmp_path / "book", other)
     how = Writing(SamplingConfig(), 20, [3])
     assert back.write(how) == session.write(how)
-    assert torch.equal(back.reader.logits(), session.reader.logits())
+    assert torch.equal(back.logits(), session.logits())
 
 
 def test_memory_of_something_else_is_refused(

@@ -5,9 +5,10 @@ scorer reads the same bytes. It cannot mask empty memory and so reads its beginn
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 from data.common.files import write_json
 from data.lanes import LaneReader
 from data.shards import Shards, open_shards
+from data.vocab import Vocabulary
 from lm.feeding import tensors
-from lm.model import CompressiveTransformer, ModelConfig
-from lm.model.transformer import SegmentOutput
+from lm.inference.predictor import Predictor
+from lm.model import ModelConfig
 from lm.scoring import Scorer, ScoringConfig
 from lm.training.config import RunConfig
 from lm.training.optim import build_optimizer, lr_scale, set_lr
@@ -55,68 +57,85 @@ def train(config: RunConfig, shards: Shards) -> dict[str, Any]:
     training, steps = config.training, config.training.steps
     assert steps is not None
     assert training.unroll == 1, "it ends back-propagation at each segment"
-    port = Port(config.model, shards.vocabulary.size, training.seed)
-    optimizer = build_optimizer(port, config.optim)
+    port = Port(config.model, shards.vocabulary, training.seed)
+    optimizer = build_optimizer(port.net, config.optim)
     segment, device = config.model.segment, torch.device("cpu")
     reader = LaneReader(
         shards.split("train"), lanes=training.lanes, segment=segment, seed=training.seed
     )
-    memory: PortMemory = PortMemory()
+    memory: Any = None
     start = time.perf_counter()
     for step in range(steps):
         set_lr(optimizer, lr_scale(config.optim, step, steps))
         inputs, targets, scored, _ = tensors(reader.next(), slice(None), device)
-        logits, after, auxiliary = port.read(inputs, memory.value)
+        logits, after, auxiliary = port.forward(inputs, memory)
         nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         loss = (nats * scored.flatten()).sum() / scored.sum()
         if auxiliary is not None:
             loss = loss + auxiliary
         loss.backward()
-        nn.utils.clip_grad_norm_(port.parameters(), config.optim.clip)
+        nn.utils.clip_grad_norm_(port.net.parameters(), config.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
-        memory = PortMemory(after)
+        memory = after
     seconds = time.perf_counter() - start
-    model, split = cast(CompressiveTransformer, port), shards.split("validation")
-    scorer = Scorer(model, split, ScoringConfig(lanes=8), keep_keys=False)
+    scorer = Scorer(port, shards.split("validation"), ScoringConfig(lanes=8))
     for _ in range(min(training.validation_segments or len(scorer), len(scorer))):
         scorer.advance()
     return {
         "bits_per_byte": scorer.result().bits_per_byte,
         "steps": steps,
-        "parameters": sum(parameter.numel() for parameter in port.parameters()),
+        "parameters": sum(parameter.numel() for parameter in port.net.parameters()),
         "tokens_per_second": steps * training.lanes * segment / seconds,
     }
 
 
 @dataclass(frozen=True)
-class PortMemory:
-    """Memory of the port, with what the scorer asks of a memory."""
+class PortState:
+    """Memory of the port, as a predictor's state."""
 
+    lanes: int
     value: Any = None
 
-    def reset(self, reset_B: Tensor) -> "PortMemory":
+    def reset(self, reset_B: Tensor) -> "PortState":
         """The port cannot forget single lanes, so all must begin together."""
         assert self.value is None or not bool(reset_B.any())
         return self
 
+    def select(self, lanes: Sequence[int]) -> "PortState":
+        """All lanes, as a score wants them."""
+        assert list(lanes) == list(range(self.lanes))
+        return self
 
-class Port(nn.Module):
-    """The port, with what the scorer asks of a model."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing is kept of a score that is this short."""
+        return {}
 
-    def __init__(self, config: ModelConfig, vocabulary: int, seed: int) -> None:
-        super().__init__()
+
+class Port(Predictor[PortState]):
+    """The port as a predictor."""
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, seed: int) -> None:
         torch.manual_seed(seed)
-        self.config, self.vocabulary = config, vocabulary
-        self.net, self.read = others.lucidrains(config, vocabulary)
-        self.embedding = self.net.token_emb
+        self.vocabulary, self.segment = vocabulary, config.segment
+        self.warmup = config.memory + config.rate * config.compressed
+        self.net, self.forward = others.lucidrains(config, vocabulary.size)
 
-    def empty_memory(self, _: int) -> PortMemory:
+    def begin(self, lanes: int) -> PortState:
         """Nothing."""
-        return PortMemory()
+        return PortState(lanes)
 
-    def forward(self, tokens_BT: Tensor, memory: PortMemory, targets_BT: Tensor) -> SegmentOutput:
-        """Negative log-likelihoods of the targets, and memory."""
-        logits, after, _ = self.read(tokens_BT, memory.value)
-        nats = F.cross_entropy(logits.transpose(1, 2), targets_BT, reduction="none")
-        return SegmentOutput(nats, cast(Any, PortMemory(after)))
+    @torch.no_grad()
+    def read(
+        self, tokens_Bt: Tensor, state: PortState, counts: Sequence[int] | None = None
+    ) -> tuple[Tensor, PortState]:
+        """Logits [B, T, V] of a segment."""
+        assert counts is None
+        self.net.eval()
+        logits, after, _ = self.forward(tokens_Bt, state.value)
+        self.net.train()
+        return logits, PortState(state.lanes, after)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> PortState:
+        """A score begins anew."""
+        raise NotImplementedError

@@ -14,6 +14,7 @@ import torch
 
 from data.shards import DOCUMENT_DTYPE, Split, split_files
 from data.vocab import ByteVocabulary
+from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model import CompressiveTransformer, MemoryState, ModelConfig
 from lm.scoring import Scorer, ScoringConfig
 from tools.benchmarks.step import SMALL
@@ -51,12 +52,12 @@ def main(
         part = random_split(Path(folder), lanes * model.segment * (rounds + 3))
         config = ScoringConfig(lanes=lanes, warmup=0)
         scorers = {
-            name: Scorer(timed, part, config, keep_keys=kept)
+            name: Scorer(ModelPredictor(timed, part.vocabulary, keep_keys=kept), part, config)
             for name, kept in (("kept", True), ("projected", False))
         }
         for scorer in scorers.values():
             scorer.advance()
-            scorer.memory = filled(model, scorer.memory)
+            scorer.state = ModelState(filled(model, scorer.state.memory))
         actions = {name: scorer.advance for name, scorer in scorers.items()}
         taken = take_turns(actions, place, rounds, clock=core_clock(place))
     tokens = lanes * model.segment
@@ -92,7 +93,8 @@ def large_split(size: int, device: torch.device) -> dict[str, float]:
     """Score a whole large split with a tiny model, after a tenth of it: growth in between."""
     model = CompressiveTransformer(TINY, 256).to(device).eval()
     with tempfile.TemporaryDirectory() as folder:
-        scorer = Scorer(model, random_split(Path(folder), size), ScoringConfig(lanes=64))
+        split = random_split(Path(folder), size)
+        scorer = Scorer(ModelPredictor(model, split.vocabulary), split, ScoringConfig(lanes=64))
         while scorer.step < len(scorer) // 10:
             scorer.advance()
         before = peak_mebibytes()

@@ -25,6 +25,7 @@ from lm.training.observer import Observer
 from lm.training.report import ReportConfig, open_sinks
 from lm.training.runlog import read_metrics
 from lm.training.trainer import Trainer
+from tests.predictors import predictor
 
 
 def with_report(config: RunConfig, **changes: Any) -> RunConfig:
@@ -42,7 +43,7 @@ def test_validation_is_the_scorer(run_config: RunConfig, shards: Shards, world: 
         observer.split = split
         values.append(observer.validate())
         how = ScoringConfig(8, reset_documents=reset)
-        assert values[-1] == score(observer.trainer.model, split, how, limit=24)
+        assert values[-1] == score(predictor(observer.trainer.model), split, how, limit=24)
         assert 4 < values[-1].bits_per_byte < 12
     assert values[0] != values[1]
 

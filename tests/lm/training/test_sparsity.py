@@ -20,6 +20,7 @@ from lm.training.config import RunConfig
 from lm.training.trainer import Trainer
 from lm.training.unroll import on_device, scored_tokens
 from tests.lm.sparse.cases import PlainStore
+from tests.predictors import predictor
 from tests.runs import saved
 
 SPARSE = SparseConfig(0.3, 0.3, refresh=2, penalty=0.02)
@@ -299,7 +300,12 @@ def test_prediction_uses_the_forward_set_alone(
     saved(trainer, tmp_path)
     model = load_run(tmp_path).model
     loaded, own = (
-        score(each, shards.split("validation"), ScoringConfig(lanes=8), limit=4).bits_per_byte
+        score(
+            predictor(each),
+            shards.split("validation"),
+            ScoringConfig(lanes=8),
+            limit=4,
+        ).bits_per_byte
         for each in (model, trainer.model)
     )
     assert loaded == pytest.approx(own, rel=1e-5)

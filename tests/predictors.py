@@ -1,0 +1,11 @@
+"""Models of bytes as predictors."""
+
+from data.vocabularies.fixed import ByteVocabulary
+from lm.inference.predictor import ModelPredictor
+from lm.model import CompressiveTransformer
+
+BYTES = ByteVocabulary()
+
+
+def predictor(model: CompressiveTransformer, keep_keys: bool = True) -> ModelPredictor:
+    return ModelPredictor(model, BYTES, keep_keys)
