@@ -15,6 +15,7 @@ from data.common.files import hash_json, publish_folder, read_json, remove_folde
 from data.common.locks import locked
 from data.common.progress import Progress
 from data.corpora.checksums import read_checksums
+from data.common.schema import Size
 from data.documents import Part, Source
 from data.encode import Encoder
 from data.held_out import with_all_splits
@@ -30,7 +31,7 @@ from data.vocabularies.base import DESCRIPTION
 __all__ = ["DataConfig", "main", "prepare"]
 
 
-def main(data: DataConfig, workers: int | None = None, verify: bool = False) -> None:
+def main(data: DataConfig, workers: Size | None = None, verify: bool = False) -> None:
     """Turn a corpus into memory-mapped token shards.
 
     Args:

@@ -15,6 +15,7 @@ from torch import Tensor
 from data.common import command
 from data.common.files import as_json
 from data.common.outputs import check_folder, check_output, writing
+from data.common.schema import Size
 from data.shards import Shards, Split
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.keeping import read_to_end
@@ -38,7 +39,7 @@ COLUMNS = ["name", "title", "tokens", "bytes", "words", "nats", "bits_per_byte",
 class BreakdownConfig(ScoreConfig):
     """How the split is read, and how it is cut."""
 
-    edges: tuple[int, ...] = (10_000, 1_000, 100)
+    edges: tuple[Size, ...] = (10_000, 1_000, 100)
     """Occurrences in the training text at which a bucket of rarer words begins, falling."""
     ablations: tuple[str, ...] = tuple(CHANGES)
     """What is done to compressed memory, each in a pass of its own: intact, absent, zeroed,

@@ -21,6 +21,7 @@ from data.common.files import hash_json
 from data.common.optional import extra
 from data.common.outputs import check_output, writing
 from data.common.progress import Progress
+from data.common.schema import Size
 from eval.keeping import require_finite
 from eval.packing import Header, most_tokens, pack, unpack
 from lm.inference.predictor import Predictor
@@ -38,7 +39,7 @@ def main(
     file: Path,
     out: Path | None = None,
     decompress: bool = False,
-    lanes: int | None = None,
+    lanes: Size | None = None,
     checkpoint: str | None = None,
     compare: bool = False,
     overwrite: bool = False,
@@ -56,8 +57,6 @@ def main(
         compare: also compress with xz, bzip2, zstd and brotli.
         overwrite: replace a file that is there; what is read is never replaced.
     """
-    if lanes is not None and lanes < 1:
-        raise ValueError(f"lanes must be at least 1, not {lanes}")
     if lanes is not None and decompress:
         raise ValueError("lanes has no effect on decompression: the file says how many there are")
     if not file.is_file():

@@ -23,6 +23,7 @@ from data.common import command
 from data.common.files import hash_file
 from data.common.outputs import check_folder, writing_folder
 from data.common.resources import in_bytes, require_memory
+from data.common.schema import Count
 
 SENTENCE = "the river of a long road ran under its bridge and past our house into that wood"
 WORDS = tuple(SENTENCE.split())
@@ -57,7 +58,7 @@ class RecallConfig:
     """Of the training split."""
     held_out: int = 200
     """Documents of each other split."""
-    seed: int = 0
+    seed: Count = 0
     """Of all that is drawn."""
 
     def __post_init__(self) -> None:

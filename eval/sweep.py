@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from data.common.schema import Count, Size
 from lm.loading import Lengths
 
 Point = dict[str, Any]
@@ -15,11 +16,11 @@ NAMES = ("segment", "memory", "compressed")
 class SweepConfig:
     """Lengths to be tried on the validation split, in all combinations; the best is then scored."""
 
-    segment: tuple[int, ...] = ()
+    segment: tuple[Size, ...] = ()
     """Tokens read at once."""
-    memory: tuple[int, ...] = ()
+    memory: tuple[Count, ...] = ()
     """Slots of memory in each layer."""
-    compressed: tuple[int, ...] = ()
+    compressed: tuple[Count, ...] = ()
     """Slots of compressed memory in each layer."""
 
     def __bool__(self) -> bool:

@@ -11,6 +11,7 @@ from data.common import command
 from data.common.files import atomic_path
 from data.common.progress import Progress
 from data.common.say import say
+from data.common.schema import Count
 from data.vocab import Vocabulary, WordVocabulary
 from data.vocabularies.words import UNKNOWN
 from lm.inference.predictor import ModelState
@@ -35,7 +36,7 @@ class GenerateConfig(SamplingConfig, Lengths):
     """Most tokens that are written to a text; 0 only reads, for save_memory."""
     samples: int = 1
     """Continuations of each text, which is read once."""
-    seed: int = 0
+    seed: Count = 0
     """Of the draws of the first continuation; the next ones have the numbers that follow. The same
     seed gives the same text on the same machine, alone or beside others."""
     stop: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from data.common.files import hash_file
+from data.common.schema import Count, Size
 from data.common.tensors import TensorFile
 from data.vocab import Vocabulary, load_vocabulary
 from lm.inference.predictor import ModelPredictor
@@ -22,11 +23,11 @@ from lm.training.config import RunConfig, read_config
 class Lengths:
     """Lengths that may differ from training; none keeps the trained one."""
 
-    segment: int | None = None
+    segment: Size | None = None
     """Tokens read at once."""
-    memory: int | None = None
+    memory: Count | None = None
     """Slots of memory in each layer."""
-    compressed: int | None = None
+    compressed: Count | None = None
     """Slots of compressed memory in each layer."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.common import command
 from data.common.outputs import check_folder, write_result
-from data.common.schema import Record
+from data.common.schema import Record, Size
 from data.shards import Shards, open_shards
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
@@ -31,7 +31,7 @@ class EvaluateConfig:
     """Parts of a split that are read side by side."""
     lrs: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
     """Learning rates of dynamic evaluation, beside fixed weights."""
-    segments: int = 400
+    segments: Size = 400
     """Segments of each lane that dynamic evaluation reads."""
     compressed_bytes: int = 200_000
     """Of the test split, for the table of compressors."""

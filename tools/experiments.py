@@ -27,7 +27,7 @@ from data.common import command
 from data.common.command import ConfigError, dump_config, load_config
 from data.common.files import atomic_path, write_json
 from data.common.say import say
-from data.common.schema import Count, Record, as_record, read_record
+from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
 from data.common.yamlfile import read_yaml
 from lm import train
@@ -118,7 +118,7 @@ class Experiment:
 
 
 def main(
-    experiment: Path, out: Path, shards: Path | None = None, threads: int = 1, table: bool = False
+    experiment: Path, out: Path, shards: Path | None = None, threads: Size = 1, table: bool = False
 ) -> None:
     """Train every variant of an experiment with every seed and compare their validation scores.
 

@@ -14,6 +14,7 @@ from typing import Literal
 from data.common import command
 from data.common.files import atomic_path
 from data.common.say import say
+from data.common.schema import Port
 from lm.training.stopping import STOPPED
 
 MODULE = "lm.train"
@@ -32,7 +33,7 @@ class Cluster:
     """Processes on each: one a GPU."""
     head: str | None = None
     """Name of the first node, as `hostname` says there, for torchrun on several."""
-    port: int = 29400
+    port: Port = 29400
     """TCP port of the first node at which the ranks meet."""
     hostfile: Path | None = None
     """Lines `HOST slots=PROCESSES`, for deepspeed on several nodes."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.common import command
 from data.common.outputs import check_output, write_result
+from data.common.schema import Size
 from eval.logs import training_log
 from lm.loading import LoadedRun, load_run, pieces
 from lm.model import CompressiveTransformer
@@ -56,7 +57,7 @@ class Choices:
 def main(
     runs: list[Path],
     beside: list[Path] | None = None,
-    groups: tuple[int, ...] = (1, 5, 10, 15),
+    groups: tuple[Size, ...] = (1, 5, 10, 15),
     json: Path | None = None,
 ) -> None:
     """Say of finished runs how many weights changed their sign or faded, how much the choices of

@@ -44,4 +44,4 @@ def in_bytes(number: int) -> str:
     if not power:
         return f"{number} bytes"
     scaled = number * 10 // (1 << 10 * power)
-    return f"{scaled // 10:,}.{scaled % 10} {UNITS[power]}" if scaled < 10**9 else "more than any"
+    return f"{scaled // 10:,}.{scaled % 10} {UNITS[power]}" if scaled < 10**9 else "over 10^8 PiB"

@@ -20,6 +20,10 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """A number of things, or a place among them."""
 Size = Annotated[int, Field(ge=1, lt=1 << 63)]
 """How many there are of what there must be one of."""
+Positive = Annotated[float, Field(gt=0)]
+"""A number above zero."""
+Port = Annotated[int, Field(ge=1, le=65535)]
+"""A TCP port."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in hexadecimal digits."""
 

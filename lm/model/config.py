@@ -251,7 +251,11 @@ class ModelConfig:
     def _check_memory_layers(self, layers: tuple[int, ...]) -> None:
         if not self.slots:
             raise ValueError("model.memory_layers has no effect without memory; set it to null")
-        if list(layers) != sorted({*layers} & {*range(self.layers)}) or not layers:
+        if (
+            list(layers) != sorted({*layers})
+            or not layers
+            or not 0 <= layers[0] <= layers[-1] < self.layers
+        ):
             raise ValueError(
                 f"model.memory_layers must name some of the layers 0 to {self.layers - 1}, in "
                 f"order and once each, not {list(layers)}"

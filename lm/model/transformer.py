@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.common.resources import require_memory
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.blocks import Block
 from lm.model.config import ModelConfig
@@ -20,6 +21,11 @@ from lm.model.norms import make_norm
 from lm.model.pinned import LearntSinks
 from lm.model.reconstruction import LossSum, stack_losses
 from lm.model.slots import joined
+
+LARGEST = 1 << 60
+"""Bytes beyond which not even shapes can be computed with."""
+LAYER = 30_000
+"""Bytes of Python's own that a layer's modules take at least, beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class CompressiveTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
+        require_weights(config, vocabulary)
         self.config = config
         self.vocabulary = vocabulary
         self.embedding, head = vocabulary_ends(config, vocabulary)
@@ -205,6 +212,27 @@ def vocabulary_ends(
         return plain, Head(config, vocabulary, plain.weight if config.tied else None)
     adaptive = AdaptiveEmbedding(config, vocabulary)
     return adaptive, AdaptiveHead(config, vocabulary, adaptive.clusters if config.tied else None)
+
+
+def require_weights(config: ModelConfig, vocabulary: int) -> None:
+    """Refuse a model that no machine holds, before a part of it is made.
+
+    Raises:
+        ValueError: the weights of its largest matrices alone do not fit into memory, or where only
+            shapes are made (device meta) into a number.
+    """
+    stored = 2 * (config.heads + config.stored_heads) * config.head_width
+    layer = config.width * (stored + 2 * config.feedforward)
+    words = vocabulary * config.width if config.cutoffs is None else vocabulary
+    numbers = config.layers * layer + words
+    needed = 4 * numbers + config.layers * LAYER
+    what = f"a model of {config.layers:,} layers of width {config.width:,} (model.layers, width, "
+    what += "feedforward, heads and the vocabulary's size)"
+    if torch.get_default_device().type != "meta":
+        require_memory(needed, what)
+    require_memory(config.layers * LAYER, what)
+    if needed >= LARGEST:
+        raise ValueError(f"{what} is larger than any machine")
 
 
 def _truncated_normal(weight: Tensor, std: float) -> None:

@@ -59,7 +59,7 @@ class SparseConfig:
             return
         self._check_kinds()
         for kind in self.kinds:
-            self._check_shares(*self.shares(kind))
+            self._check_shares(kind)
         if self.block < 1:
             raise ValueError(f"sparse.block must be at least 1, not {self.block}")
         if self.block != type(self).block and self.granularity != "block":
@@ -81,11 +81,13 @@ class SparseConfig:
                 f"sparse.by_kind must name kinds of sparse.kinds once each, not {others}"
             )
 
-    def _check_shares(self, density: float, exploration: float) -> None:
+    def _check_shares(self, kind: Kind) -> None:
+        density, exploration = self.shares(kind)
         if not (0 < density <= 1 and exploration >= 0 and density + exploration <= 1 + 1e-9):
+            own = " (sparse.by_kind)" if any(name == kind for name, *_ in self.by_kind) else ""
             raise ValueError(
-                "sparse.density must be above 0, sparse.exploration at least 0 and both together "
-                f"at most 1, not {density} and {exploration}"
+                f"sparse.density must be above 0, sparse.exploration at least 0 and both together "
+                f"at most 1, not {density} and {exploration} for {kind}{own}"
             )
         if self.granularity == "2:4" and (density, exploration) not in TWO_OF_FOUR:
             raise ValueError(

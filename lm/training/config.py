@@ -9,6 +9,7 @@ from data.common.command import dump_config, load_config
 from data.common.files import hash_json
 from data.common.integrity import check_text, seal_text
 from data.common.outputs import writing
+from data.common.schema import Count
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model import ModelConfig
@@ -48,7 +49,7 @@ class TrainingConfig:
     """Begin each document with empty memory (only with order documents)."""
     objectives: tuple[str, ...] = ("likelihood",)
     """What is minimised, by the names in lm/objectives."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of the weights, of dropout and of the order of documents."""
     accumulate: tuple[tuple[int, int], ...] = ((0, 1),)
     """Back-propagations that one step gathers gradients of, while memory moves on, each as [first

@@ -21,6 +21,7 @@ from lm.feeding import ReadAhead
 from lm.model import CompressiveTransformer, MemoryState
 from lm.objectives import chosen
 from lm.objectives.objective import Term, total_loss, weights_at
+from lm.scoring import require_room
 from lm.sparse.routes import Route
 from lm.training import checkpoint, whole
 from lm.training.checkpoint import CheckpointState, Snapshot
@@ -63,6 +64,7 @@ class Trainer:
         self.config, self.shards, self.world, self.folder = config, shards, world, folder
         torch.manual_seed(training.seed)
         self.model = CompressiveTransformer(config.model, shards.vocabulary.size)
+        require_room(self.model, training.lanes // world.size)
         self.sparsity = Sparsity(self.model, config)
         self.model.to(world.device)
         self.restored = None if folder is None else self._matching_state(folder)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from data.common.schema import Size
 from data.corpora.pg19 import open_pg19
 from data.encode import whole_lines
 from data.lanes import LaneReader
@@ -43,10 +44,10 @@ ORDERS: dict[str, dict[str, Any]] = {
 
 def main(
     source: Path,
-    sizes: tuple[int, ...] = (30, 60, 120),
-    workers: tuple[int, ...] = (1, 2),
-    vocabulary_size: int = 32_000,
-    rounds: int = 3,
+    sizes: tuple[Size, ...] = (30, 60, 120),
+    workers: tuple[Size, ...] = (1, 2),
+    vocabulary_size: Size = 32_000,
+    rounds: Size = 3,
     json: Path | None = None,
 ) -> None:
     """Measure the data pipeline on books in PG-19's layout.

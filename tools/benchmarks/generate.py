@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from data.common.schema import Size
 from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
@@ -41,10 +42,10 @@ SMALL = ModelConfig(
 
 def main(
     model: ModelConfig = SMALL,
-    histories: tuple[int, ...] = (64, 256, 1024, 2048, 4096),
-    batches: tuple[int, ...] = (1, 16),
-    tokens: int = 16,
-    rounds: int = 5,
+    histories: tuple[Size, ...] = (64, 256, 1024, 2048, 4096),
+    batches: tuple[Size, ...] = (1, 16),
+    tokens: Size = 16,
+    rounds: Size = 5,
     device: str = "auto",
     figure: Path | None = None,
     json: Path | None = None,

@@ -20,6 +20,7 @@ from torch import Tensor
 from data.common.command import load_config
 from data.common.files import write_json
 from data.common.say import say
+from data.common.schema import Positive
 from data.options import DataConfig
 from data.shards import Shards
 from lm.model import CompressiveTransformer, ModelConfig
@@ -71,7 +72,7 @@ class Bench:
 
 
 def main(
-    device: str = "auto", minutes: float = 9.0, tests: bool = True, json: Path | None = None
+    device: str = "auto", minutes: Positive = 9.0, tests: bool = True, json: Path | None = None
 ) -> None:
     """Test and time a GPU; at tiny sizes on a CPU, to show that all of it runs.
 

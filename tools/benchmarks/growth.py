@@ -11,6 +11,7 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
+from data.common.schema import Count, Size
 from lm.model import CompressiveTransformer, ModelConfig
 from tools.benchmarks.step import BYTES, SMALL, own_step
 from tools.timing import core_clock, machine, pick_device, report, take_turns
@@ -24,9 +25,9 @@ MIB = 2**20
 
 def main(
     model: ModelConfig = SMALL,
-    lanes: int = 4,
-    compressed: list[int] | None = None,
-    rounds: int = 5,
+    lanes: Size = 4,
+    compressed: list[Count] | None = None,
+    rounds: Size = 5,
     device: str = "auto",
     json: Path | None = None,
     out: Path = Path("docs/growth.png"),

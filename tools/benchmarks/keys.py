@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from data.common.schema import Size
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import scoring_flops
 from tools.benchmarks.step import BYTES, SMALL
@@ -17,8 +18,8 @@ LENGTHS = ((128, 128, 192), (128, 128, 32), (32, 256, 256), (16, 128, 128))
 
 def main(
     model: ModelConfig = SMALL,
-    lanes: int = 8,
-    rounds: int = 15,
+    lanes: Size = 8,
+    rounds: Size = 15,
     device: str = "auto",
     json: Path | None = None,
 ) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from data.common.command import load_config
+from data.common.schema import Size
 from data.lanes import LaneReader
 from data.options import DataConfig
 from data.shards import Shards
@@ -36,7 +37,7 @@ STEPS = 10
 
 
 def main(
-    preset: Path = QUICKSTART, rounds: int = 12, device: str = "auto", json: Path | None = None
+    preset: Path = QUICKSTART, rounds: Size = 12, device: str = "auto", json: Path | None = None
 ) -> None:
     """Time the training loop against a bare one on the same model and text, in turns.
 

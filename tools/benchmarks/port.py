@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.common.files import write_json
+from data.common.schema import Size
 from data.lanes import LaneReader
 from data.shards import Shards, open_shards
 from data.vocab import Vocabulary
@@ -30,7 +31,7 @@ from tools.experiments import RESULT, Experiment
 NAME = "lucidrains"
 
 
-def main(experiment: Path, out: Path, shards: Path | None = None, threads: int = 1) -> None:
+def main(experiment: Path, out: Path, shards: Path | None = None, threads: Size = 1) -> None:
     """Train compressive-transformer-pytorch as the first variant of an experiment, for its table.
 
     Args:

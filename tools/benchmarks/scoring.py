@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.common.schema import Positive, Size
 from data.shards import DOCUMENT_DTYPE, Split, split_files
 from data.vocab import ByteVocabulary
 from lm.inference.predictor import ModelPredictor, ModelState
@@ -29,9 +30,9 @@ TINY = ModelConfig(
 
 def main(
     model: ModelConfig = LONG,
-    lanes: int = 4,
-    rounds: int = 7,
-    megabytes: float = 5.0,
+    lanes: Size = 4,
+    rounds: Size = 7,
+    megabytes: Positive = 5.0,
     device: str = "auto",
     json: Path | None = None,
 ) -> None:

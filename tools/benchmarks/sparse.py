@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.common.schema import Size
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.linear import Linear
 from lm.objectives.objective import segment_loss
@@ -49,8 +50,8 @@ FORMS: dict[str, tuple[Granularity, int]] = {
 
 def main(
     part: str = "all",
-    tokens: int = 1024,
-    rounds: int = 7,
+    tokens: Size = 1024,
+    rounds: Size = 7,
     form: str | None = None,
     json: Path | None = None,
 ) -> None:

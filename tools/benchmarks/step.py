@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.common.schema import Size
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import training_flops
 from lm.objectives.objective import segment_loss
@@ -34,9 +35,9 @@ SMALL = ModelConfig(
 
 def main(
     model: ModelConfig = SMALL,
-    lanes: int = 8,
-    vocabulary: int = BYTES,
-    rounds: int = 20,
+    lanes: Size = 8,
+    vocabulary: Size = BYTES,
+    rounds: Size = 20,
     device: str = "auto",
     beside: list[others.Name] | None = None,
     json: Path | None = None,

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
-from lm.model import ModelConfig
+from lm.model import CompressiveTransformer, ModelConfig
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layers": 0}, "model.layers must be at least 1"),
@@ -52,3 +53,23 @@ def test_range_counts_what_a_slot_really_stands_for() -> None:
     assert ModelConfig(layers=24, segment=768, memory=768, compressed=1152, rate=3).range == (
         101_376 + 768
     )
+
+
+@pytest.mark.bad_input("lm.train")
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"layers": 10**9},
+        {"layers": 10**9, "memory_layers": (10**9 - 1,)},
+        {"layers": 10**8, "width": 2, "heads": 1, "feedforward": 1},
+        {"width": 10**10, "heads": 1},
+        {"width": 2**62, "heads": 2},
+        {"feedforward": 2**62},
+        {"heads": 2**50, "head_size": 8},
+    ],
+)
+def test_a_model_that_no_machine_holds_is_refused_before_it_is_made(sizes, device) -> None:
+    config = ModelConfig(**sizes)
+    with torch.device(device), pytest.raises(ValueError, match=r"^a model of .* layers of width "):
+        CompressiveTransformer(config, 256)
