@@ -14,8 +14,8 @@ from data.common.command import run
 from data.common.files import hash_json, publish_folder, read_json, remove_folder, write_json
 from data.common.locks import locked
 from data.common.progress import Progress
-from data.corpora.checksums import read_checksums
 from data.common.schema import Size
+from data.corpora.checksums import read_checksums
 from data.documents import Part, Source
 from data.encode import Encoder
 from data.held_out import with_all_splits
