@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.common import command
 from data.common.files import as_json
+from data.common.integrity import sealed
 from data.common.outputs import check_folder, check_output, writing
 from data.common.schema import Size
 from data.shards import Shards, Split
@@ -96,7 +97,7 @@ def main(
     record_name, documents_name = names(split)
     # The list of documents first: whoever finds the record finds both.
     with writing(folder / record_name) as place, writing(folder / documents_name) as documents:
-        place.write_text(as_json(result), encoding="utf-8")
+        place.write_text(as_json(sealed(result)), encoding="utf-8")
         write_documents(documents, part, scorer.document_nats)
     print(table(result))
 

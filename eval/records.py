@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from data.common.files import read_json
+from data.common.integrity import read_sealed
 from data.common.schema import Count, Record, Sha256, Size, as_record
 
 FORMAT = 2
@@ -325,10 +325,7 @@ def read_result(path: Path, kind: type[Record] = Score) -> Result:
     again = f"remove it and make it again{MAKERS.get(kind, '')}"
     if not path.is_file():
         raise ValueError(f"{path} is not there; make it{MAKERS.get(kind, '')}")
-    try:
-        result = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}); {again}") from None
+    result = read_sealed(path, again)
     if isinstance(result, dict) and result.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path} was written by another version; {again}")
     try:

@@ -12,6 +12,7 @@ OUT/VARIANT/seed-N/result.json join the table.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
@@ -21,14 +22,15 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, Field
-from safetensors.torch import load_file
 
 from data.common import command
 from data.common.command import ConfigError, dump_config, load_config
 from data.common.files import atomic_path, write_json
+from data.common.integrity import write_sealed
 from data.common.say import say
 from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
+from data.common.tensors import TensorFile
 from data.common.yamlfile import read_yaml
 from lm import train
 from lm.training import checkpoint
@@ -141,7 +143,7 @@ def main(
                 if not finished(folder, config):
                     say(f"{name}, seed {seed}")
                     train_apart(folder, config, threads)
-                    write_json(folder / RESULT, result(folder, config))
+                    write_sealed(folder / RESULT, result(folder, config))
                     write_table(plan, out)
     print(write_table(plan, out))
 
@@ -215,7 +217,7 @@ def result(folder: Path, config: RunConfig) -> dict[str, Any]:
     metrics = read_metrics(folder / "metrics.jsonl")
     newest = checkpoint.newest(folder)
     assert newest is not None, "a finished run has saved its last step"
-    weights = load_file(newest / checkpoint.WEIGHTS)
+    weights = TensorFile(newest / checkpoint.WEIGHTS, checkpoint.MEND)
     speeds = [record["tokens_per_second"] for record in metrics if "tokens_per_second" in record]
     scores = [record.get(SCORE) for record in metrics if record["step"] == metrics[-1]["step"]]
     score = next((score for score in scores if score is not None), None)
@@ -224,7 +226,7 @@ def result(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {
         "bits_per_byte": score,
         "steps": metrics[-1]["step"],
-        "parameters": sum(weight.numel() for weight in weights.values()),
+        "parameters": sum(math.prod(weights.shape(name)) for name in weights),
         "tokens_per_second": median(speeds),
         "config": dump_config(config),
     }

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data.common import command
-from data.common.files import read_json
+from data.common.integrity import read_sealed
 from data.common.outputs import check_output
 from eval.figures import check_kind, save, training_curves
 from eval.logs import training_log
@@ -39,7 +39,8 @@ def main(
     check_kind(target)
     if files[0]:
         check_output(target, *paths)
-        results = {name: read_json(path) for name, path in zip(names, paths, strict=True)}
+        again = "make it again"
+        results = {n: read_sealed(path, again) for n, path in zip(names, paths, strict=True)}
         figure = figure_of(results)
     else:
         metrics = {name: training_log(path) for name, path in zip(names, paths, strict=True)}

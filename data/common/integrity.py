@@ -8,6 +8,7 @@ may have a list `SHA256SUMS` as `sha256sum` writes it. Tensors have theirs in th
 which is said once.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from hashlib import sha256
@@ -28,14 +29,20 @@ _said: set[str] = set()
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object with the hash of its fields beside them; errors as in `write_json`."""
+    write_json(path, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with the hash of its fields beside them."""
     assert SEAL not in value
-    write_json(path, value | {SEAL: hash_json(value)})
+    # Numbers of other libraries and tuples count as what they are in JSON.
+    return value | {SEAL: hash_json(json.loads(json.dumps(value)))}
 
 
-def read_sealed(path: Path, mend: str, sealed: bool = True) -> Any:
+def read_sealed(path: Path, mend: str, expected: bool = True) -> Any:
     """A JSON value, without the hash that `write_sealed` put beside its fields.
 
-    mend: what the user can do about a file that has changed; ends the sentence; sealed: whether a
+    mend: what the user can do about a file that has changed; ends the sentence; expected: whether a
     file without a hash is told. ValueError for one that is not JSON or does not match its hash.
     """
     try:
@@ -45,7 +52,7 @@ def read_sealed(path: Path, mend: str, sealed: bool = True) -> Any:
     if isinstance(value, dict) and SEAL in value:
         if value.pop(SEAL) != hash_json(value):
             raise ValueError(f"{path} {CHANGED}: it does not match its hash; {mend}")
-    elif sealed:
+    elif expected:
         tell_unchecked(path)
     return value
 
@@ -58,12 +65,12 @@ def seal_text(text: str) -> str:
 def check_text(path: Path, mend: str) -> None:
     """ValueError for a text that does not match the hash that `seal_text` put before it."""
     content = path.read_bytes()
-    sealed = TEXT_SEAL.match(content)
-    if sealed is None:
+    found = TEXT_SEAL.match(content)
+    if found is None:
         if content.startswith(b"# sha256"):
             raise ValueError(f"{path} {CHANGED}: its first line is damaged; {mend}")
         tell_unchecked(path)
-    elif sealed[1].decode() != sha256(content[sealed.end() :]).hexdigest():
+    elif found[1].decode() != sha256(content[found.end() :]).hexdigest():
         raise ValueError(f"{path} {CHANGED}: it does not match its hash; {mend}")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.files import as_json, atomic_path, publish_folder, remove_folder
+from data.common.integrity import sealed
 
 FULL = os.makedev(1, 7)
 """The device /dev/full, whatever names it."""
@@ -135,10 +136,13 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_result(path: Path | None, value: Any) -> None:
-    """Write a result where the user asked for it, as `as_json`; None: nowhere."""
+    """Write a result where the user asked for it, as `as_json`; None: nowhere.
+
+    One that is an object has the hash of its fields beside them (data/common/integrity.py).
+    """
     if path is None:
         return
-    text = as_json(value)
+    text = as_json(sealed(value) if isinstance(value, dict) else value)
     with writing(path) as place:
         place.write_text(text, encoding="utf-8")
 

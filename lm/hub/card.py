@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.common.files import read_json
+from pydantic import ConfigDict, JsonValue
+
+from data.common.schema import Record, read_record
 from lm.model import ModelConfig
 
 HEAD = """\
@@ -49,11 +51,40 @@ padded batch pass `attention_mask`, or pad with the id behind the last of the vo
 """
 
 
+class Protocol(Record):
+    """How a score was measured, in settings that are shown as they are."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    corpus: str
+    split: str
+    unit: str
+
+
+class Weights(Record):
+    """Which weights were scored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    sha256: str
+
+
+class Scored(Record):
+    """What the card says of a result of eval.score."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    value: float
+    protocol: Protocol
+    checkpoint: Weights
+
+
 def model_card(
     title: str,
     model: ModelConfig,
     facts: dict[str, str],
-    scores: list[dict[str, Any]],
+    scores: list[Scored],
     tokenizer: bool,
 ) -> str:
     """Markdown of the card.
@@ -81,16 +112,16 @@ def model_card(
     return "\n".join([HEAD, f"# {title}\n", f"{sizes}.\n", table, _scores(scores), use, END])
 
 
-def _scores(scores: list[dict[str, Any]]) -> str:
+def _scores(scores: list[Scored]) -> str:
     if not scores:
         return "## Scores\n\nNone was measured with these weights before the export.\n"
     lines = ["## Scores\n", "| corpus, split | value | unit | protocol |", "|---|---|---|---|"]
     for score in scores:
-        protocol = dict(score["protocol"])
-        where = f"{protocol.pop('corpus')}, {protocol.pop('split')}"
-        unit = str(protocol.pop("unit")).replace("_", " ")
-        said = "; ".join(f"{name} {_short(value)}" for name, value in protocol.items())
-        lines.append(f"| {where} | {score['value']:.4f} | {unit} | {said} |")
+        protocol = score.protocol
+        where, unit = f"{protocol.corpus}, {protocol.split}", protocol.unit.replace("_", " ")
+        more = protocol.model_extra or {}
+        said = "; ".join(f"{name} {_short(value)}" for name, value in more.items())
+        lines.append(f"| {where} | {score.value:.4f} | {unit} | {said} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,7 +131,12 @@ def _short(value: Any) -> str:
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
-def scores_of(run: Path, sha256: str) -> list[dict[str, Any]]:
-    """Results in a run's folder that belong to a checkpoint, by the hash of its weights."""
-    found = [read_json(path) for path in sorted(run.glob("score-*.json"))]
-    return [score for score in found if score.get("checkpoint", {}).get("sha256") == sha256]
+def scores_of(run: Path, sha256: str) -> list[Scored]:
+    """Results in a run's folder that belong to a checkpoint, by the hash of its weights.
+
+    Raises:
+        ValueError: one has changed since it was written, or is no result.
+    """
+    mend = "remove it, or score again with python -m eval.score"
+    found = [read_record(Scored, path, mend) for path in sorted(run.glob("score-*.json"))]
+    return [score for score in found if score.checkpoint.sha256 == sha256]

@@ -62,7 +62,8 @@ def test_breakdowns_add_up(
     shown = capsys.readouterr().out
     for name in ("below 100", "compressed", "exchanged", "reconstruction error by layer"):
         assert name in shown
-    assert json.loads((tmp_path / "breakdown-validation.json").read_text()) == result
+    written = json.loads((tmp_path / "breakdown-validation.json").read_text())
+    assert written.items() >= result.items() and written.keys() - result.keys() == {"sha256"}
 
 
 def test_positions_count_from_each_documents_beginning() -> None:

@@ -3,6 +3,8 @@
 import bz2
 import json
 import lzma
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from eval.protocol import require_comparable
 from eval.records import read_result
 from eval.score import ProgramConfig
 from lm.scoring import Scorer
+from tests.damage import flip, rewrite
 from tools import plot
 
 
@@ -127,13 +130,20 @@ def test_a_result_that_is_not_whole_is_refused_in_a_sentence(
     text = file.read_text()
     assert read_result(file)["value"] > 0
     file.write_text(text[: len(text) // 2])
-    with pytest.raises(ValueError, match=r"cut off or damaged .*eval\.score --json"):
+    with pytest.raises(ValueError, match=r"is not valid JSON .*eval\.score --json"):
         read_result(file)
     for wrong in ("[]", "{}", json.dumps({"value": 1})):
         file.write_text(wrong)
         with pytest.raises(ValueError, match="not the result of a score"):
             read_result(file)
-    file.write_text(text.replace('"format": 2', '"format": 1'))
+    file.write_text(text)
+    for digit in random.Random(0).sample([m.start() for m in re.finditer(r"\d", text)], 20):
+        # Another digit in place of this one.
+        whole = flip(file, 8 * digit)
+        with pytest.raises(ValueError, match=r"score\.json .*eval\.score --json"):
+            read_result(file)
+        file.write_bytes(whole)
+    rewrite(file, format=1)
     with pytest.raises(ValueError, match="another version"):
         read_result(file)
     with pytest.raises(ValueError, match="is not there"):

@@ -1,6 +1,5 @@
 """A result is written where it was asked for, and where it cannot be is found before the work."""
 
-import json
 import os
 import stat
 import threading
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data.common.integrity import read_sealed
 from data.common.outputs import (
     check_folder,
     check_output,
@@ -127,12 +127,13 @@ def test_a_folder_for_results_is_looked_at_before_the_work(tmp_path, place):
 
 def test_a_result_is_written_to_a_file_a_device_or_nowhere(tmp_path):
     write_result(tmp_path / "a.json", {"b": 1})
-    assert (tmp_path / "a.json").read_text() == '{\n  "b": 1\n}\n'
+    assert (tmp_path / "a.json").read_text().startswith('{\n  "b": 1,\n  "sha256": "')
+    assert read_sealed(tmp_path / "a.json", "") == {"b": 1}
     write_result(Path("/dev/null"), {"b": 1})
     write_result(None, {"b": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_result(tmp_path / "a.json", float("nan"))
-    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
+    assert read_sealed(tmp_path / "a.json", "") == {"b": 1}
 
 
 def fill(folder: Path, text: str) -> None:
