@@ -18,10 +18,10 @@ from torch import Tensor
 from data.lanes import Batch, LaneReader
 from data.shards import Shards
 from lm.feeding import ReadAhead
+from lm.inference.predictor import require_room
 from lm.model import CompressiveTransformer, MemoryState
 from lm.objectives import chosen
 from lm.objectives.objective import Term, total_loss, weights_at
-from lm.scoring import require_room
 from lm.sparse.routes import Route
 from lm.training import checkpoint, whole
 from lm.training.checkpoint import CheckpointState, Snapshot
