@@ -1,15 +1,19 @@
 """Data sets of the Hugging Face hub, streamed: nothing is downloaded but what is read."""
 
+import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.corpora.local import DAMAGE
 from data.documents import Block, Part
 from data.manifest import SourceFacts
 from data.records import Rows
 
 HUB = "hub"
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,21 @@ def parse_hub(source: str | None, default: HubName | None) -> HubName | None:
     if source is None or source.partition(":")[0] != HUB:
         return None
     name, _, config = source.partition(":")[2].partition(":")
+    if config.startswith("//") or (name and not (NAME.fullmatch(name) or is_path(name))):
+        raise ValueError(
+            f"{ascii(source)[1:-1]} names no data set: it is hub:OWNER/NAME[:CONFIG], or hub: and "
+            "the folder of a copy"
+        )
     if name:
         return HubName(name, config or None)
     if default is None:
         raise ValueError("say which data set of the hub is meant: hub:OWNER/NAME[:CONFIG]")
     return default
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is that of a folder, and of nothing on the hub."""
+    return Path(name).is_absolute() or name.startswith(("./", "../")) or Path(name).is_dir()
 
 
 def stream(hub: HubName, alternative: str, **options: Any) -> Any:
@@ -55,29 +69,52 @@ def stream(hub: HubName, alternative: str, **options: Any) -> Any:
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
+    # What it logs as an error is raised too.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         return datasets.load_dataset(
             hub.name, hub.config, revision=hub.revision, streaming=True, **options
         )
     except RuntimeError as error:
         if "script" not in str(error):
-            raise
+            raise damaged(hub, error) from error
         raise ValueError(
             f"{hub.name} needs a loading script, which datasets no longer runs: use a copy in "
             f"parquet, or give --source {alternative}"
         ) from error
     except OSError as error:
         raise unreachable(hub, alternative, error) from error
-    except ValueError as error:
-        raise ValueError(f"{hub.name}: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        # Its readers of formats raise what they like: a damaged .zip, pickles in a .tar, and more.
+        raise damaged(hub, error) from error
 
 
 def unreachable(hub: HubName, alternative: str, error: Exception) -> ValueError:
     """The sentence for a data set that is not there or cannot be reached."""
+    if is_path(hub.name):
+        state = "holds no data set" if Path(hub.name).is_dir() else "is no folder"
+        return ValueError(f"{hub.name} {state} ({first_line(error)}): give --source {alternative}")
     return ValueError(
         f"{hub.name} cannot be reached on the hub ({type(error).__name__}): check the name and the "
         f"network, or give --source {alternative}"
     )
+
+
+def damaged(hub: HubName, error: Exception) -> ValueError:
+    """The sentence for files of a data set that cannot be read."""
+    reason = first_line(error)
+    if "pickle" in reason or isinstance(error, pickle.UnpicklingError):
+        # The libraries' own advice is to open them.
+        reason = "it holds pickles, which are never opened"
+    return ValueError(
+        f"{hub.name} has a file that cannot be read ({reason}): mend it, or take another copy or "
+        "revision"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def pinned(hub: HubName, alternative: str) -> HubName:
@@ -86,6 +123,8 @@ def pinned(hub: HubName, alternative: str) -> HubName:
 
     if Path(hub.name).is_dir():
         return hub
+    if is_path(hub.name):
+        raise unreachable(hub, alternative, FileNotFoundError("it is not there"))
     try:
         commit = HfApi().dataset_info(hub.name, revision=hub.revision).sha
     except Exception as error:
@@ -95,11 +134,15 @@ def pinned(hub: HubName, alternative: str) -> HubName:
 
 
 def rows_of(hub: HubName, data: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a streamed split; ConnectionError when the stream breaks off."""
+    """Rows of a streamed split; ConnectionError when the stream breaks off, ValueError when what
+    it brings cannot be read.
+    """
     rows = iter(data)
     while True:
         try:
             row = next(rows, None)
+        except (ValueError, *DAMAGE, ImportError, pickle.UnpicklingError) as error:
+            raise damaged(hub, error) from error
         except Exception as error:
             # As in `pinned`. Not a ValueError: what was read before is worth keeping.
             raise ConnectionError(
@@ -109,6 +152,15 @@ def rows_of(hub: HubName, data: Any) -> Iterator[dict[str, Any]]:
         if row is None:
             return
         yield row
+
+
+def texts_of(hub: HubName, data: Any) -> Iterator[str | None]:
+    """The column text of a streamed split; ValueError where there is none, or it is no text."""
+    for row in rows_of(hub, data):
+        if type(row.get("text", 0)) not in (str, type(None)):
+            known = ", ".join(row)
+            raise ValueError(f"{hub.name} has no text in column 'text'; its columns are {known}")
+        yield row["text"]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ def open_source(config: DataConfig, work: Path) -> Source:
     ValueError when the source is missing, empty, or not what it is said to be.
     """
     hub = hub_of(config)
+    if hub and config.corpus == "audio":
+        raise ValueError(f"corpus audio is not read from the hub; it wants {audio.WANTED}")
     match config.corpus:
         case "pystdlib":
             return pystdlib.open_pystdlib()

@@ -6,7 +6,7 @@ from data.common.files import atomic_path, hash_file
 from data.corpora.local import existing, unpacked
 from data.cutting import cut_file
 from data.documents import Document, Piece, Source, file_parts
-from data.hub import HubName, pinned, rows_of, stream
+from data.hub import HubName, pinned, stream, texts_of
 from data.splits import fractions
 
 FULL_BYTES = 100_000_000
@@ -66,6 +66,5 @@ def from_hub(hub: HubName, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         data = stream(hub, WANTED, split="train", data_files={"train": HUB_FILE})
         with atomic_path(target) as temporary, temporary.open("wb") as file:
-            for row in rows_of(hub, data):
-                file.write(row["text"].encode())
+            file.writelines((text or "").encode() for text in texts_of(hub, data))
     return target

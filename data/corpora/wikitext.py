@@ -9,7 +9,7 @@ from data.common.files import atomic_path
 from data.corpora.archives import Member, is_archive, unpack
 from data.corpora.local import Listing, ending, existing, list_folder, unpacked
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
-from data.hub import HubName, pinned, rows_of, stream
+from data.hub import HubName, pinned, stream, texts_of
 from data.records import open_parquet
 from data.splits import FULL_NAME, named_split
 
@@ -146,7 +146,7 @@ def parquet_rows(members: list[Member]) -> Iterator[str | None]:
 def hub_rows(hub: HubName) -> dict[str, Iterable[str | None]]:
     """The rows of each split of the hub's copy."""
     splits: dict[str, Any] = stream(hub, WANTED)
-    return {split: (row["text"] for row in rows_of(hub, data)) for split, data in splits.items()}
+    return {split: texts_of(hub, data) for split, data in splits.items()}
 
 
 def articles(path: Path, split: str) -> Iterator[Piece]:
