@@ -2,15 +2,19 @@
 
 import json
 import os
-import tempfile
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from data.common import command
-from data.common.files import hash_file, publish_folder, read_json, remove_folder, write_json
+from data.common.files import hash_file, read_json, write_json
+from data.common.locks import new_folder
+from data.common.outputs import check_folder
+from data.common.tensors import save_tensors
 from data.vocab import Vocabulary
 from lm.hub.byte_tokenizer import ByteTokenizer
 from lm.hub.card import model_card, scores_of
@@ -20,7 +24,7 @@ from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.subword_tokenizer import SubwordTokenizer
 from lm.hub.tokenization import VocabularyTokenizer
 from lm.hub.word_tokenizer import WordTokenizer
-from lm.loading import LoadedRun, load_run
+from lm.loading import LoadedRun, load_run, pieces
 
 TOKENIZERS: dict[str, type[VocabularyTokenizer]] = {
     "bytes": ByteTokenizer,
@@ -50,21 +54,22 @@ def main(
         title: of the model card, by default the run's name.
         max_shard_size: weights are split into files of this size at most, such as 500MB.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists; give a folder that does not")
+    check_folder(out, *pieces(run))
+    check_shard_size(max_shard_size)
     quiet_deepspeed()
     loaded = load_run(run, checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        write_folder(loaded, partial, max_shard_size)
+    with new_folder(out, "--out") as place:
+        write_folder(loaded, place, max_shard_size)
         card = card_of(loaded, run, title or run.resolve().name)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        partial.chmod(0o755)
-        publish_folder(partial, out)
-    finally:
-        remove_folder(partial)
+        (place / "README.md").write_text(card, encoding="utf-8")
     print(out)
+
+
+def check_shard_size(text: str) -> None:
+    """ValueError for what transformers would not take as a size of files, or misunderstand."""
+    found = re.fullmatch(r"([0-9]+)(TB|GB|MB|KB|TIB|GIB|MIB|KIB)", text.upper())
+    if not found or not int(found[1]):
+        raise ValueError(f"max-shard-size must be a size such as 500MB or 5GB, not {text}")
 
 
 def quiet_deepspeed() -> None:
@@ -85,6 +90,9 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
     model.model.load_state_dict(loaded.model.state_dict())
     model.generation_config.bos_token_id = vocabulary.start
     model.save_pretrained(folder, max_shard_size=max_shard_size)
+    for path in folder.glob("*.safetensors"):
+        # The same, with the hash of each weight.
+        save_tensors(load_file(path), path, {"format": "pt"})
     vocabulary.save(folder)
     needed = [path.rpartition(".")[0] for path in modules.values()]
     if vocabulary.kind in TOKENIZERS:

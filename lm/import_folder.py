@@ -1,23 +1,40 @@
 """Program: make a run of a folder that lm.export wrote, or that transformers saved after it."""
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import ConfigDict
+from torch import Tensor
 
 from data.common import command
 from data.common.command import load_config
-from data.common.files import remove_folder
+from data.common.files import read_json
 from data.common.integrity import write_sealed
+from data.common.locks import new_folder
+from data.common.outputs import check_folder
+from data.common.schema import Record, Size, as_record
 from data.common.tensors import save_tensors
-from data.vocab import load_vocabulary
-from lm.export import quiet_deepspeed
-from lm.hub.configuration import CompressiveTransformerConfig
-from lm.hub.modeling import CompressiveTransformerForCausalLM
+from data.vocab import Vocabulary, load_vocabulary
+from lm.hub.configuration import refuse_foreign
+from lm.hub.weights import MEND, ExportedWeights
+from lm.model import CompressiveTransformer, ModelConfig
 from lm.training.checkpoint import LATEST, STATE, WEIGHTS, CheckpointState
 from lm.training.config import RunConfig, write_config
 
 NAME = "step-00000000"
+
+
+class ExportedConfig(Record):
+    """What is read of config.json, beside the fields of ModelConfig; transformers adds more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model_type: Literal["compressive_transformer"]
+    vocab_size: Size
+    run: dict[str, Any]
+    """What the run's config said besides the model."""
 
 
 def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
@@ -30,37 +47,83 @@ def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
         run: folder to write; it must not exist.
         vocabulary: folder of its vocabulary, if that is not the model's.
     """
-    if run.exists():
-        raise ValueError(f"{run} exists; give a folder that does not")
+    check_folder(run)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model; write one with python -m lm.export")
-    quiet_deepspeed()
-    config = CompressiveTransformerConfig.from_pretrained(folder)
-    if not hasattr(config, "run"):
-        raise ValueError(f"{folder} does not come from lm.export: config.json has no key run")
+    config, size = read_config(folder / "config.json")
     words = load_vocabulary(vocabulary or folder)
-    if words.size != config.vocab_size:
+    if words.size != size:
         raise ValueError(
-            f"the model knows {config.vocab_size} tokens, but {vocabulary or folder} has "
-            f"{words.size}; give its own --vocabulary"
+            f"the model knows {size} tokens, but {vocabulary or folder} has {words.size}; give its "
+            "own --vocabulary"
         )
-    model = CompressiveTransformerForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    whole = load_config(RunConfig, config.run | {"model": asdict(config.sizes())})
-    try:
-        target = run / "checkpoints" / NAME
-        target.mkdir(parents=True)
-        (run / "vocabulary").mkdir()
-        words.save(run / "vocabulary")
-        weights = {n: p.detach().contiguous() for n, p in model.model.named_parameters()}
-        save_tensors(weights, target / WEIGHTS)
-        state = CheckpointState(step=0, ranks=0, shards="imported")
-        write_sealed(target / STATE, state.model_dump(exclude_unset=True))
-        (run / "checkpoints" / LATEST).write_text(NAME + "\n")
-        write_config(run / "config.yaml", whole)
-    except OSError:
-        remove_folder(run)
-        raise
+    with new_folder(run, "--run") as place:
+        # Read within the lock: whoever waits for it should not hold a model.
+        write_run(config, read_weights(folder, config.model, size), words, place)
     print(run)
+
+
+def read_config(path: Path) -> tuple[RunConfig, int]:
+    """The config of a run and the size of its vocabulary, of the config.json of an exported folder.
+
+    Raises:
+        ValueError: a field is missing, mistyped or impossible, or asks for what is not done here.
+    """
+    try:
+        values = read_json(path)
+        exported = as_record(ExportedConfig, values)
+        refuse_foreign(values)
+        names = [field.name for field in fields(ModelConfig)]
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301 - ends as the others do
+        model = {name: values[name] for name in names}
+        return load_config(RunConfig, exported.run | {"model": model}), exported.vocab_size
+    except ValueError as error:
+        where = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise ValueError(f"{where}{error}; take that of an export by python -m lm.export") from None
+
+
+def read_weights(folder: Path, config: ModelConfig, vocabulary: int) -> dict[str, Tensor]:
+    """The weights of an exported folder by their names in a run, float32.
+
+    Raises:
+        ValueError: they are not those of such a model, all of them and no others.
+    """
+    stored = ExportedWeights(folder)
+    if config.layers > len(stored):
+        # Even the outline of so many layers might not fit.
+        raise ValueError(
+            f"{folder} has {len(stored)} weights, too few for the {config.layers} layers of "
+            f"config.json; {MEND}"
+        )
+    try:
+        with torch.device("meta"):
+            outline = CompressiveTransformer(config, vocabulary)
+    except RuntimeError:
+        raise ValueError(
+            f"config.json in {folder} asks for weights larger than any machine's memory; {MEND}"
+        ) from None
+    wanted = {f"model.{name}": weight for name, weight in outline.named_parameters()}
+    stored.require(wanted)
+    return {
+        name.removeprefix("model."): stored[name].take(name, None, weight.shape).float()
+        for name, weight in wanted.items()
+    }
+
+
+def write_run(
+    config: RunConfig, weights: dict[str, Tensor], vocabulary: Vocabulary, run: Path
+) -> None:
+    """Write what makes a folder a run."""
+    target = run / "checkpoints" / NAME
+    target.mkdir(parents=True)
+    (run / "vocabulary").mkdir()
+    vocabulary.save(run / "vocabulary")
+    save_tensors(weights, target / WEIGHTS)
+    state = CheckpointState(step=0, ranks=0, shards="imported")
+    write_sealed(target / STATE, state.model_dump(exclude_unset=True))
+    (run / "checkpoints" / LATEST).write_text(NAME + "\n")
+    write_config(run / "config.yaml", config)
 
 
 if __name__ == "__main__":

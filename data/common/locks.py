@@ -6,6 +6,7 @@ work goes on without.
 """
 
 import errno
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data.common.outputs import resolved
+from data.common.outputs import resolved, writing_folder
 from data.common.say import say, warn
 
 WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
@@ -51,6 +52,33 @@ def alone(path: Path, held: str) -> Iterator[None]:
         raise ValueError(held)
     with _held(lock, path):
         yield
+
+
+@contextmanager
+def new_folder(target: Path, option: str) -> Iterator[Path]:
+    """Yield a folder to write into, which then becomes `target`, whole or not at all.
+
+    What a killed process has left of it is removed.
+
+    Args:
+        target: is not there; folders above it are made.
+        option: that names it.
+
+    Raises:
+        ValueError: it is there, or another process is making it.
+    """
+    _require_new(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    held = f"another process writes {target}: wait until it ends, or give another {option}"
+    with alone(beside(target), held):
+        _require_new(target)
+        with writing_folder(target) as aside:
+            yield aside
+
+
+def _require_new(target: Path) -> None:
+    if os.path.lexists(target):
+        raise ValueError(f"{target} exists; give a folder that does not")
 
 
 def beside(target: Path) -> Path:

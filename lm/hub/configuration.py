@@ -1,11 +1,22 @@
 """A Compressive Transformer's configuration as transformers keeps it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
 from lm.model import ModelConfig
+
+FOREIGN = ("quantization_config", "attn_implementation", "experts_implementation", "kernel_config")
+"""Keys by which transformers would load other weights, or code from elsewhere."""
+
+
+def refuse_foreign(values: Mapping[str, Any]) -> None:
+    """ValueError for a configuration that asks for quantised weights or for other kernels."""
+    for key, value in values.items():
+        if key.lstrip("_") in FOREIGN and value not in (None, "eager"):
+            raise ValueError(f"{key} {value!r} is not known here: remove it from config.json")
 
 
 class CompressiveTransformerConfig(PreTrainedConfig):
@@ -21,6 +32,7 @@ class CompressiveTransformerConfig(PreTrainedConfig):
     }
 
     def __init__(self, vocab_size: int = 256, **kwargs: Any) -> None:
+        refuse_foreign(kwargs)
         self.vocab_size = vocab_size
         defaults = asdict(ModelConfig())
         for name, default in defaults.items():
@@ -40,4 +52,7 @@ class CompressiveTransformerConfig(PreTrainedConfig):
         values = {field.name: getattr(self, field.name) for field in fields(ModelConfig)}
         # JSON has no tuples.
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return ModelConfig(**(values | lists))
+        try:
+            return ModelConfig(**(values | lists))
+        except TypeError as error:
+            raise ValueError(f"config.json has a field of a wrong type ({error})") from None

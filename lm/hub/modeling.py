@@ -18,6 +18,7 @@ from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.generation import MemoryGeneration
 from lm.hub.padding import check_ids, check_positions, compacted, mean_loss, real_columns, spread
+from lm.hub.weights import check_hashes
 from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
 from lm.objectives.objective import Term, add_terms, total_loss
@@ -67,12 +68,14 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
         """As everywhere in transformers, but only of safetensors, and whole.
 
         Raises:
-            ValueError: a weight is missing, belongs to another model or has another size, which
-                transformers itself would fill with random numbers or pass over.
+            ValueError: a weight has changed since the export, is missing, belongs to another model
+                or has another size, which transformers itself would pass over or make up.
         """
         for name in ("quantization_config", "use_kernels", "adapter_kwargs"):
             if kwargs.get(name):
                 raise ValueError(f"{name} is not known here; leave it out")
+        if args:
+            check_hashes(args[0])
         wanted = kwargs.pop("output_loading_info", False)
         # Sizes are complained of below, by name.
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
