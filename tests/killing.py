@@ -126,13 +126,13 @@ def attempt(argv: list[str], ranks: int, kill: Kill | None) -> dict[str, Any]:
     return {"ends": ends, "seconds": time.monotonic() - since}
 
 
-POINTERS: dict[str, Callable[[str], str | None]] = {
+POINTERS: dict[str, Callable[[bytes], bytes | None]] = {
     "as it is": lambda text: text,
     "removed": lambda _: None,
-    "garbage": lambda _: "\x00\xff garbage\n",
-    "empty": lambda _: "",
-    "not there": lambda _: "step-99999999\n",
-    "the first": lambda _: "step-00000001\n",
+    "garbage": lambda _: b"\x00\xff garbage\n",
+    "empty": lambda _: b"",
+    "not there": lambda _: b"step-99999999\n",
+    "the first": lambda _: b"step-00000001\n",
 }
 """What becomes of what `latest` says."""
 
@@ -141,10 +141,10 @@ def mislead(run: Path, rng: random.Random) -> str:
     """Change `latest`, if it is there; returns how."""
     latest, how = run / "checkpoints" / "latest", rng.choice(list(POINTERS))
     if latest.exists():
-        text = POINTERS[how](latest.read_text(errors="replace"))
+        text = POINTERS[how](latest.read_bytes())
         latest.unlink()
         if text is not None:
-            latest.write_text(text, encoding="latin-1")
+            latest.write_bytes(text)
     return how
 
 

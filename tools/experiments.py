@@ -40,6 +40,8 @@ from lm.training.runlog import read_metrics
 from lm.training.writer import SCORE
 
 RESULT = "result.json"
+LONGEST_NAME = 200
+"""In bytes; file systems take 255."""
 
 
 class Compared(Record):
@@ -64,7 +66,8 @@ class Result(Record):
 
 def is_folder_name(name: str) -> bool:
     """Whether a folder of this name lies where it is made, and shows on every terminal."""
-    return name.isprintable() and Path(name).name == name and not name.startswith((".", "~"))
+    short = 0 < len(name.encode(errors="replace")) <= LONGEST_NAME
+    return short and name.isprintable() and Path(name).name == name and name[0] not in ".~"
 
 
 @dataclass(frozen=True)

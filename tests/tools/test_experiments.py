@@ -5,6 +5,7 @@ import json
 import pytest
 
 from data.common.command import dump_config
+from data.common.locks import alone
 from data.common.yamlfile import dump_yaml, read_yaml
 from tools.experiments import Experiment, main
 
@@ -77,3 +78,73 @@ def test_a_mistake_found_by_training_is_one_sentence(file, tmp_path, capfd):
     *_, last = capfd.readouterr().err.splitlines()
     assert last.startswith(f"experiments: error: {missing} holds no shards")
     assert not list((tmp_path / "out").glob("*/*/result.json"))
+
+
+BAD_FILES = {
+    "no variants": ({}, "needs variants"),
+    "empty variants": ({"variants": {}}, "needs variants"),
+    "a list": ({"variants": ["a"]}, "variants should be a valid dictionary"),
+    "names": ({"variants": {"a": "mean"}}, r"variants\.a should be a valid dictionary"),
+    "a number": ({"variants": {1: {}}}, "variants.* should be a valid string"),
+    "no seeds": ({"variants": {"a": {}}, "seeds": []}, "seeds list should have at least 1"),
+    "a path": ({"variants": {"a": {}}, "seeds": ["../x"]}, r"seeds\.0 should be a valid integer"),
+    "a seed twice": ({"variants": {"a": {}}, "seeds": [1, 1]}, "seeds must differ"),
+    "one seed": ({"variants": {"a": {}}, "seeds": 3}, "seeds should be a valid list"),
+    "papers": ({"variants": {"a": {}}, "paper": {"a": "good"}}, r"paper\.a should be a valid"),
+    "a value": ({"variants": {"a": {"optim.lr.x": 1}}}, "lies in lr, which is no section"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_is_none_is_one_sentence(file, tmp_path, name):
+    more, sentence = BAD_FILES[name]
+    with pytest.raises(ValueError, match=sentence):
+        main(file(**more), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "",
+        "a/b",
+        "/etc",
+        "../a",
+        ".hidden",
+        "~",
+        "~root",
+        "a\nb",
+        "a\x1b[2Jb",
+        "a\0",
+        "é" * 150,
+    ],
+)
+def test_variants_stay_in_their_folder(file, tmp_path, name):
+    with pytest.raises(ValueError, match="must be a name that a folder can have") as refused:
+        main(file(variants={"good": {}, name: {}}), tmp_path / "out")
+    assert str(refused.value).isprintable()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_second_call_on_one_folder_is_told_so(file, tmp_path):
+    path, out = file(variants={"a": {}}, seeds=[0]), tmp_path / "out"
+    out.mkdir()
+    with alone(out / ".lock", "this test"):
+        with pytest.raises(ValueError, match=f"another process runs experiments in {out}: wait"):
+            main(path, out)
+        assert "variant" in (main(path, out, table=True) or (out / "table.md").read_text())
+    assert sorted(p.name for p in out.iterdir()) == ["table.json", "table.md"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"bits_per_byte": "good"}', '{"bits_per_byte": NaN}']
+)
+def test_a_damaged_result_is_named(file, tmp_path, content):
+    result = tmp_path / "out" / "a" / "seed-0" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(content)
+    with pytest.raises(ValueError, match=r"seed-0/result\.json.*; remove it"):
+        main(file(variants={"a": {}}, seeds=[0]), tmp_path / "out")
+    assert result.read_text() == content

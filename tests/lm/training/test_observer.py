@@ -1,5 +1,6 @@
 """What a run shows of itself: validation, attention, samples, records, profiles."""
 
+import errno
 import gzip
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.common.files import parse_json
 from data.shards import Shards
 from lm.attention_mass import AttentionMass
 from lm.scoring import ScoringConfig, score
@@ -22,8 +24,9 @@ from lm.training.config import RunConfig
 from lm.training.loop import Loop
 from lm.training.meter import in_unit
 from lm.training.observer import Observer
+from lm.training.profiling import ProfileWindow
 from lm.training.report import ReportConfig, open_sinks
-from lm.training.runlog import read_metrics
+from lm.training.runlog import MetricsLog, read_metrics
 from lm.training.trainer import Trainer
 from tests.predictors import predictor
 
@@ -212,3 +215,83 @@ def test_a_missing_package_is_named(
 def test_reports_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"report\."):
         ReportConfig(**changes)
+
+
+class Broken:
+    """A place for records that takes none."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def add_scalar(self, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def log(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("the server\ndoes not answer")
+
+    def close(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    finish = close
+
+
+@pytest.mark.parametrize("when", ["at the start", "at a record", "at the end"])
+@pytest.mark.parametrize("option", ["tensorboard", "wandb"])
+def test_a_place_for_records_that_breaks_costs_itself_alone(
+    run_config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    when: str,
+) -> None:
+    def make(*_: Any, **__: Any) -> Broken:
+        if when == "at the start":
+            raise OSError(errno.ENOTDIR, "Not a directory")
+        return Broken()
+
+    if option == "tensorboard":
+        pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+        monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", make)
+    else:
+        wandb = types.ModuleType("wandb")
+        wandb.init = make  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = with_report(run_config, **{option: "x" if option == "wandb" else True})
+    sinks = open_sinks(tmp_path, config, 0)
+    for step in (1, 2) if when == "at a record" else ():
+        for sink in sinks:
+            sink.write({"step": step, "loss": math.nan})
+    for sink in sinks:
+        sink.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: report.{option} gets no more records (")
+    logged = read_metrics(tmp_path / "metrics.jsonl") if when == "at a record" else []
+    assert [record["not_finite"] for record in logged] == [{"loss": "nan"}] * len(logged)
+
+
+def test_a_profile_that_cannot_be_written_costs_itself_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "profile").write_text("in the way")
+    window = ProfileWindow(tmp_path / "profile", 0, 1)
+    window.before(0)
+    torch.ones(3).sum()
+    assert window.after(1, last=True) is None
+    assert "warning: there will be no trace" in capsys.readouterr().err
+    window.before(1)
+    assert window.after(2, last=True) is None
+
+
+def test_what_is_not_finite_is_json_and_old_logs_can_be_read(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1, "loss": math.inf, "grad_norm": -math.inf, "lr": 0.5})
+    (line,) = log.path.read_text().splitlines()
+    assert parse_json(line) == {
+        "step": 1,
+        "lr": 0.5,
+        "not_finite": {"loss": "inf", "grad_norm": "-inf"},
+    }
+    with log.path.open("a") as file:
+        file.write('{"step": 2, "loss": NaN, "lr": 1e999}\n')
+    *_, old = read_metrics(log.path)
+    assert old == {"step": 2, "not_finite": {"loss": "nan", "lr": "inf"}}
