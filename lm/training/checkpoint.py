@@ -147,6 +147,8 @@ def lacking(folder: Path) -> str | None:
         state = read_state(folder)
     except (ValueError, OSError) as error:
         return str(error).removeprefix(f"{folder}/").partition(";")[0]
+    if state.step != step_of(folder.name):
+        return f"{STATE} is that of step {state.step}"
     files = [WEIGHTS]
     for rank in range(state.ranks):
         files += [f"optimizer-{rank}.safetensors", f"rank-{rank}.safetensors"]

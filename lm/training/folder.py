@@ -174,7 +174,19 @@ def describe(run: Path, trainer: Trainer, begun: Start) -> None:
 
     Later checkpoints, and the records after the one that is gone on from, are moved to
     checkpoints/set-aside-N.
+
+    Raises:
+        ValueError: that cannot be written.
     """
+    try:
+        _describe(run, trainer, begun)
+    except OSError as error:
+        raise ValueError(
+            f"{run} cannot be written ({error.strerror}): mend that and give the same command again"
+        ) from None
+
+
+def _describe(run: Path, trainer: Trainer, begun: Start) -> None:
     aside = _set_aside(run, trainer.step, begun.later) if begun.later else None
     if begun.changes or begun.later:
         _note(run, trainer.step, begun, aside)

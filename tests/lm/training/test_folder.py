@@ -167,6 +167,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "half a state": (written(f"{NEWEST}/state.json", '{"st'), "no whole checkpoint .*state.json"),
     "state of nothing": (written(f"{NEWEST}/state.json", "{}"), "step is missing.*--checkpoint"),
+    "state of another step": (
+        lambda run: void(shutil.copytree(run / NEWEST, run / "checkpoints" / "step-00000011")),
+        "step-00000011 is no whole checkpoint .*of step 9",
+    ),
     "no weights": (missing(f"{NEWEST}/model.safetensors"), "model.safetensors is missing"),
     "no memory": (missing(f"{NEWEST}/rank-0.safetensors"), "rank-0.safetensors is missing"),
     "no moments": (missing(f"{NEWEST}/optimizer-0.safetensors"), "optimizer-0.*is missing"),
@@ -234,6 +238,23 @@ def test_a_new_folder_that_cannot_be_used_goes_again(config: RunConfig, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be made"):
         train_here(config, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "changes.jsonl", "env.json"])
+def test_what_cannot_be_written_at_the_start_is_said(
+    run: Path, config: RunConfig, name: str
+) -> None:
+    path = run / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("in the way")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    with pytest.raises(
+        ValueError, match=rf"{run} cannot be written \(.*\): mend that and give the"
+    ):
+        train_here(with_training(config, steps=14), run)
 
 
 def test_a_run_is_set_back_with_all_that_came_later_kept(
