@@ -63,7 +63,7 @@ class Start:
             said = (f"{name} {new} (was {old})" for name, (new, old) in self.changes.items())
             line += f" with {', '.join(said)}"
         if self.later:
-            line += f"; {len(self.later)} later checkpoints are set aside beside it"
+            line += f"; later checkpoints ({len(self.later)}) are set aside"
         return line
 
 
@@ -220,5 +220,6 @@ def _note(run: Path, step: int, begun: Start, aside: Path | None) -> None:
         record |= {"set_back_to": begun.checkpoint.name, "set_aside": aside.name}
     path = run / CHANGES
     before = path.read_bytes() if path.exists() else b""
+    before += b"" if before.endswith(b"\n") or not before else b"\n"
     with writing(path) as temporary:
         temporary.write_bytes(before + json.dumps(record, default=str).encode() + b"\n")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from data.common import locks
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards
@@ -111,6 +112,12 @@ def test_a_later_corpus_does_not_touch_an_earlier_one(
     both = dict(load_packed(second, [first, second]).named_parameters())[f"{name}.weight"]
     assert torch.equal(both[shared], alone[f"{name}.weight"][shared])
     assert "the same score after all corpora" in capsys.readouterr().out
+    changed = settings | {"optim": replace(run_config.optim, lr=1e-3)}
+    with pytest.raises(ValueError, match=r"was learnt with optim\.lr 0\.003, not 0\.001: give"):
+        continual.main(run, corpora, **changed)
+    refused = pytest.raises(ValueError, match="another process trains in")
+    with locks.alone(run / ".lock", "this test"), refused:
+        continual.main(run, corpora, **settings)
     for _ in flips(first / "packed.safetensors", 6):
         with pytest.raises(ValueError, match=r"packed\.safetensors .*learnt anew"):
             load_packed(second, [first, second])

@@ -264,7 +264,7 @@ def test_a_run_is_set_back_with_all_that_came_later_kept(
     later = {step: tree(path) for step, path in checkpoint.listed(run).items() if step > 3}
     train_until(8, config, run, "step-00000003")
     place = run / "checkpoints"
-    assert "from step 3; 2 later checkpoints are set aside" in capfd.readouterr().err
+    assert "from step 3; later checkpoints (2) are set aside" in capfd.readouterr().err
     for step, files in later.items():
         assert tree(place / "set-aside-1" / checkpoint.name_of(step)) == files
     logged = [record["step"] for record in read_metrics(place / "set-aside-1" / "metrics.jsonl")]
