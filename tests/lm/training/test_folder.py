@@ -137,6 +137,13 @@ def edited(name: str, old: str, new: str) -> Callable[[Path], None]:
     return edit
 
 
+def another_model(run: Path) -> None:
+    """Edited with the hash taken away, as its refusal says."""
+    lines = (run / "config.yaml").read_text().splitlines(keepends=True)
+    assert lines[0].startswith("#")
+    (run / "config.yaml").write_text("".join(lines[1:]).replace("width: 16", "width: 32"))
+
+
 def only_backup(run: Path) -> None:
     for step, path in checkpoint.listed(run).items():
         path.rename(path.with_name(f"backup-{step}"))
@@ -190,7 +197,8 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a list": (written("config.yaml", "[1, 2]"), "config.yaml.*put back the file"),
     "no YAML": (written("config.yaml", "model: ["), "config.yaml.*put back the file"),
     "another's config": (written("config.yaml", "runs: 3"), "config.yaml.*put back the file"),
-    "another model": (edited("config.yaml", "width: 16", "width: 32"), r"model\.width 32, not 16"),
+    "edited config": (edited("config.yaml", "lr: 0.003", "lr: 0.3"), "has changed since it was wr"),
+    "another model": (another_model, r"model\.width 32, not 16"),
     "broken log": (edited("metrics.jsonl", '{"step": 4', "{step: 4"), r"line 1: is not JSON; mend"),
     "log of names": (edited("metrics.jsonl", '"step": 8', '"step": "x"'), "line 3: step should be"),
     "log without steps": (written("metrics.jsonl", '{"a": 1}\n'), "line 1: step is missing"),
