@@ -9,14 +9,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data.common.files import hash_file, read_json
-from data.common.integrity import write_sealed
+from data.common.files import hash_file
+from data.common.integrity import CHANGED, write_sealed
 from data.common.progress import Progress
 from data.common.say import say, warn
 from data.common.schema import as_record
 from data.corpora.checksums import NOT_LISTED
 from data.documents import SPLITS, Source
-from data.encode import Encoder
+from data.encode import ANEW, Encoder
 from data.manifest import FORMAT, Manifest, content_hash
 from data.options import DataConfig
 from data.shards import DOCUMENT_DTYPE, MANIFEST, split_files
@@ -79,9 +79,10 @@ def checked(source: Source, encoder: Encoder) -> dict[str, Any]:
         return {}
     texts: dict[str, str | None] = {}
     for index in range(len(source.parts)):
-        for record in read_json(encoder.done(index)):
-            details = record["details"]
-            texts[f"{details['name']} ({record['split']})"] = details.get("differs")
+        for record in encoder.finished(index).documents:
+            differs = record.details.get("differs")
+            text = f"{record.details['name']} ({record.split})"
+            texts[text] = None if differs is None else str(differs)
     differ = {name: how for name, how in texts.items() if how}
     if all(how == NOT_LISTED for how in texts.values()):
         raise ValueError("checksums lists none of the books: give the list of these books")
@@ -101,17 +102,17 @@ def index_documents(
     texts: list[str] = []
     with (folder / split_files(split)[2]).open("w", encoding="utf-8") as names:
         for index in range(parts):
-            for record in read_json(encoder.done(index)):
-                if record["split"] != split:
+            for record in encoder.finished(index).documents:
+                if record.split != split:
                     continue
-                details = record["details"]
-                if record["begins"]:
+                details = record.details
+                if record.begins:
                     names.write(json.dumps(details, sort_keys=True) + "\n")
                     for column in (tokens, size, words):
                         column.append(0)
-                tokens[-1] += record["tokens"]
-                size[-1] += record["bytes"]
-                words[-1] += record["words"]
+                tokens[-1] += record.tokens
+                size[-1] += record.bytes
+                words[-1] += record.words
                 if "sha256" in details:
                     texts.append(f"{details['name']} {details['sha256']}\n")
     documents = np.zeros(len(tokens), dtype=DOCUMENT_DTYPE)
@@ -131,14 +132,19 @@ def write_header(target: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
 def join_tokens(
     encoder: Encoder, parts: int, split: str, target: BinaryIO, progress: Progress
 ) -> None:
-    """Append the parts' raw ids."""
+    """Append the parts' raw ids; ValueError for those that have changed since they were written."""
     for index in range(parts):
-        path = encoder.tokens(index, split)
-        if path.exists():
-            with path.open("rb") as part:
-                while block := part.read(COPY_BYTES):
-                    target.write(block)
-                    progress.update(len(block))
+        path, digest = encoder.tokens(index, split), sha256()
+        expected = encoder.finished(index).files.get(split)
+        if expected is None:
+            continue
+        with path.open("rb") as part:
+            while block := part.read(COPY_BYTES):
+                digest.update(block)
+                target.write(block)
+                progress.update(len(block))
+        if digest.hexdigest() != expected:
+            raise ValueError(f"{path} {CHANGED}: it does not match its hash; {ANEW}")
 
 
 def describe_split(split: str, documents: np.ndarray, folder: Path) -> dict[str, Any]:

@@ -11,12 +11,39 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from data.common.files import atomic_path, write_json
+from pydantic import JsonValue
+
+from data.common.files import atomic_path
+from data.common.integrity import write_sealed
+from data.common.schema import Count, Record, Sha256, read_record
 from data.decoding import complaint
 from data.documents import Block, Document, Part
+from data.manifest import SplitName
 from data.vocab import Vocabulary, WordCounter
 
 LINE_LIMIT = 16 << 20
+PARTS_FORMAT = 2
+"""Of what an interrupted build leaves; one of another format begins anew."""
+ANEW = "call again, and the build begins anew"
+
+
+class PartDocument(Record):
+    """A document, or the run of it that one part holds."""
+
+    split: SplitName
+    begins: bool
+    details: dict[str, JsonValue]
+    tokens: Count
+    bytes: Count
+    words: Count
+
+
+class PartRecord(Record):
+    """The JSON of a finished part."""
+
+    documents: list[PartDocument]
+    files: dict[SplitName, Sha256]
+    """Hash of each split's raw ids."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,10 @@ class Encoder:
         """The raw ids of one split of a part."""
         return self.folder / f"{index:06d}.{split}.tokens"
 
+    def finished(self, index: int) -> PartRecord:
+        """What there is to know of a finished part; ValueError if it has changed since."""
+        return read_record(PartRecord, self.done(index), ANEW)
+
     def encode(self, index: int, part: Part) -> int:
         """Write a part's files; return the bytes of its text.
 
@@ -48,11 +79,13 @@ class Encoder:
         tallies: list[Tally] = []
         with ExitStack() as stack:
             files: dict[str, BinaryIO] = {}
+            digests = {}
             for block in self._blocks(part):
                 split = block.document.split
                 if split not in files:
                     path = stack.enter_context(atomic_path(self.tokens(index, split)))
                     files[split] = stack.enter_context(path.open("wb"))
+                    digests[split] = sha256()
                 if block.begins or not tallies:
                     if tallies:
                         tallies[-1].close()
@@ -61,12 +94,17 @@ class Encoder:
                     ids = self.vocabulary.encode(block.data)
                 # Not `tofile`, whose error on a full disk does not say that it is full.
                 files[split].write(ids.data)
+                digests[split].update(ids.data)
                 tallies[-1].add(block.data, len(ids))
             if tallies:
                 tallies[-1].close()
             for file in files.values():
                 file.flush()
-        write_json(self.done(index), [tally.record() for tally in tallies])
+        record = {
+            "documents": [tally.record() for tally in tallies],
+            "files": {split: digest.hexdigest() for split, digest in digests.items()},
+        }
+        write_sealed(self.done(index), record)
         return sum(tally.bytes for tally in tallies)
 
     def _blocks(self, part: Part) -> Iterator[Block]:

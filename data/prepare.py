@@ -17,13 +17,21 @@ from data.common.progress import Progress
 from data.common.schema import Size
 from data.corpora.checksums import read_checksums
 from data.documents import Part, Source
-from data.encode import Encoder
+from data.encode import PARTS_FORMAT, Encoder
 from data.held_out import with_all_splits
 from data.learn import make_vocabulary
+from data.manifest import AGAIN
 from data.options import DataConfig
 from data.pool import Pool
 from data.shards import MANIFEST, Shards, open_shards
-from data.source_files import SOURCE_FILES, list_files, same_source, write_source
+from data.source_files import (
+    SOURCE_FILES,
+    hash_source,
+    list_files,
+    read_source,
+    same_source,
+    write_source,
+)
 from data.sources import hub_of, open_source
 from data.vocab import Vocabulary, load_vocabulary
 from data.vocabularies.base import DESCRIPTION
@@ -93,7 +101,11 @@ def existing(config: DataConfig, verify: bool) -> Shards:
                 f"{min(checked.differ)}: give --checksums-mismatch warn, or remove it"
             )
     if config.source is not None or config.corpus == "pystdlib":
-        made_from = read_json(config.shards / SOURCE_FILES)
+        made_from = read_source(config.shards)
+        if hash_source(made_from) != shards.manifest.source.sha256:
+            raise ValueError(
+                f"{config.shards / SOURCE_FILES} belongs to another build than {MANIFEST}; {AGAIN}"
+            )
         if not same_source(made_from, *list_files(config)):
             raise ValueError(
                 f"{config.shards} was prepared from other files, or they have changed since: "
@@ -124,7 +136,9 @@ def build_or_explain(config: DataConfig, work: Path, workers: int | None) -> Non
 def build(config: DataConfig, work: Path, workers: int) -> None:
     """Do the work in `work`, which may hold a build that was interrupted, and publish it."""
     root, files = list_files(config)
-    plan = hash_json([config.content(), config.source, [file.record() for file in files]])
+    plan = hash_json(
+        [PARTS_FORMAT, config.content(), config.source, [file.record() for file in files]]
+    )
     if not (work / "plan.json").is_file() or read_json(work / "plan.json") != plan:
         remove_folder(work)
         work.mkdir()

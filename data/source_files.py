@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.common.files import hash_file, hash_json, read_json, write_json
+from data.common.files import hash_file, hash_json
+from data.common.integrity import read_sealed, write_sealed
 from data.common.progress import Progress
+from data.common.schema import Count, Record, Sha256, as_record
 from data.corpora import audio, pg19, text, wikitext
 from data.corpora.local import Listing, existing
 from data.corpora.pystdlib import library_files
 from data.documents import readable
+from data.manifest import AGAIN
 from data.options import DataConfig
 from data.pool import Pool
 from data.sources import WANTED, hub_of
@@ -23,6 +26,21 @@ FINDERS: dict[str, Callable[[str | None], Listing]] = {
     "pg19": pg19.find_books,
     "audio": audio.find_files,
 }
+
+
+class RecordedFile(Record):
+    """A file as it was when it was read."""
+
+    name: str
+    bytes: Count
+    changed: int
+    sha256: Sha256
+
+
+class SourceFiles(Record):
+    """source.json."""
+
+    files: list[RecordedFile]
 
 
 @dataclass(frozen=True)
@@ -91,15 +109,34 @@ def write_source(folder: Path, root: Path, files: list[SourceFile], workers: int
     path = folder / SOURCE_FILES
     if not path.exists():
         hashes = hash_files(root, files, workers)
-        write_json(path, [file.record() | {"sha256": hashes[file.name]} for file in files])
-    return hash_json([[file["name"], file["sha256"]] for file in read_json(path)])
+        found = [file.record() | {"sha256": hashes[file.name]} for file in files]
+        write_sealed(path, {"files": found})
+    return hash_source(read_source(folder))
 
 
-def same_source(recorded: list[dict[str, Any]], root: Path, files: list[SourceFile]) -> bool:
+def read_source(folder: Path) -> list[RecordedFile]:
+    """What `write_source` recorded; ValueError if it is missing or has changed."""
+    path = folder / SOURCE_FILES
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; {AGAIN}")
+    value = read_sealed(path, AGAIN)
+    try:
+        # A list alone is how it was written before it had a hash.
+        return as_record(SourceFiles, {"files": value} if isinstance(value, list) else value).files
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {AGAIN}") from None
+
+
+def hash_source(recorded: list[RecordedFile]) -> str:
+    """The hash of all that was read: of names and hashes of files."""
+    return hash_json([[file.name, file.sha256] for file in recorded])
+
+
+def same_source(recorded: list[RecordedFile], root: Path, files: list[SourceFile]) -> bool:
     """Whether files are those recorded; one with another time of change is hashed to tell."""
-    if [(file["name"], file["bytes"]) for file in recorded] != [(f.name, f.bytes) for f in files]:
+    if [(file.name, file.bytes) for file in recorded] != [(f.name, f.bytes) for f in files]:
         return False
     return all(
-        old["changed"] == new.changed or old["sha256"] == hash_file(root / new.path)
+        old.changed == new.changed or old.sha256 == hash_file(root / new.path)
         for old, new in zip(recorded, files, strict=True)
     )
