@@ -15,6 +15,7 @@ from lm.training import checkpoint
 from lm.training.config import RunConfig
 from lm.training.runlog import read_metrics
 from lm.training.trainer import Trainer
+from lm.training.writer import Writer
 from tests.processes import assert_same_end, ends, records, start, train, write_config
 from tests.runs import train_here, with_training
 
@@ -32,8 +33,15 @@ def train_until(step: int, config: RunConfig, run: Path, name: str | None = None
             raise KilledError
         return original(trainer, *arguments, **options)
 
+    begin = Writer.start
+
+    def written_at_once(writer: Writer, snapshot: checkpoint.Snapshot) -> None:
+        begin(writer, snapshot)
+        writer.wait()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", killed)
+        patch.setattr(Writer, "start", written_at_once)
         with pytest.raises(KilledError):
             train_here(config, run, name)
 
