@@ -256,7 +256,7 @@ def open_parquet(path: Path, name: str, columns: Iterable[str]) -> Iterator[Any]
                         f"{name} has no column {column!r}; its columns are {', '.join(known)}"
                     )
             yield file
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).strip().partition("\n")[0]

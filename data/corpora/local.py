@@ -1,6 +1,7 @@
 """Local paths that sources name, the files below them, and how packed ones are read."""
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -192,8 +193,9 @@ def naming_damage(path: Path | str) -> Iterator[None]:
             f"{path} is packed in a way not known here ({reason}): unpack it"
         ) from error
     except OSError as error:
-        # Of bz2 and zstd, which have no class of their own; the system's errors have a number.
-        if error.errno is not None:
+        # Of bz2 and zstd, which have no class of their own; the system's errors have a number,
+        # EINVAL for a place outside of the file.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
 
