@@ -63,15 +63,17 @@ def trained(lines: list[Line]) -> dict[str, float | None]:
     records; None for what none of them says.
     """
     training = [line for line in lines if "loss" in line]
+    # The share is measured for some records only; a speed beside it is of the same ones.
+    measured = [line for line in training if "mfu" in line] or training
 
-    def all_of(name: str) -> list[float]:
-        return [line[name] for line in training if name in line]
+    def all_of(name: str, some: list[Line]) -> list[float]:
+        return [line[name] for line in some if name in line]
 
     return {
         "steps": training[-1]["step"],
-        "seconds": max(all_of("seconds"), default=None),
+        "seconds": max(all_of("seconds", training), default=None),
         **{
-            name: median(numbers) if (numbers := all_of(name)) else None
+            name: median(numbers) if (numbers := all_of(name, measured)) else None
             for name in ("tokens_per_second", "mfu")
         },
     }

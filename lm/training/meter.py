@@ -32,9 +32,9 @@ class Meter:
         self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
         # On CPUs bf16 may be emulated, at a rate that says nothing.
         half = training.precision == "bf16" and world.device.type == "cuda"
-        rate = matmul_rate(world.device, torch.bfloat16 if half else torch.float32)
-        # Each rank was measured with its own threads.
-        self.peak = rate * world.size
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self.due = 0.0
+        """When the rate of matrix products may be measured again."""
         self._restart()
         self.total_seconds = seconds
         if trainer.restored is not None and (before := trainer.restored.meter):
@@ -61,12 +61,31 @@ class Meter:
         self.tokens += result.pop("tokens")
         return {"step": self.trainer.step, **result}
 
+    def peak(self) -> float | None:
+        """What all ranks' matrix products come to now, operations a second.
+
+        A machine that others use too is not as fast at one time as at another, so that a rate
+        measured earlier says nothing of these steps. None where measuring would take more than a
+        twentieth of the time, or a GPU has no room for it.
+        """
+        start = time.perf_counter()
+        if start < self.due:
+            return None
+        try:
+            rate = matmul_rate(self.trainer.world.device, self.dtype, repeats=3)
+        except torch.cuda.OutOfMemoryError:
+            return None
+        now = time.perf_counter()
+        self.due = now + 20 * (now - start)
+        # Each rank is measured at the same time as the others, with its own threads.
+        return rate * self.trainer.world.size
+
     def summary(self) -> dict[str, float]:
         """Loss in nats per token and in the corpus's unit, and speed, since the last call."""
-        rate = self.tokens / max(self.seconds, 1e-9)
+        rate, peak = self.tokens / max(self.seconds, 1e-9), self.peak()
         record = {
             "tokens_per_second": rate,
-            "mfu": rate * self.flops / self.peak,
+            **({} if peak is None else {"mfu": rate * self.flops / peak}),
             "seconds": self.total_seconds,
             "memory_bytes": float(peak_memory(self.trainer.world.device)),
         }
@@ -82,7 +101,8 @@ class Meter:
         if "loss" in record:
             shown[UNITS[self.split.unit]] = f"{record[self.split.unit]:.3f}"
         shown["tok/s"] = f"{record['tokens_per_second']:,.0f}"
-        shown["mfu"] = f"{record['mfu']:.0%}"
+        # One that was measured for earlier steps must not stand beside this speed.
+        shown["mfu"] = f"{record['mfu']:.0%}" if "mfu" in record else "not measured"
         shown["memory"] = f"{record['memory_bytes'] / 2**30:.2f} GiB"
         return shown
 
