@@ -10,7 +10,7 @@ import numpy as np
 from data.common import command
 from data.common.files import atomic_path
 from data.common.progress import Progress
-from data.common.say import say
+from data.common.say import reader_left, say
 from data.common.schema import Count
 from data.vocab import Vocabulary, WordVocabulary
 from data.vocabularies.words import UNKNOWN
@@ -91,7 +91,7 @@ def main(
     if save_memory is not None:
         store(save_memory, session)
     if sampling.tokens and not sampling.interactive:
-        written = continued(session.repeat(sampling.samples), sampling)
+        written = continued(session.repeat(sampling.samples), sampling, kept=out is not None)
         if out is not None:
             write_out(out, texts, written, sampling)
 
@@ -151,12 +151,23 @@ def store(path: Path, session: Session[ModelState]) -> None:
     save_memory(path, session)
 
 
-def continued(session: Session[ModelState], config: GenerateConfig) -> list[bytes]:
-    """Write the continuations: one as it comes, several when all are done."""
+def continued(
+    session: Session[ModelState], config: GenerateConfig, kept: bool = True
+) -> list[bytes]:
+    """Write the continuations: one as it comes, several when all are done.
+
+    kept: whether they are wanted even if nobody reads the standard output any more.
+    """
+
+    def show(_: int, text: str) -> None:
+        print(text, end="", flush=True)
+        if not kept and reader_left():
+            raise BrokenPipeError
+
     seeds = range(config.seed, config.seed + session.lanes)
     how = Writing(config, config.tokens, seeds, [stop.encode() for stop in config.stop])
     if session.lanes == 1:
-        texts = session.write(how, lambda _, text: print(text, end="", flush=True))
+        texts = session.write(how, show)
         print(flush=True)
         return texts
     shown: list[list[str]] = [[] for _ in seeds]

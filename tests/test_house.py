@@ -216,6 +216,20 @@ def path_complaints(root: Path) -> list[str]:
     ]
 
 
+def saying_complaints(root: Path) -> list[str]:
+    """Lines said on stderr otherwise than by data.common.say, which a full disk would end."""
+    said = re.compile(r"file=sys\.stderr|sys\.stderr\.write|traceback\.print_exc")
+    # The terminal's bar writes past itself.
+    allowed = (Path("data/common/say.py"), Path("data/common/progress.py"))
+    return [
+        f"{path.relative_to(root)}:{number} speaks past data.common.say"
+        for path in python_files(root)
+        if path.relative_to(root) not in allowed
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if said.search(line)
+    ]
+
+
 def test_imports_go_one_way():
     assert import_complaints(ROOT) == []
 
@@ -233,6 +247,10 @@ def test_readme_names_every_file_and_no_other():
     if not readme.exists() or readme_tree(readme.read_text()) is None:
         pytest.skip("README.md has no tree yet")
     assert readme_complaints(ROOT) == []
+
+
+def test_lines_on_stderr_are_said_in_one_way():
+    assert saying_complaints(ROOT) == []
 
 
 def test_no_file_mentions_a_home_folder():
@@ -355,3 +373,8 @@ lm/
 def test_a_home_folder_is_found(fake):
     tree = fake({"configs/a.yaml": "source: /ho" + "me/me/books", "data/a.py": "'/tmp/x'"})
     assert path_complaints(tree) == ["configs/a.yaml mentions /ho" + "me/m..."]
+
+
+def test_a_line_past_the_one_way_is_found(fake):
+    tree = fake({"data/a.py": "print('a')\nprint('b', file=sys.stderr)\n"})
+    assert saying_complaints(tree) == ["data/a.py:2 speaks past data.common.say"]

@@ -64,6 +64,6 @@ class Sections:
             self.results[name] = {"left_out": "broken off, the time was up"}
         except Exception as error:
             # Whatever goes wrong in one part, the numbers of the others are wanted.
-            traceback.print_exc()
+            say(traceback.format_exc().rstrip())
             self.results[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             self.failed.append(name)

@@ -5,6 +5,7 @@ lost and nothing else: `say` and `warn` write lines to stderr, and inside `forgi
 printed to either stream, by libraries too, goes the same way.
 """
 
+import errno
 import io
 import os
 import re
@@ -99,6 +100,16 @@ def forgiving() -> Iterator[Sink | None]:
             with suppress(OSError, ValueError):
                 stream.flush()
         sys.stdin, sys.stdout, sys.stderr = before
+
+
+def reader_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more (inside `forgiving`).
+
+    A program of which the text shown is the only result may then end, quietly, by a
+    BrokenPipeError; any other goes on.
+    """
+    sink = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(sink, Sink) and sink.error is not None and sink.error.errno == errno.EPIPE
 
 
 def _fill_closed() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.say import visible
-from data.common.yamlfile import YamlError, parse_yaml
+from data.common.yamlfile import parse_yaml
 
 NUMBERS = {int, float, bool, types.NoneType}
 BEYOND = 1 << 63
@@ -46,9 +46,9 @@ def list_of(kind: Any) -> Any | None:
 def as_written(kind: Any, written: str) -> Any:
     """The value of an option as it is written on a command line, yet to be converted to its type.
 
-    Text and paths are taken as they are, all else is read as in a file. `[a, b]` is a list, numbers
-    may stand between commas alone, and any other text is one element: `--stop self` and
-    `--stop '[self]'` are the same.
+    Text and paths are taken as they are, all else is read as in a file. What begins with "["
+    is a list, numbers may stand between commas alone, and any other text is one element:
+    `--stop self` and `--stop '[self]'` are the same.
 
     Raises:
         YamlError: it cannot be read.
@@ -61,13 +61,10 @@ def as_written(kind: Any, written: str) -> Any:
     element = list_of(kind)
     if element is None:
         return parse_yaml(written) if written.strip() else written
-    if written.startswith("[") or element in (int, float):
-        try:
-            value = parse_yaml(written if written.startswith("[") else f"[{written}]")
-        except YamlError:
-            value = None
-        if isinstance(value, list):
-            return value
+    if written.startswith("["):
+        return parse_yaml(written)
+    if element in (int, float):
+        return parse_yaml(f"[{written}]")
     return [written]
 
 

@@ -1,7 +1,9 @@
 """The generating program: what it writes where, and plain words about mistakes."""
 
+import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.common import command
 from data.common.command import dump_config, load_config
 from data.vocab import MuLawVocabulary, SubwordVocabulary, WordVocabulary
 from data.vocabularies.words import LINE_END
@@ -22,6 +25,7 @@ from lm.loading import Lengths, load_run
 from lm.sampling import Sampler
 from lm.session import encode
 from lm.training.config import RunConfig
+from tests.streams import refusing
 
 Capture = pytest.CaptureFixture[str]
 
@@ -202,3 +206,29 @@ def test_mistakes_get_one_sentence(trained_run: Path, options: list[str], senten
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1 and not result.stdout
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE, errno.EIO], ids=os.strerror)
+def test_a_text_is_kept_whatever_becomes_of_what_is_shown(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def written(name: str) -> bytes:
+        out = tmp_path / name
+        arguments = f"--run {trained_run} --prompt the --tokens 20 --out"
+        command.run(generate.main, section="sampling", argv=[*arguments.split(), str(out)])
+        return out.read_bytes()
+
+    whole = written("whole")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, refusing(number))
+        assert written(f"without {name}") == whole
+
+
+def test_a_text_that_is_only_shown_ends_with_its_reader(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", refusing(errno.EPIPE))
+    arguments = f"--run {trained_run} --prompt the --tokens 1000000000"
+    with pytest.raises(SystemExit) as end:
+        command.run(generate.main, section="sampling", argv=arguments.split())
+    assert end.value.code == 1

@@ -14,6 +14,7 @@ from tests.data.toy import refusal
 from tests.data.toy import train as toy_train
 
 
+@pytest.mark.bad_input("options of every program")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -49,6 +50,8 @@ from tests.data.toy import train as toy_train
         ("--optim.lr [[[[1]]]]", "--optim.lr must be a number, not '[[[[1]]]]'"),
         (f"--optim.betas {'[' * 9999}", f"--optim.betas must be a list [a number, a number], not "
          f"'{'[' * 76}..."),
+        ("--data.suffixes [", "--data.suffixes must be a list [text], not '['"),
+        ("--data.suffixes [a,[b]", "--data.suffixes must be a list [text], not '[a,[b]'"),
         ("--optim.betas [&a,*a]", "--optim.betas must be a list [a number, a number], not "
          "'[&a,*a]'"),
         ("--run=", "--run must be a path, not ''"),
@@ -74,6 +77,7 @@ def test_a_wrong_option_is_one_sentence(toy, arguments, sentence):
     assert refusal(toy("train", *arguments.split())) == sentence
 
 
+@pytest.mark.bad_input("options of every program")
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -144,7 +148,7 @@ def test_a_wrong_file_is_one_sentence_that_names_it(toy, tmp_path, text, sentenc
         ("-x", ["-x"]),
         ("null", ["null"]),
         ("3", ["3"]),
-        ("[", ["["]),
+        ('["["]', ["["]),
         ("", [""]),
         ("\n", ["\n"]),
     ],
@@ -179,6 +183,7 @@ def test_byte_order_marks_and_empty_files_are_read(toy, tmp_path, content):
     assert json.loads(result.stdout)[0] == "b"
 
 
+@pytest.mark.bad_input("options of every program")
 @pytest.mark.parametrize(
     "content", [b"\x00\x01\xff", b"PK\x03\x04\x00", b"run: \xe9", b"r\x00:\x00"]
 )
@@ -187,6 +192,7 @@ def test_a_binary_file_is_one_sentence(toy, tmp_path, content):
     assert refusal(toy("train", "--config", "c.yaml")).startswith("c.yaml: not valid YAML (")
 
 
+@pytest.mark.bad_input("options of every program")
 @pytest.mark.parametrize("name", ["/dev/zero", "."])
 def test_what_is_no_file_is_one_sentence(toy, name):
     assert refusal(toy("train", "--config", name)).startswith(f"{name}: ")

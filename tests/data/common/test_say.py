@@ -10,27 +10,10 @@ from pathlib import Path
 import pytest
 
 from data.common.progress import Progress
-from data.common.say import forgiving, say, visible
+from data.common.say import forgiving, reader_left, say, visible
+from tests.streams import refusing
 
 ROOT = Path(__file__).parents[3]
-
-
-class Refusing(io.RawIOBase):
-    """A stream that takes nothing."""
-
-    def __init__(self, error: OSError) -> None:
-        self.error = error
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        raise self.error
-
-
-def refusing(number: int) -> io.TextIOWrapper:
-    error = OSError(number, os.strerror(number))
-    return io.TextIOWrapper(io.BufferedWriter(Refusing(error)), encoding="utf-8")
 
 
 ERRORS = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF, errno.EDQUOT)
@@ -50,6 +33,7 @@ def test_a_stream_that_takes_nothing_stops_nothing(
         with Progress("train", 2) as bar:
             bar.update()
             bar.write("line")
+        assert reader_left() == (number == errno.EPIPE)
     assert shown is not None and shown.error is not None
     assert shown.error.errno == number
 

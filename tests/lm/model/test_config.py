@@ -40,6 +40,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.bad_input("lm.train")
 @pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[str(s) for s, _ in REFUSED])
 def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
