@@ -20,7 +20,7 @@ from data.common import command
 from data.common.outputs import check_output, write_result
 from data.common.progress import Progress
 from data.shards import Split
-from eval.keeping import advance
+from eval.keeping import ASTRAY, advance, require_finite
 from eval.protocol import record, spoken
 from eval.score import ScoreConfig, text_for
 from eval.units import convert
@@ -98,7 +98,8 @@ def main(
     passes = [fixed | {"lr": None, "value": convert(fixed["nats"], unit, denominator)}]
     for lr in scoring.lrs:
         moving = DynamicScorer(loaded.model, part, replace(scoring, lrs=(lr,)))
-        _, found = one_pass(moving, scoring.limit, f"learning rate {lr:g}")
+        why = f"learning rate {lr:g} carried its weights away; leave it out of --lrs"
+        _, found = one_pass(moving, scoring.limit, f"learning rate {lr:g}", why)
         passes.append(found | {"lr": lr, "value": convert(found["nats"], unit, denominator)})
     how = {name: getattr(scoring, name) for name in ("optimizer", "every", "decay", "clip")}
     result["dynamic"] = how | {"unit": unit, "passes": passes}
@@ -147,19 +148,24 @@ class DynamicScorer(Scorer[ModelState]):
 
 
 def one_pass(
-    scorer: Scorer[ModelState], limit: int | None, name: str
+    scorer: Scorer[ModelState], limit: int | None, name: str, why: str = ASTRAY
 ) -> tuple[Scorer[ModelState], dict[str, Any]]:
-    """Read to the end or to the limit; the scorer, its nats, and a curve of bits per byte."""
+    """Read to the end or to the limit; the scorer, its nats, and a curve of bits per byte.
+
+    Raises:
+        ValueError: they are not finite; `why` ends the sentence.
+    """
     count = len(scorer) if limit is None else min(limit, len(scorer))
     ends = {count * number // WINDOWS for number in range(1, WINDOWS + 1)}
     marks = [(0.0, 0, 0)]
     with Progress(name, count, "segment") as bar:
         for step in range(1, count + 1):
-            advance(scorer)
+            advance(scorer, why)
             bar.update()
             if step in ends:
                 scorer.settle()
                 marks.append((float(scorer.document_nats.sum()), scorer.bytes, scorer.tokens))
+    require_finite(math.isfinite(marks[-1][0]), why)
     curve = [
         {"tokens": after[2], "bits_per_byte": (after[0] - before[0]) / math.log(2) / size}
         for before, after in pairwise(marks)

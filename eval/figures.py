@@ -51,7 +51,7 @@ def add_legend(axes: Axes) -> None:
         axes.legend()
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a figure to a file of the kind that its name says, a .png where it says none.
 
     Raises:
@@ -59,7 +59,7 @@ def save(figure: Figure, path: Path) -> None:
     """
     kind = check_kind(path)
     with writing(path) as place, quiet():
-        figure.savefig(place, dpi=120, format=kind)
+        figure.savefig(place, dpi=dpi, format=kind)
     plt.close(figure)
 
 

@@ -13,6 +13,7 @@ from data.common.say import warn
 from data.common.tensors import TensorFile, save_tensors
 from lm.scoring import Scorer
 
+ASTRAY = "its weights are damaged or its training went astray; use another --checkpoint"
 FORMAT = 2
 """Of the kept state; an earlier one did not know the weights that it belongs to."""
 
@@ -66,7 +67,7 @@ class Keeper:
             warn(f"{self.file} was not written ({error.strerror}); the score goes on without it")
 
 
-def require_finite(finite: bool) -> None:
+def require_finite(finite: bool, why: str = ASTRAY) -> None:
     """Refuse to report numbers of a model whose predictions are none.
 
     Raises:
@@ -74,19 +75,18 @@ def require_finite(finite: bool) -> None:
     """
     if not finite:
         raise ValueError(
-            "the model's predictions are not finite numbers, so there is nothing to report: its "
-            "weights are damaged or its training went astray; use another --checkpoint"
+            f"the model's predictions are not finite numbers, so there is nothing to report: {why}"
         )
 
 
-def advance(scorer: Scorer[Any]) -> None:
+def advance(scorer: Scorer[Any], why: str = ASTRAY) -> None:
     """Read the next segment of every lane.
 
     Raises:
         ValueError: what was read before costs no finite number of nats.
     """
     scorer.advance()
-    require_finite(bool(np.isfinite(scorer.document_nats).all()))
+    require_finite(bool(np.isfinite(scorer.document_nats).all()), why)
 
 
 def read_to_end(

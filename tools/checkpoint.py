@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from data.common import command
-from data.common.files import atomic_path
+from data.common.outputs import check_output, writing
 from data.common.tensors import save_tensors
-from lm.loading import load_run, load_trained
+from lm.loading import load_run, load_trained, parts_of
 from lm.sparse.compact import write_compact
 
 
@@ -25,7 +25,8 @@ def main(
             weights of the forward set and their places (lm/sparse/compact.py).
         checkpoint: name of the checkpoint, by default the newest.
     """
-    with atomic_path(out) as temporary:
+    check_output(out, *parts_of(run))
+    with writing(out) as temporary:
         if form == "sparse":
             model = load_trained(run, checkpoint)
             write_compact(model, temporary)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.common import command
-from data.common.files import write_json
+from data.common.outputs import check_output, write_result
 from data.options import DataConfig
 from data.orders import DocumentOrder
 from data.shards import Split, open_shards
@@ -60,11 +60,11 @@ def main(
         cluster: machines.
         asked: what is to be planned.
     """
+    check_output(asked.json, asked.shards)
     config = RunConfig(DataConfig("text", Path()), model, optim, training, sparse=sparse)
     clusters = [replace(cluster, nodes=count) for count in asked.nodes or (cluster.nodes,)]
     plans = [plan(config, asked.vocabulary, one, asked.budget) for one in clusters]
-    if asked.json is not None:
-        write_json(asked.json, plans)
+    write_result(asked.json, plans)
     count = plans[0]["parameters"]
     print(f"{count:,} parameters, {training.lanes} lanes, {training.precision}")
     print("\n".join(table(plans)))

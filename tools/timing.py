@@ -1,6 +1,7 @@
 """Timing that a busy machine spoils least: what is compared takes turns, and medians are kept."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from data.common.files import write_json
+from data.common.outputs import write_result
 
 
 def pick_device(name: str) -> torch.device:
@@ -76,10 +77,21 @@ def take_turns(
 
 
 def report(result: Any, file: Path | None) -> None:
-    """Print a result as JSON and, if a file is named, write it there too."""
-    print(json.dumps(result, indent=1))
-    if file is not None:
-        write_json(file, result)
+    """Write a result to a file, if one is named, and print it as JSON; what could not be measured
+    is null.
+    """
+    known = without_nan(result)
+    write_result(file, known)
+    print(json.dumps(known, indent=1))
+
+
+def without_nan(value: Any) -> Any:
+    """A result whose numbers that are not finite are None, because JSON has none."""
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def check_folder(path: Path | None, *inputs: Path | None) -> None:
 
 def reads(source: Path, target: Path) -> bool:
     """Whether a resolved path is a file or folder that is read, or lies in such a folder."""
+    if target == source.resolve():
+        return True
     if not source.exists():
         return False
     if target.exists() and target.samefile(source):

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from data.common.outputs import check_output
 from data.common.schema import Size
 from data.corpora.pg19 import open_pg19
 from data.encode import whole_lines
@@ -60,6 +61,7 @@ def main(
         rounds: how often each build is timed; the median counts.
         json: file for the result.
     """
+    check_output(json)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         books = {size: some_books(source, size, scratch) for size in sizes}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from data.common.outputs import check_output
 from data.common.schema import Size
 from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
@@ -63,6 +64,7 @@ def main(
         figure: file for a plot.
         json: file for the result.
     """
+    check_output(json)
     place = pick_device(device)
     torch.manual_seed(0)
     ours = CompressiveTransformerForCausalLM(CompressiveTransformerConfig.of(model, VOCABULARY))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data.common.command import load_config
-from data.common.files import write_json
+from data.common.outputs import check_output, write_result
 from data.common.say import say
 from data.common.schema import Positive
 from data.options import DataConfig
@@ -36,7 +36,7 @@ from lm.training.throughput import matmul_rate
 from lm.training.trainer import Trainer
 from tools.material import random_shards
 from tools.sections import Sections
-from tools.timing import machine, pick_device, synchronize, take_turns
+from tools.timing import machine, pick_device, synchronize, take_turns, without_nan
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = ("enwik8-12", "enwik8-24", "wikitext103-18", "pg19-36")
@@ -82,6 +82,7 @@ def main(
         tests: begin with the tests that need a GPU.
         json: file for the results.
     """
+    check_output(json)
     place = pick_device(device)
     bench = Bench(place, toy=place.type == "cpu")
     sections = Sections(minutes)
@@ -104,9 +105,8 @@ def main(
             config = replace(step_config(bench, "enwik8-12", shards), sparse=sparse)
             sections.run(f"sparse {title}", 60, partial(step, bench, config, shards, peak))
     sections.run("generation", 30, lambda: generation(bench))
-    result = {**machine(place), "toy": bench.toy, **sections.results}
-    if json is not None:
-        write_json(json, result)
+    result = without_nan({**machine(place), "toy": bench.toy, **sections.results})
+    write_result(json, result)
     print("\n".join(table(result)))
     if sections.failed:
         say(f"failed: {', '.join(sections.failed)}")

@@ -11,7 +11,9 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
+from data.common.outputs import check_output
 from data.common.schema import Count, Size
+from eval.figures import check_kind, save
 from lm.model import CompressiveTransformer, ModelConfig
 from tools.benchmarks.step import BYTES, SMALL, own_step
 from tools.timing import core_clock, machine, pick_device, report, take_turns
@@ -44,6 +46,9 @@ def main(
         json: file for the numbers.
         out: file of the figure.
     """
+    check_output(json)
+    check_kind(out)
+    check_output(out, json)
     place = pick_device(device)
     shapes: dict[str, ModelConfig] = {}
     for slots in compressed or [0, 64, 128, 256, 512]:
@@ -119,5 +124,4 @@ def draw(points: list[dict[str, Any]], model: ModelConfig, out: Path) -> None:
         axes.grid(alpha=0.3)
     size.legend(fontsize=7)
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    save(figure, out, dpi=100)

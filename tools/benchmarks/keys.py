@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from data.common.outputs import check_output
 from data.common.schema import Size
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import scoring_flops
@@ -32,6 +33,7 @@ def main(
         device: cpu, cuda, or auto for the GPU where there is one.
         json: file for the result.
     """
+    check_output(json)
     place = pick_device(device)
     rows = []
     for segment, memory, compressed in LENGTHS:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from data.common.command import load_config
+from data.common.outputs import check_output
 from data.common.schema import Size
 from data.lanes import LaneReader
 from data.options import DataConfig
@@ -47,6 +48,7 @@ def main(
         device: cpu, cuda, or auto for the GPU where there is one.
         json: file for the result.
     """
+    check_output(json)
     place = pick_device(device)
     with tempfile.TemporaryDirectory() as folder:
         shards = random_shards(Path(folder))

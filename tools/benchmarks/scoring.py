@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.common.outputs import check_output
 from data.common.schema import Positive, Size
 from data.shards import DOCUMENT_DTYPE, Split, split_files
 from data.vocab import ByteVocabulary
@@ -46,6 +47,7 @@ def main(
         device: cpu, cuda, or auto for the GPU where there is one.
         json: file for the result.
     """
+    check_output(json)
     place = pick_device(device)
     torch.manual_seed(0)
     timed = CompressiveTransformer(model, 256).to(place).eval()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.common.outputs import check_output
 from data.common.schema import Size
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.linear import Linear
@@ -65,6 +66,7 @@ def main(
             calls this for each of its lines.
         json: file for the result.
     """
+    check_output(json)
     if form is not None:
         print(json_format.dumps(memory_line(form)))
         return

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.common.outputs import check_output
 from data.common.schema import Size
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import training_flops
@@ -54,6 +55,7 @@ def main(
             they are installed into build/others first.
         json: file for the result.
     """
+    check_output(json)
     place = pick_device(device)
     steps = {"this model": own_step(model, vocabulary, lanes, place)}
     if beside:
