@@ -21,9 +21,10 @@ from data.common.files import hash_json
 from data.common.optional import extra
 from data.common.outputs import check_output, writing
 from data.common.progress import Progress
+from data.common.resources import require_memory
 from data.common.schema import Size
 from eval.keeping import require_finite
-from eval.packing import Header, most_tokens, pack, unpack
+from eval.packing import PRECISION, Header, most_tokens, pack, unpack
 from lm.inference.predictor import Predictor
 from lm.loading import LoadedRun, load_run, parts_of
 
@@ -32,6 +33,8 @@ LANE_TOKENS, MOST_LANES = 4096, 256
 """By default each lane is at least so long, and there are at most so many: the beginning of a lane
 costs about two bytes more than the same text after what stands before it.
 """
+SLACK, LEAST = 64.0, 2.0**-PRECISION
+"""Bits that a coder may leave out at the end, and the least probability that it gives a token."""
 
 
 def main(
@@ -179,6 +182,10 @@ def model_digest(loaded: LoadedRun) -> bytes:
     return bytes.fromhex(hash_json(parts))[:16]
 
 
+class EndedError(Exception):
+    """More bits were read than there are."""
+
+
 class Coder:
     """Walks through the lanes of a text side by side, with the probabilities of what comes next."""
 
@@ -231,16 +238,29 @@ class Coder:
         return words.astype("<u4").tobytes()
 
     def decode(self, payload: bytes) -> np.ndarray | None:
-        """The tokens of a string of bits, [N]; None if it goes on behind the last of them."""
+        """The tokens of a string of bits, [N]; None if it ends before the last of them, or goes on
+        behind it.
+        """
         decoder = self.streams.RangeDecoder(np.frombuffer(payload, dtype="<u4").astype(np.uint32))
+        require_memory(8 * self.total, f"a text of {self.total:,} tokens")
         tokens_N = np.zeros(self.total, dtype=np.int64)
+        bits = 8.0 * len(payload) + SLACK
 
         def choose(places: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+            nonlocal bits
             chosen = decoder.decode(self.family, probabilities).astype(np.int64)
             tokens_N[places] = chosen
+            # What the coder gives a token is no more than this.
+            given = probabilities[np.arange(len(chosen)), chosen].astype(np.float64) + LEAST
+            bits += np.log2(given).sum()
+            if bits < 0:
+                raise EndedError
             return chosen
 
-        self.steps(choose)
+        try:
+            self.steps(choose)
+        except EndedError:
+            return None
         return tokens_N if decoder.maybe_exhausted() else None
 
 

@@ -1,6 +1,8 @@
 """Compression: bit-exact, as small as the score says, and strict about model and damage."""
 
 import random
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 from data.shards import Shards
 from data.vocab import ByteVocabulary
 from eval import compress
-from eval.packing import SIZE, unpack
+from eval.packing import SIZE, pack, unpack
 from lm.inference.predictor import ModelPredictor
 from lm.loading import LoadedRun, load_run
 from lm.scoring import ScoringConfig, score
@@ -97,6 +99,107 @@ def test_every_flipped_bit_is_found(loaded: LoadedRun) -> None:
     for size in (0, 3, 10, len(packed) - 1):
         with pytest.raises(ValueError, match=r"damaged|not made by"):
             restored(loaded, packed[:size], FILE)
+
+
+def forged(packed: bytes, place: int, value: int) -> bytes:
+    """The same file with another byte and the checksum that fits."""
+    body = bytearray(packed[:-4])
+    body[place] = value
+    return bytes(body) + struct.pack("<I", zlib.crc32(body))
+
+
+def test_no_header_hangs_or_gives_another_text(loaded: LoadedRun) -> None:
+    """Every byte of the header as it never was, with a checksum that fits: exact, or a sentence."""
+    content = b"a long book of memory"
+    packed = packed_of(loaded, content, 2, FILE)
+    given, refused = set(), []
+    for place in range(SIZE):
+        for value in {0, 1, 2, 77, 255, packed[place] ^ 1} - {packed[place]}:
+            try:
+                given.add(restored(loaded, forged(packed, place, value), FILE))
+            except ValueError as error:
+                refused.append(str(error))
+    assert given <= {content} and len(refused) > 200
+    assert all(sentence.startswith("text ") for sentence in refused)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lanes", 0),
+        ("lanes", 4_000_000_000),
+        ("lanes", 22),
+        ("threads", 0),
+        ("threads", 65_535),
+        ("tokens", 0),
+        ("tokens", 22),
+        ("tokens", 100_000),
+        ("tokens", 1 << 40),
+        ("tokens", (1 << 64) - 1),
+    ],
+)
+def test_headers_that_no_file_has(loaded: LoadedRun, field: str, value: int) -> None:
+    packed = packed_of(loaded, b"a long book of memory", 2, FILE)
+    header, payload = unpack(packed, FILE)
+    with pytest.raises(ValueError, match=r"text (is damaged|does not come back)"):
+        restored(loaded, pack(replace(header, **{field: value}), payload), FILE)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"more", b"more words behind the end"])
+def test_bytes_behind_the_end_are_found(loaded: LoadedRun, more: bytes) -> None:
+    packed = packed_of(loaded, b"a long book of memory", 2, FILE)
+    header, payload = unpack(packed, FILE)
+    for broken in (packed + more, pack(header, payload + more)):
+        with pytest.raises(ValueError, match=r"text (is damaged|does not come back)"):
+            restored(loaded, broken, FILE)
+    for size in range(len(payload)):
+        with pytest.raises(ValueError, match=r"text (is damaged|does not come back)"):
+            restored(loaded, pack(header, payload[:size]), FILE)
+
+
+def test_what_is_read_is_never_replaced(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever name, said to overwrite or not, and nothing else unless it is said."""
+    monkeypatch.chdir(tmp_path)
+    source, packed = Path("book.txt"), Path("book.txt.lm")
+    source.write_bytes(b"a long book of memory")
+    compress.main(trained_run, source)
+    Path("link").symlink_to(source)
+    Path("hard").hardlink_to(source)
+    before = source.read_bytes(), packed.read_bytes()
+    weights = trained_run / "checkpoints/step-00000012/model.safetensors"
+    for out in (source, tmp_path / source, Path("link"), Path("hard"), Path("./book.txt"), weights):
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match="is what is read"):
+                compress.main(trained_run, source, out=out, overwrite=overwrite)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="is what is read"):
+            compress.main(trained_run, packed, out=packed, decompress=True, overwrite=overwrite)
+    for file, decompress in ((source, False), (packed, True)):
+        with pytest.raises(ValueError, match="is there already"):
+            compress.main(trained_run, file, decompress=decompress)
+    for out in ("missing/x", ".", "/dev/full", "book.txt/x"):
+        with pytest.raises(ValueError, match=r"make it|choose|name a file"):
+            compress.main(trained_run, source, out=Path(out))
+    assert before == (source.read_bytes(), packed.read_bytes())
+    compress.main(trained_run, source, out=Path("/dev/null"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "book.txt",
+        "book.txt.lm",
+        "hard",
+        "link",
+    ]
+
+
+def test_predictions_that_are_no_numbers_are_a_sentence(loaded: LoadedRun, monkeypatch) -> None:
+    packed = packed_of(loaded, b"a long book of memory", 2, FILE)
+    logits, nan = ModelPredictor.logits, float("nan")
+    monkeypatch.setattr(ModelPredictor, "logits", lambda self, hidden: logits(self, hidden) * nan)
+    with pytest.raises(ValueError, match="not finite numbers"):
+        packed_of(loaded, b"a long book", 2, FILE)
+    with pytest.raises(ValueError, match="not finite numbers"):
+        restored(loaded, packed, FILE)
 
 
 def test_another_model_is_refused(loaded: LoadedRun, trained_run: Path) -> None:
