@@ -234,8 +234,7 @@ class Coder:
             return chosen
 
         self.steps(choose)
-        words: np.ndarray = encoder.get_compressed()
-        return words.astype("<u4").tobytes()
+        return words_of(encoder)
 
     def decode(self, payload: bytes) -> np.ndarray | None:
         """The tokens of a string of bits, [N]; None if it ends before the last of them, or goes on
@@ -244,12 +243,15 @@ class Coder:
         decoder = self.streams.RangeDecoder(np.frombuffer(payload, dtype="<u4").astype(np.uint32))
         require_memory(8 * self.total, f"a text of {self.total:,} tokens")
         tokens_N = np.zeros(self.total, dtype=np.int64)
+        # Written again, because words behind the end need not disturb a decoder.
+        again = self.streams.RangeEncoder()
         bits = 8.0 * len(payload) + SLACK
 
         def choose(places: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
             nonlocal bits
             chosen = decoder.decode(self.family, probabilities).astype(np.int64)
             tokens_N[places] = chosen
+            again.encode(chosen.astype(np.int32), self.family, probabilities)
             # What the coder gives a token is no more than this.
             given = probabilities[np.arange(len(chosen)), chosen].astype(np.float64) + LEAST
             bits += np.log2(given).sum()
@@ -261,7 +263,13 @@ class Coder:
             self.steps(choose)
         except EndedError:
             return None
-        return tokens_N if decoder.maybe_exhausted() else None
+        return tokens_N if words_of(again) == payload else None
+
+
+def words_of(encoder: Any) -> bytes:
+    """What a coder has written."""
+    words: np.ndarray = encoder.get_compressed()
+    return words.astype("<u4").tobytes()
 
 
 def compressors() -> dict[str, Callable[[bytes], bytes]]:

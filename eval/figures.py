@@ -85,26 +85,23 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def training_curve(axes: Axes, records: list[dict[str, Any]], label: str) -> None:
-    """Add one run: a line of training losses and points of validation scores."""
-    label = drawn(label)
-    losses = [(r["step"], r["loss"] / math.log(2)) for r in records if "loss" in r]
-    key = "validation_bits_per_byte"
-    scores = [(r["step"], r[key]) for r in records if key in r]
-    (line,) = axes.plot(*zip(*losses, strict=True), linewidth=1, label=label)
-    if scores:
-        final = f"validation ({scores[-1][1]:.3f} at the end)"
-        axes.plot(*zip(*scores, strict=True), "o", color=line.get_color(), label=final)
-    axes.set_ylim(0, min(8.5, max(loss for _, loss in losses)) + 0.2)
-
-
 def training_curves(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """Loss on training text and scores on validation text against training steps."""
+    """Loss on training text and scores on validation text against training steps; every run has
+    some losses.
+    """
     figure, axes = axes_of(
         "Training", "training steps", "bits per token (training), bits per byte (validation)"
     )
+    key, highest = "validation_bits_per_byte", 0.0
     for name, records in metrics.items():
-        training_curve(axes, records, name)
+        losses = [(r["step"], r["loss"] / math.log(2)) for r in records if "loss" in r]
+        highest = max(highest, *(loss for _, loss in losses))
+        (line,) = axes.plot(*zip(*losses, strict=True), linewidth=1, label=drawn(name))
+        if scores := [(r["step"], r[key]) for r in records if key in r]:
+            step, score = scores[-1]
+            label = f"validation ({score:.3f} at step {step:,})"
+            axes.plot(*zip(*scores, strict=True), "o", color=line.get_color(), label=label)
+    axes.set_ylim(0, min(8.5, highest) + 0.2)
     add_legend(axes)
     return figure
 

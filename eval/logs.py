@@ -38,8 +38,13 @@ def training_log(run: Path, last_step: int | None = None) -> list[Line]:
     log = run / "metrics.jsonl"
     if not log.is_file():
         raise ValueError(f"{run} holds no metrics.jsonl; train it first")
+    try:
+        records = read_metrics(log)
+    except (ValueError, RecursionError) as error:
+        said = str(error) if str(log) in str(error) else f"{log} is damaged ({error})"
+        raise ValueError(f"{said}; remove the line, or the log") from None
     lines = []
-    for number, content in enumerate(read_metrics(log), 1):
+    for number, content in enumerate(records, 1):
         try:
             line = as_record(Logged, content)
         except ValueError as error:

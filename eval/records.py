@@ -214,7 +214,7 @@ class Answers(Record):
 class Recall(Record):
     """How much a model remembers, and how far back it sees."""
 
-    reach: dict[str, Count]
+    reach: dict[Literal["segment", "memory", "compressed", "model"], Size]
     buckets: Annotated[list[Answers], Some]
 
 

@@ -145,7 +145,7 @@ def test_headers_that_no_file_has(loaded: LoadedRun, field: str, value: int) -> 
         restored(loaded, pack(replace(header, **{field: value}), payload), FILE)
 
 
-@pytest.mark.parametrize("more", [b"\0", b"more", b"more words behind the end"])
+@pytest.mark.parametrize("more", [b"\0", b"\0\0\0\0", b"more", b"more words behind the end"])
 def test_bytes_behind_the_end_are_found(loaded: LoadedRun, more: bytes) -> None:
     packed = packed_of(loaded, b"a long book of memory", 2, FILE)
     header, payload = unpack(packed, FILE)
