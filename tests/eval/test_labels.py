@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from data.split_files import DocumentDetails
 from data.vocab import ByteVocabulary
 from eval import figures, sparse_figures
 from eval.breakdown import COLUMNS, write_documents
@@ -146,7 +147,7 @@ def test_figures_whose_titles_differ_in_signs_alone_have_files_of_their_own() ->
 
 def test_the_list_of_documents_holds_every_name(tmp_path: Path) -> None:
     split = split_of(ByteVocabulary(), [b"a text\n"] * len(NAMES))
-    split.details[:] = [{"name": name, "title": name} for name in NAMES]
+    split.__dict__["details"] = [DocumentDetails(name=name, title=name) for name in NAMES]
     write_documents(tmp_path / "d.csv", split, np.ones(len(NAMES)))
     text = (tmp_path / "d.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -157,5 +158,6 @@ def test_the_list_of_documents_holds_every_name(tmp_path: Path) -> None:
 
 def test_a_word_beyond_all_numbers_stops_no_table(tmp_path: Path) -> None:
     split = split_of(ByteVocabulary(), [b"a" * 5])
+    split.__dict__["details"] = [DocumentDetails(name="a")]
     write_documents(tmp_path / "d.csv", split, np.array([5000.0]))
     assert (tmp_path / "d.csv").read_text().splitlines()[1].endswith(",")
