@@ -10,7 +10,7 @@ from data.options import DataConfig
 from data.shards import Shards, open_shards
 from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
-from lm.training import dist
+from lm.training import dist, meeting
 from lm.training.config import RunConfig, TrainingConfig
 from lm.training.folder import RunFolder, begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
@@ -58,7 +58,7 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
     for name in ("train", "validation"):
         # Before ranks wait for each other: what is large may take minutes, once on a machine.
         shards.split(name).open_tokens()
-    run, world = at.run, dist.join(config.training.timeout)
+    run, world = at.run, _joined(config, shards, at.run)
     stop.joined = True
     with dist.ending_together(world), ExitStack() as stack:
         folder = kept_alone(run, training_in(run))
@@ -72,6 +72,25 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
     dist.leave(world)
     if not finished:
         stop.end(trainer.step, world.first)
+
+
+def _joined(config: RunConfig, shards: Shards, run: Path) -> dist.World:
+    """All ranks, which are as many as they must be and about to do the same.
+
+    Raises:
+        ValueError: they are not.
+    """
+    ranks = config.training.ranks
+    world = dist.join(
+        config.training.timeout,
+        lambda store, place: meeting.agree(store, place, meeting.facts_of(config, shards), run),
+    )
+    if ranks not in (None, world.size):
+        world.refuse(
+            f"training.ranks is {ranks}, but there are {world.size}: see that the launcher finds "
+            "all machines and processes"
+        )
+    return world
 
 
 def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path | None) -> Trainer:

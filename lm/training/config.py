@@ -28,7 +28,9 @@ AT_LEAST_ONE = (
     "save_every",
     "keep",
     "keep_every",
+    "ranks",
 )
+MINUTES_OF_A_YEAR = 365 * 24 * 60
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class TrainingConfig:
     """Also keep the checkpoints of steps that are multiples of this."""
     keep_best: bool = False
     """Also keep the checkpoint with the best score on the validation split."""
+    ranks: int | None = None
+    """Processes that must take part; none: as many as the launcher starts."""
     timeout: float = 10.0
     """Minutes without a sign from another rank after which a rank gives up."""
 
@@ -101,8 +105,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"training.{name} must be at least 1, not {value}")
-        if self.timeout <= 0:
-            raise ValueError(f"training.timeout must be positive, not {self.timeout}")
+        if not 0 < self.timeout <= MINUTES_OF_A_YEAR:
+            raise ValueError(
+                f"training.timeout must be above 0 and at most {MINUTES_OF_A_YEAR:,} minutes, not "
+                f"{self.timeout}"
+            )
         if self.reset_documents and self.order == "stream":
             raise ValueError("training.reset_documents has no effect with training.order stream")
         if self.offload and self.zero < 2:
@@ -223,8 +230,8 @@ def changed(wanted: RunConfig, stored: RunConfig, run: str) -> dict[str, tuple[A
     Raises:
         ValueError: a setting differs that would make it another run; names the first.
     """
-    old = dict(_settings(stored))
-    found = {name: (new, old[name]) for name, new in _settings(wanted) if new != old[name]}
+    old = dict(settings(stored))
+    found = {name: (new, old[name]) for name, new in settings(wanted) if new != old[name]}
     for name, (new, before) in found.items():
         if not may_change(name):
             raise ValueError(
@@ -239,16 +246,16 @@ def identity(config: RunConfig) -> str:
 
     Settings that have their defaults do not count, so that it is the same when a new one joins.
     """
-    kept = {name: value for name, value in _settings(config) if not may_change(name)}
+    kept = {name: value for name, value in settings(config) if not may_change(name)}
     return hash_json({n: value for n, value in kept.items() if value != _default(config, n)})
 
 
-def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All settings by dotted name."""
     for part in fields(config):
         value = getattr(config, part.name)
         if is_dataclass(value):
-            yield from _settings(value, f"{prefix}{part.name}.")
+            yield from settings(value, f"{prefix}{part.name}.")
         else:
             yield prefix + part.name, value
 

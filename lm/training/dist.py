@@ -12,8 +12,10 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from data.common.say import say
+from lm.training.meeting import Place, meet, patience
 
 Result = TypeVar("Result")
 
@@ -48,6 +50,12 @@ class World:
         if self.size > 1:
             torch.distributed.barrier()
 
+    def refuse(self, reason: str | OSError | ValueError) -> NoReturn:
+        """End every rank, which all call this; the first says why."""
+        if self.first:
+            raise ValueError(reason) if isinstance(reason, str) else reason
+        raise SystemExit(2)
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order."""
         if self.size == 1:
@@ -64,7 +72,8 @@ def on_first(world: World, action: Callable[[], Result]) -> Result | None:
         The action's result on the first rank, None on the others.
 
     Raises:
-        ValueError: what the action raised, on all ranks; OSError likewise.
+        ValueError: what the action raised, on the first rank; OSError likewise.
+        SystemExit: on the others, which have nothing to add.
     """
     result, error = None, None
     if world.first:
@@ -74,7 +83,7 @@ def on_first(world: World, action: Callable[[], Result]) -> Result | None:
             error = problem if isinstance(problem, OSError) else ValueError(str(problem))
     found = world.gather(error)[0]
     if found is not None:
-        raise found
+        world.refuse(found)
     return result
 
 
@@ -129,18 +138,24 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def join(timeout: float = 10.0) -> World:
+def join(timeout: float = 10.0, agree: Callable[[Store, Place], None] | None = None) -> World:
     """Join the run that the launcher describes; without a launcher, a run of one process.
 
     `deepspeed`, `torchrun` and SLURM wrappers set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
     MASTER_PORT; a bare `python -m lm.train` has none of them. A rank that waits for another one
     longer than `timeout` minutes fails instead.
+
+    Args:
+        timeout: minutes.
+        agree: called where several ranks have met, before they compute anything together.
+
+    Raises:
+        ValueError: the environment makes no sense, or the ranks cannot meet.
     """
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in alone.items():
-        os.environ.setdefault(name, value)
-    own_port = "MASTER_PORT" not in os.environ
-    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    place = Place.of_environment()
+    for name in ("RANK", "LOCAL_RANK"):
+        os.environ.setdefault(name, "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     # Imported here because it takes seconds and writes to the log.
@@ -153,19 +168,31 @@ def join(timeout: float = 10.0) -> World:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cpu")
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", place.size))
         torch.set_num_threads(max(1, torch.get_num_threads() // local))
     if cuda:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if place.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"LOCAL_RANK is {place.local_rank} in the environment, but this machine has "
+                f"{torch.cuda.device_count()} GPUs: start one process for each"
+            )
+        device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(
-            "nccl" if cuda else "gloo", verbose=False, timeout=timedelta(minutes=timeout)
-        )
+        with patience(place, timeout):
+            store = meet(place, timeout)
+            if agree is not None and place.size > 1:
+                agree(store, place)
+            torch.distributed.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=store,
+                rank=place.rank,
+                world_size=place.size,
+                timeout=timedelta(minutes=timeout),
+            )
+    # What torch has joined is taken over.
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     _name_collectives(deepspeed.comm.comm.cdb)
-    if own_port:
-        # It is this process's alone: a run that it starts must find another.
-        del os.environ["MASTER_PORT"]
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
