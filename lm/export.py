@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from data.common import command
 from data.common.files import hash_file, read_json, write_json
+from data.common.integrity import write_sums
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.tensors import save_tensors
@@ -62,6 +63,9 @@ def main(
         write_folder(loaded, place, max_shard_size)
         card = card_of(loaded, run, title or run.resolve().name)
         (place / "README.md").write_text(card, encoding="utf-8")
+        # Weights have theirs in their files, and the card may be edited.
+        names = sorted(path.name for path in place.iterdir())
+        write_sums(place, [n for n in names if not n.endswith((".safetensors", ".md"))])
     print(out)
 
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from data.common import command
 from data.common.command import load_config
 from data.common.files import read_json
-from data.common.integrity import write_sealed
+from data.common.integrity import check_sums, write_sealed
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.schema import Record, Size, as_record
 from data.common.tensors import save_tensors
 from data.vocab import Vocabulary, load_vocabulary
 from lm.hub.configuration import refuse_foreign
-from lm.hub.weights import MEND, ExportedWeights
+from lm.hub.weights import MEANT, MEND, ExportedWeights
 from lm.model import CompressiveTransformer, ModelConfig
 from lm.training.checkpoint import LATEST, STATE, WEIGHTS, CheckpointState
 from lm.training.config import RunConfig, write_config
@@ -50,6 +50,7 @@ def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
     check_folder(run)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model; write one with python -m lm.export")
+    check_sums(folder, MEANT)
     config, size = read_config(folder / "config.json")
     words = load_vocabulary(vocabulary or folder)
     if words.size != size:

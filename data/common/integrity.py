@@ -102,13 +102,9 @@ def check_sums(folder: Path, mend: str) -> None:
     """Hash what a folder's list names, at reading speed.
 
     ValueError names the first file that is missing or does not match. A folder without a list is
-    fine, which is said once.
+    fine.
     """
-    sums = read_sums(folder, mend)
-    if sums is None:
-        tell_unchecked(folder)
-        return
-    for name, digest in sums.items():
+    for name, digest in (read_sums(folder, mend) or {}).items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing, which {SUMS} lists; {mend}")
         if hash_file(folder / name) != digest:

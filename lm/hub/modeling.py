@@ -18,7 +18,7 @@ from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.generation import MemoryGeneration
 from lm.hub.padding import check_ids, check_positions, compacted, mean_loss, real_columns, spread
-from lm.hub.weights import check_hashes
+from lm.hub.weights import check_hashes, forget_hashes
 from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
 from lm.objectives.objective import Term, add_terms, total_loss
@@ -74,8 +74,9 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
         for name in ("quantization_config", "use_kernels", "adapter_kwargs"):
             if kwargs.get(name):
                 raise ValueError(f"{name} is not known here; leave it out")
-        if args:
-            check_hashes(args[0])
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if place is not None:
+            check_hashes(place)
         wanted = kwargs.pop("output_loading_info", False)
         # Sizes are complained of below, by name.
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
@@ -94,6 +95,11 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
                     f"{min(names)} {what}; take all files of one export"
                 )
         return (model, found) if wanted else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As everywhere in transformers; what an export listed there does not count any more."""
+        forget_hashes(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def resize_token_embeddings(  # type: ignore[override]
         self, new_num_tokens: int | None = None, *_: Any, **__: Any

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AddedToken, PreTrainedTokenizer
 
 from data.vocabularies.base import DESCRIPTION, Vocabulary
+from lm.hub.weights import forget_hashes
 
 PAD = "<pad>"
 
@@ -87,6 +88,7 @@ class VocabularyTokenizer(PreTrainedTokenizer):
         if filename_prefix:
             raise ValueError("a vocabulary has the names of its files; leave out filename_prefix")
         folder = Path(save_directory)
+        forget_hashes(folder)
         self.vocabulary.save(folder)
         names = [*self.vocab_files_names.values()] or [DESCRIPTION]
         return tuple(str(folder / name) for name in names)

@@ -8,11 +8,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.common.files import read_json
+from data.common.integrity import SUMS, check_sums
 from data.common.tensors import HASHES, TensorFile
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The file of all weights, or of which of several files has each."""
 MEND = "take all files of one export"
+MEANT = f"{MEND}, or remove {SUMS} if the change is meant"
 
 
 class ExportedWeights(Mapping[str, TensorFile]):
@@ -65,15 +67,16 @@ class ExportedWeights(Mapping[str, TensorFile]):
 
 
 def check_hashes(folder: Any) -> None:
-    """Read and check all weights below a local folder that have hashes, as exports do.
+    """Read and check all files of a local folder that have hashes, as exports do.
 
     transformers reads without looking. What it saved itself has none.
 
     Raises:
-        ValueError: a weight has changed since it was written.
+        ValueError: a weight, the configuration or code has changed since it was written.
     """
     if not Path(folder).is_dir():
         return
+    check_sums(Path(folder), MEANT)
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as opened:
@@ -84,3 +87,8 @@ def check_hashes(folder: Any) -> None:
             for _ in TensorFile(path, MEND).values():
                 # Reading is checking.
                 pass
+
+
+def forget_hashes(folder: Any) -> None:
+    """Take away the list of a folder whose files transformers is about to write anew."""
+    (Path(folder) / SUMS).unlink(missing_ok=True)

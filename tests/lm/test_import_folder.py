@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data.common import files, outputs, tensors
+from data.common.integrity import SUMS
 from lm import export, import_folder
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.loading import load_run
 from lm.model import ModelConfig
+from tests.damage import flips
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +35,10 @@ def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def folder(exported: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """A copy that a test may damage, without the list of hashes that would tell of it."""
     target = tmp_path / "model"
     shutil.copytree(exported, target)
+    (target / SUMS).unlink()
     return target
 
 
@@ -309,3 +312,24 @@ def test_what_transformers_saved_in_half_precision_becomes_a_run(
     loaded = load_run(tmp_path / "run").model
     for mine, theirs in zip(loaded.parameters(), model.parameters(), strict=True):
         assert mine.dtype == torch.float32 and torch.equal(mine, theirs.float())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "vocabulary.json", "lm_model_blocks.py", SUMS],
+)
+def test_a_flipped_bit_of_any_file_of_an_export_is_found(
+    exported: Path, tmp_path: Path, name: str
+) -> None:
+    """By our import and by transformers, which asks this model's class."""
+    shutil.copytree(exported, tmp_path / "model")
+    for _ in flips(tmp_path / "model" / name, 4):
+        with pytest.raises(ValueError, match="take all files of one export"):
+            import_folder.main(tmp_path / "model", tmp_path / "run")
+        with pytest.raises(ValueError, match="take all files of one export"):
+            CompressiveTransformerForCausalLM.from_pretrained(tmp_path / "model")
+    assert not (tmp_path / "run").exists()
+    model = CompressiveTransformerForCausalLM.from_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / SUMS).exists()
+    import_folder.main(tmp_path / "model", tmp_path / "run")
