@@ -65,6 +65,9 @@ def assemble(
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "hash": vocabulary.hash},
     }
+    if vocabulary.kind == "words":
+        # Not in the splits' facts, which are hashed as they were before this was noted.
+        manifest["lossless"] = lossless(encoder, parts, list(splits))
     manifest["hash"] = content_hash(manifest)
     as_record(Manifest, manifest)
     write_sealed(folder / MANIFEST, manifest)
@@ -120,6 +123,17 @@ def index_documents(
         documents[name] = column
     documents["offset"] = np.cumsum(documents["tokens"]) - documents["tokens"]
     return documents, sha256("".join(sorted(texts)).encode()).hexdigest()
+
+
+def lossless(encoder: Encoder, parts: int, splits: list[str]) -> dict[str, bool]:
+    """Of each split whether its tokens give the text back."""
+    exact = dict.fromkeys(splits, True)
+    for index in range(parts):
+        for record in encoder.finished(index).documents:
+            # A split without a token is not there.
+            if record.split in exact:
+                exact[record.split] &= record.exact
+    return exact
 
 
 def write_header(target: BinaryIO, dtype: np.dtype[Any], length: int) -> None:

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 from pydantic import JsonValue
 
 from data.common.files import atomic_path
@@ -36,6 +37,8 @@ class PartDocument(Record):
     tokens: Count
     bytes: Count
     words: Count
+    exact: bool
+    """Whether the tokens give the text back."""
 
 
 class PartRecord(Record):
@@ -95,7 +98,7 @@ class Encoder:
                 # Not `tofile`, whose error on a full disk does not say that it is full.
                 files[split].write(ids.data)
                 digests[split].update(ids.data)
-                tallies[-1].add(block.data, len(ids))
+                tallies[-1].add(block.data, len(ids), self._exact(block.data, ids))
             if tallies:
                 tallies[-1].close()
             for file in files.values():
@@ -106,6 +109,11 @@ class Encoder:
         }
         write_sealed(self.done(index), record)
         return sum(tally.bytes for tally in tallies)
+
+    def _exact(self, text: bytes, ids: np.ndarray) -> bool:
+        """Whether ids give a text back; all but words and levels of sound do by construction."""
+        kind = self.vocabulary.kind
+        return kind != "mulaw" and (kind != "words" or self.vocabulary.decode(ids) == text)
 
     def _blocks(self, part: Part) -> Iterator[Block]:
         """The part's blocks, made of whole lines if the vocabulary needs that."""
@@ -135,12 +143,14 @@ class Tally:
         self.tokens = self.bytes = self.words = 0
         self._how = words
         self._counter = WordCounter()
+        self.exact = True
         self._digest = BookDigest() if digest else None
         self.differs: str | None = None
 
-    def add(self, data: bytes, tokens: int) -> None:
-        """Count a block and the tokens that it became."""
+    def add(self, data: bytes, tokens: int, exact: bool) -> None:
+        """Count a block and the tokens that it became; exact: that give it back."""
         self.tokens += tokens
+        self.exact &= exact
         self.bytes += len(data)
         if self._how != "none":
             self.words += self._counter.count(data)
@@ -174,6 +184,7 @@ class Tally:
             "tokens": self.tokens,
             "bytes": self.bytes,
             "words": self.words,
+            "exact": self.exact,
         }
 
 

@@ -83,6 +83,8 @@ class Manifest(Record):
     splits: Annotated[dict[SplitName, SplitFacts], Field(min_length=1)]
     versions: dict[str, str]
     vocabulary: VocabularyFacts
+    lossless: dict[SplitName, bool] = Field(default_factory=dict)
+    """Of words: whether the tokens of a split give its text back; not noted by earlier versions."""
     hash: Sha256
     """Of what the shards say; see content_hash."""
 

@@ -22,9 +22,11 @@ from data.split_files import (
     open_tokens,
     read_names,
 )
-from data.vocab import Vocabulary, load_vocabulary
+from data.vocab import Vocabulary, WordVocabulary, load_vocabulary
 
 __all__ = ["DOCUMENT_DTYPE", "MANIFEST", "Shards", "Split", "open_shards", "split_files"]
+
+BLOCK_TOKENS = 1 << 22
 
 
 def split_files(split: str) -> tuple[str, str, str]:
@@ -37,7 +39,8 @@ class Split:
     """One split of a corpus.
 
     bytes, words: of the source text; unit: what the benchmark reports; denominator_words: the
-    published word count when this is the full official split, else None.
+    published word count when this is the full official split, else None; lossless: whether the
+    build found that the tokens give the text back, None where it has not noted that.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Split:
     vocabulary: Vocabulary
     facts: SplitFacts | None = None
     """What the manifest says; none: the split is in memory alone."""
+    lossless: bool | None = None
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -65,6 +69,29 @@ class Split:
     def details(self) -> list[DocumentDetails]:
         """For each document its name and, where known, title, year and the like."""
         return read_names(self.folder / split_files(self.name)[2])
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether the tokens give the source text back, byte for byte.
+
+        Only then are there bits per byte or character: what a vocabulary of words does not know,
+        and how words were spaced, nobody has predicted; and mu-law rounds.
+        """
+        if self.lossless is None and self.vocabulary.kind == "words":
+            size = self.vocabulary.token_bytes
+            blocks = range(0, len(self.tokens), BLOCK_TOKENS)
+            decoded = (size[self.tokens[at : at + BLOCK_TOKENS]].sum() for at in blocks)
+            return int(sum(decoded)) == self.bytes
+        return self.lossless is not False and self.vocabulary.kind != "mulaw"
+
+    @cached_property
+    def unknown_words(self) -> float | None:
+        """Share of the words that are the unknown word; None but for a vocabulary of words."""
+        vocabulary = self.vocabulary
+        if not isinstance(vocabulary, WordVocabulary):
+            return None
+        words = len(self.tokens) - np.count_nonzero(self.tokens == vocabulary.start)
+        return int(np.count_nonzero(self.tokens == vocabulary.unknown)) / max(int(words), 1)
 
     @cached_property
     def names(self) -> list[str]:
@@ -122,6 +149,7 @@ class Shards:
                 shards_hash=self.hash,
                 vocabulary=self.vocabulary,
                 facts=facts,
+                lossless=self.manifest.lossless.get(name),
             )
         return self._opened[name]
 

@@ -24,14 +24,14 @@ from eval.labels import plain
 from eval.protocol import record
 from eval.records import Result
 from eval.score import ScoreConfig, text_for
-from eval.units import convert
+from eval.units import bits_named, bits_of, convert
 from eval.words import by_frequency, counts_line_ends, training_counts
 from lm.attention_mass import AttentionMass
 from lm.feeding import Segment
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.loading import LoadedRun, load_run, parts_of
 from lm.model.reconstruction import LossSum
-from lm.scoring import Scorer
+from lm.scoring import BITS, Scorer
 
 COLUMNS = ["name", "title", "tokens", "bytes", "words", "nats", "bits_per_byte", "word_perplexity"]
 
@@ -162,9 +162,11 @@ def perplexity_shown(value: float | None) -> str:
 
 
 def by_position(split: Split, token_nats: np.ndarray, segment: int) -> list[dict[str, Any]]:
-    """Bits per byte by place in the document, in tokens: the first segment, the next, the next two,
-    the next four ...; does more context keep helping?
+    """Bits per byte (of text that tokens do not give back, per token) by place in the document, in
+    tokens: the first segment, the next, the next two, the next four ...; does more context keep
+    helping?
     """
+    size_V = split.vocabulary.token_bytes if split.exact else np.ones(split.vocabulary.size)
     documents = split.documents[split.documents["tokens"] > 0]
     longest = int(documents["tokens"].max())
     edges = [0, segment]
@@ -175,14 +177,14 @@ def by_position(split: Split, token_nats: np.ndarray, segment: int) -> list[dict
         for number, (low, high) in enumerate(pairwise(edges)):
             part = slice(offset + low, offset + min(high, tokens))
             if low < tokens:
-                size = split.vocabulary.token_bytes[split.tokens[part]].sum()
+                size = size_V[split.tokens[part]].sum()
                 sums[number] += token_nats[part].sum(dtype=np.float64), size, 1
     return [
         {
             "from": edges[number],
             "to": edges[number + 1],
-            "bits_per_byte": nats / math.log(2) / size,
-            "bytes": int(size),
+            BITS[not split.exact]: nats / math.log(2) / size,
+            "bytes" if split.exact else "tokens": int(size),
             "documents": int(reached),
         }
         for number, (nats, size, reached) in enumerate(sums)
@@ -204,8 +206,8 @@ def attention(mass: AttentionMass) -> dict[str, Any]:
 
 
 def ablation(loaded: LoadedRun, split: Split, config: BreakdownConfig) -> dict[str, float]:
-    """Bits per byte with compressed memory changed, and the share of segments for which exchanged
-    memory was that of another document; none for a model without.
+    """Bits per byte (or per token) with compressed memory changed, and the share of segments for
+    which exchanged memory was that of another document; none for a model without.
     """
     if not loaded.model.config.compressed:
         return {}
@@ -214,7 +216,7 @@ def ablation(loaded: LoadedRun, split: Split, config: BreakdownConfig) -> dict[s
         ablated = AblatedPredictor(loaded.model, loaded.vocabulary, CHANGES[name])
         scorer = Scorer(ablated, split, config)
         read_to_end(scorer)
-        found[name] = scorer.result().bits_per_byte
+        found[name] = scorer.result().bits
     if "exchanged" in found:
         found["from_another_document"] = foreign(scorer)
     return found
@@ -234,13 +236,14 @@ def document_rows(split: Split, document_nats: np.ndarray) -> Iterator[list[Any]
     """
     for details, facts, nats in zip(split.details, split.documents, document_nats, strict=True):
         tokens, size, words = (int(facts[name]) for name in ("tokens", "bytes", "words"))
-        bits = nats / math.log(2) / size if size else ""
+        bits = nats / math.log(2) / size if size and split.exact else ""
         row = [plain(details.name), plain(details.title or ""), tokens, size, words]
         yield [*row, round(nats, 4), bits, perplexity(float(nats), words) or ""]
 
 
 def table(result: Result) -> str:
     """The breakdowns in lines."""
+    bits = bits_named(result["position"])
     lines = [f"{result['value']:.4f} {result['protocol']['unit'].replace('_', ' ')}"]
     if result["frequency"]:
         lines.append("by occurrences of the word in training: words, perplexity a word")
@@ -248,9 +251,9 @@ def table(result: Result) -> str:
             f"  {b['name']:<20}{b['words']:>10,}{perplexity_shown(b['perplexity']):>14}"
             for b in result["frequency"]
         ]
-    lines.append("by place in the document, in tokens: bits per byte, documents that reach it")
+    lines.append(f"by place in the document, in tokens: {bits}, documents that reach it")
     lines += [
-        f"  {p['from']:>9,} to {p['to']:<9,}{p['bits_per_byte']:10.4f}{p['documents']:>8,}"
+        f"  {p['from']:>9,} to {p['to']:<9,}{bits_of(p):10.4f}{p['documents']:>8,}"
         for p in result["position"]
     ]
     if result["attention"]:
@@ -263,7 +266,7 @@ def table(result: Result) -> str:
         errors = "".join(f"{error:10.2g}" for error in result["reconstruction"])
         lines.append(f"reconstruction error by layer{errors}")
     if result["ablation"]:
-        lines.append("with compressed memory: bits per byte")
+        lines.append(f"with compressed memory: {bits}")
         lines += [
             f"  {name:<12}{result['ablation'][name]:8.4f}"
             for name in CHANGES

@@ -28,7 +28,7 @@ from lm.feeding import Segment
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.loading import load_run, parts_of
 from lm.model import CompressiveTransformer
-from lm.scoring import Scorer
+from lm.scoring import BITS, Scorer
 
 WINDOWS = 50
 """Points of the curve of a pass."""
@@ -90,9 +90,10 @@ def main(
     result = record(loaded, opened, split, scoring, plain.result())
     unit, denominator = result["protocol"]["unit"], result["protocol"]["denominator"]
     if scoring.limit is not None:
-        # Not the whole split: bytes of what was read are all that can be divided by.
-        unit, denominator = "bits_per_byte", plain.bytes
-        result |= {"value": plain.result().bits_per_byte, "units": {}}
+        # Not the whole split: bytes of what was read are all that can be divided by, or tokens.
+        read = plain.result()
+        unit, denominator = read.unit, read.tokens if read.bytes is None else read.bytes
+        result |= {"value": read.bits, "units": {}}
         result["interval"]["bounds"] = []
         result["protocol"] |= {"unit": unit, "denominator": denominator, "limit": scoring.limit}
     passes = [fixed | {"lr": None, "value": convert(fixed["nats"], unit, denominator)}]
@@ -150,11 +151,13 @@ class DynamicScorer(Scorer[ModelState]):
 def one_pass(
     scorer: Scorer[ModelState], limit: int | None, name: str, why: str = ASTRAY
 ) -> tuple[Scorer[ModelState], dict[str, Any]]:
-    """Read to the end or to the limit; the scorer, its nats, and a curve of bits per byte.
+    """Read to the end or to the limit; the scorer, its nats, and a curve of bits per byte (or per
+    token, where these do not give the text back).
 
     Raises:
         ValueError: they are not finite; `why` ends the sentence.
     """
+    exact = scorer.split.exact
     count = len(scorer) if limit is None else min(limit, len(scorer))
     ends = {count * number // WINDOWS for number in range(1, WINDOWS + 1)}
     marks = [(0.0, 0, 0)]
@@ -164,10 +167,11 @@ def one_pass(
             bar.update()
             if step in ends:
                 scorer.settle()
-                marks.append((float(scorer.document_nats.sum()), scorer.bytes, scorer.tokens))
+                size = scorer.bytes if exact else scorer.tokens
+                marks.append((float(scorer.document_nats.sum()), size, scorer.tokens))
     require_finite(math.isfinite(marks[-1][0]), why)
     curve = [
-        {"tokens": after[2], "bits_per_byte": (after[0] - before[0]) / math.log(2) / size}
+        {"tokens": after[2], BITS[not exact]: (after[0] - before[0]) / math.log(2) / size}
         for before, after in pairwise(marks)
         if (size := after[1] - before[1])
     ]

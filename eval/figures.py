@@ -18,11 +18,14 @@ from matplotlib.figure import Figure
 
 from data.common.outputs import in_place, resolved, writing
 from eval.labels import drawn
+from eval.units import bits_named, bits_of
+from lm.scoring import BITS
 
 Results = Mapping[str, dict[str, Any]]
 """Results by the name of their run."""
 KINDS = ("png", "svg")
 """What figures are drawn as."""
+VALIDATION = tuple(f"validation_{unit}" for unit in BITS)
 
 
 def svg(figure: Figure) -> str:
@@ -89,15 +92,18 @@ def training_curves(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """Loss on training text and scores on validation text against training steps; every run has
     some losses.
     """
+    logged = {key for records in metrics.values() for record in records for key in record}
+    units = [unit for unit, key in zip(BITS, VALIDATION, strict=True) if key in logged]
+    unit = " or ".join(units or BITS[:1]).replace("_", " ")
     figure, axes = axes_of(
-        "Training", "training steps", "bits per token (training), bits per byte (validation)"
+        "Training", "training steps", f"bits per token (training), {unit} (validation)"
     )
-    key, highest = "validation_bits_per_byte", 0.0
+    highest = 0.0
     for name, records in metrics.items():
         losses = [(r["step"], r["loss"] / math.log(2)) for r in records if "loss" in r]
         highest = max(highest, *(loss for _, loss in losses))
         (line,) = axes.plot(*zip(*losses, strict=True), linewidth=1, label=drawn(name))
-        if scores := [(r["step"], r[key]) for r in records if key in r]:
+        if scores := [(r["step"], r[key]) for r in records for key in VALIDATION if key in r]:
             step, score = scores[-1]
             label = f"validation ({score:.3f} at step {step:,})"
             axes.plot(*zip(*scores, strict=True), "o", color=line.get_color(), label=label)
@@ -164,13 +170,13 @@ def by_bucket(results: Results) -> tuple[list[str], dict[str, dict[str, float | 
 def position(results: Results) -> Figure:
     """Bits per byte by place in the document."""
     figure, axes = axes_of(
-        "Place in the document", "tokens from the document's beginning", "bits per byte"
+        "Place in the document",
+        "tokens from the document's beginning",
+        bits_named(row for result in results.values() for row in result["position"]),
     )
     for name, result in results.items():
         rows = result["position"]
-        axes.plot(
-            [r["to"] for r in rows], [r["bits_per_byte"] for r in rows], "o-", label=drawn(name)
-        )
+        axes.plot([r["to"] for r in rows], [bits_of(r) for r in rows], "o-", label=drawn(name))
     axes.set_xscale("log", base=2)
     add_legend(axes)
     return figure
@@ -207,7 +213,9 @@ def reconstruction(results: Results) -> Figure:
 def ablation(results: Results) -> Figure:
     """What changing compressed memory costs."""
     figure, axes = axes_of(
-        "Compressed memory changed", "compressed memory", "bits per byte more than intact"
+        "Compressed memory changed",
+        "compressed memory",
+        f"{bits_named(r['position'][0] for r in results.values())} more than intact",
     )
     kinds = [
         kind
@@ -224,13 +232,14 @@ def ablation(results: Results) -> Figure:
 
 def dynamic(result: dict[str, Any], name: str) -> Figure:
     """Cost along the text with fixed weights and with weights that learn from it."""
-    figure, axes = axes_of(
-        f"Dynamic evaluation of {name}", "tokens scored", "bits per byte less than fixed weights"
-    )
     fixed, *moving = result["dynamic"]["passes"]
+    bits = bits_named(fixed["curve"])
+    figure, axes = axes_of(
+        f"Dynamic evaluation of {name}", "tokens scored", f"{bits} less than fixed weights"
+    )
     for found in moving:
         gains = [
-            (here["tokens"], there["bits_per_byte"] - here["bits_per_byte"])
+            (here["tokens"], bits_of(there) - bits_of(here))
             for here, there in zip(found["curve"], fixed["curve"], strict=True)
         ]
         axes.plot(*zip(*gains, strict=True), label=f"learning rate {found['lr']:g}")

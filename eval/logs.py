@@ -26,6 +26,7 @@ class Logged(Record):
     tokens_per_second: float | None = None
     mfu: float | None = None
     validation_bits_per_byte: float | None = None
+    validation_bits_per_token: float | None = None
     sparse_changed: float | None = None
 
 

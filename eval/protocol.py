@@ -33,6 +33,11 @@ def record(
     part = shards.split(split)
     size = sizes(part, result)
     denominator = size.denominator(part.unit)
+    if denominator is None:
+        raise ValueError(
+            f"{spoken(part.unit)} cannot be told of a text that its tokens do not give back; "
+            f"prepare {shards.path} with another vocabulary"
+        )
     value = convert(result.nats, part.unit, denominator)
     require_finite(math.isfinite(result.nats))
     if not math.isfinite(value):
@@ -51,9 +56,11 @@ def record(
         },
         "units": all_units(result, size, part.vocabulary.kind),
         "nats": result.nats,
-        "bytes": result.bytes,
+        "bytes": bytes_read(part, result),
         "characters": size.characters,
         "words": size.words,
+        "exact": part.exact,
+        "unknown_words": part.unknown_words,
         "official_words": part.denominator_words is not None,
         "protocol": protocol(loaded, shards, split, config)
         | {"denominator": denominator, "tokens": result.tokens},
@@ -64,6 +71,11 @@ def record(
         },
         "commit": commit(),
     }
+
+
+def bytes_read(split: Split, score: Score) -> int | None:
+    """Bytes of the text that was scored: those of the source where all was; None if unknown."""
+    return split.bytes if score.tokens == len(split.tokens) else score.bytes
 
 
 def protocol(
@@ -120,7 +132,11 @@ def require_comparable(results: dict[str, Result], anyway: bool = False) -> None
 
 
 def compressors(split: Split) -> dict[str, float]:
-    """Bits per byte that general compressors reach on the split's bytes, on their own."""
+    """Bits per byte that general compressors reach on the split's bytes, on their own; none where
+    the tokens do not give these back.
+    """
+    if not split.exact:
+        return {}
     text = split.vocabulary.decode(split.tokens)
     sizes = {"xz -9": len(lzma.compress(text, preset=9)), "bzip2 -9": len(bz2.compress(text, 9))}
     return {name: 8 * size / len(text) for name, size in sizes.items()}
@@ -155,6 +171,10 @@ def table(result: Result) -> str:
         f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "
         f"{result['words']:,} words ({official})"
     )
+    if result["unknown_words"] is not None:
+        lines[-1] += f"; {result['unknown_words']:.2%} of words unknown"
+    if not result["exact"]:
+        lines.append("  no bits per byte or character: the tokens do not give the text back")
     lines.append(f"  {lengths(result)}")
     lines.append(
         f"  {result['model']['parameters']:,} parameters, {result['checkpoint']['name']} "

@@ -20,6 +20,19 @@ Result = dict[str, Any]
 """A file's content, once it is known to be as one of the records here says."""
 
 
+class Cost(Record):
+    """What some text costs: per byte or, where its tokens do not give it back, per token."""
+
+    bits_per_byte: float | None = None
+    bits_per_token: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.bits_per_byte is None) == (self.bits_per_token is None):
+            raise ValueError("bits_per_byte must be given, or else bits_per_token")
+        return self
+
+
 class Protocol(Record):
     """What decides a number besides the weights."""
 
@@ -103,9 +116,14 @@ class Score(Record):
     interval: Interval
     units: dict[str, float]
     nats: float
-    bytes: Count
-    characters: Count
+    bytes: Count | None
+    """Of the source text that was read, where that is known."""
+    characters: Count | None
     words: Count
+    exact: bool = True
+    """Whether the tokens give the text back; else there are no bits per byte or character."""
+    unknown_words: Share | None = None
+    """Of the split's words, the share that the vocabulary does not have; None without words."""
     official_words: bool
     protocol: Protocol
     model: Model
@@ -124,13 +142,13 @@ class Bucket(Record):
     perplexity: float | None
 
 
-class Place(Record):
+class Place(Cost):
     """Places in documents, in tokens."""
 
     first: Annotated[Count, Field(alias="from")]
     to: Size
-    bits_per_byte: float
-    bytes: Size
+    bytes: Size | None = None
+    tokens: Size | None = None
     documents: Size
 
 
@@ -159,11 +177,10 @@ class Breakdown(Score):
     ablation: dict[str, float]
 
 
-class CurvePoint(Record):
+class CurvePoint(Cost):
     """Cost of a stretch of the text that ends there."""
 
     tokens: Count
-    bits_per_byte: float
 
 
 class Pass(Record):
@@ -255,13 +272,12 @@ class Pruning(Record):
     checkpoint: Checkpoint
 
 
-class Variant(Record):
+class Variant(Cost):
     """A line of an experiment's table.json, as far as it is drawn."""
 
     model_config = ConfigDict(extra="ignore")
 
     variant: str
-    bits_per_byte: float
     deviation: Annotated[float, Field(ge=0)] | None = None
 
 

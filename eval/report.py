@@ -15,6 +15,7 @@ from eval.logs import Line, step_of, trained, training_log
 from eval.pages import Section, html, markdown, with_files
 from eval.protocol import default_json, lengths, require_comparable, spoken
 from eval.records import Breakdown, Compressed, Distance, Dynamic, Result, read_result
+from eval.units import bits_named
 from lm.loading import parts_of
 
 
@@ -227,9 +228,10 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         ]
         compared = all("intact" in result["ablation"] for result in found.values())
         figure = figures.svg(figures.ablation(found)) if compared else ""
+        bits = bits_named(result["position"][0] for result in found.values())
         text = (
-            "Bits per byte while the model reads another compressed memory than its own; the last "
-            "column is the share of segments whose exchanged memory was of another document."
+            f"Costs in {bits} while the model reads another compressed memory than its own; the "
+            "last column is the share of segments whose exchanged memory was of another document."
         )
         title = f"Compressed memory changed ({split})"
         header = ("run", *(kind.replace("_", " ") for kind in kinds))

@@ -11,6 +11,7 @@ from eval.figures import Results, add_legend, axes_of, grouped_bars
 from eval.labels import drawn
 from eval.protocol import spoken
 from eval.records import Pruning, Sparse, Variant
+from eval.units import bits_named, bits_of
 
 DEVICE = ("parameters", "gradients", "moments", "places")
 HOST = ("reservoir", "bits")
@@ -104,9 +105,9 @@ def time(lines: list[dict[str, Any]]) -> Figure:
 
 def experiment(rows: list[dict[str, Any]]) -> Figure:
     """Scores of an experiment's variants with their deviation over seeds, best first."""
-    figure, axes = axes_of("Variants after equal steps", "bits per byte", "")
-    ranked = sorted(rows, key=lambda row: row["bits_per_byte"])
-    scores = [row["bits_per_byte"] for row in ranked]
+    figure, axes = axes_of("Variants after equal steps", bits_named(rows), "")
+    ranked = sorted(rows, key=bits_of)
+    scores = [bits_of(row) for row in ranked]
     spreads = [row.get("deviation") or 0 for row in ranked]
     axes.barh([drawn(row["variant"]) for row in ranked], scores, xerr=spreads)
     lowest = scores[0]

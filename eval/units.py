@@ -5,13 +5,15 @@ or words whatever the tokens are (Compressive Transformer, section 4.2).
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data.shards import Split
 from data.vocab import Vocabulary
-from lm.scoring import Score
+from lm.scoring import BITS, Score
 
 BLOCK_TOKENS = 1 << 22
 RESAMPLES = 1000
@@ -25,12 +27,13 @@ class Sizes:
     """What a scored text amounts to."""
 
     tokens: int
-    bytes: int
-    characters: int
+    bytes: int | None
+    """None, as are characters, where the tokens do not give the text back."""
+    characters: int | None
     words: int
 
-    def denominator(self, unit: str) -> int:
-        """What the nats of a unit are divided by."""
+    def denominator(self, unit: str) -> int | None:
+        """What the nats of a unit are divided by; None where a text has no such unit."""
         return {
             "bits_per_byte": self.bytes,
             "bits_per_character": self.characters,
@@ -45,7 +48,7 @@ def sizes(split: Split, score: Score) -> Sizes:
     the split's own.
     """
     words = split.denominator_words or split.words
-    return Sizes(score.tokens, score.bytes, characters(split), words)
+    return Sizes(score.tokens, score.bytes, characters(split) if split.exact else None, words)
 
 
 def characters(split: Split) -> int:
@@ -62,6 +65,23 @@ def token_characters(vocabulary: Vocabulary) -> np.ndarray:
     )
 
 
+def bits_of(cost: Mapping[str, Any]) -> float:
+    """Bits per byte of a record or, where it has none, per token."""
+    bits: float = cost[unit_of(cost)]
+    return bits
+
+
+def unit_of(cost: Mapping[str, Any]) -> str:
+    """The name that `bits_of` finds the cost by."""
+    return BITS[cost.get(BITS[0]) is None]
+
+
+def bits_named(costs: Iterable[Mapping[str, Any]]) -> str:
+    """The units of some records in words."""
+    units = {unit_of(cost) for cost in costs}
+    return " or ".join(unit.replace("_", " ") for unit in BITS if unit in units)
+
+
 def convert(nats: float, unit: str, denominator: float) -> float:
     """A sum of nats in a unit; a perplexity beyond all floating-point numbers is infinite."""
     mean = nats / denominator
@@ -74,14 +94,14 @@ def all_units(score: Score, sizes: Sizes, kind: str) -> dict[str, float]:
     """A score in every unit that makes sense for a kind of vocabulary.
 
     Audio has samples, one a token; text has bytes, characters, tokens and words. What the score
-    does not fit into is left out.
+    does not fit into is left out, as are bytes and characters that the tokens do not give back.
     """
     names = ["bits_per_byte", "bits_per_character", "token_perplexity", "word_perplexity"]
     names = ["bits_per_sample"] if kind == "mulaw" else names
     found = {
-        name: convert(score.nats, name, sizes.denominator(name))
+        name: convert(score.nats, name, denominator)
         for name in names
-        if sizes.denominator(name)
+        if (denominator := sizes.denominator(name))
     }
     return {name: value for name, value in found.items() if math.isfinite(value)}
 

@@ -13,7 +13,7 @@ from data.shards import Shards, open_shards
 from data.vocab import load_vocabulary
 from lm.inference.predictor import ModelPredictor
 from lm.model import CompressiveTransformer, ModelConfig
-from lm.scoring import ScoringConfig, score
+from lm.scoring import BITS, ScoringConfig, score
 from lm.sparse.config import Kind, PowerConfig
 from lm.sparse.packing import Capacity, Packed, fewest
 from lm.sparse.prune import dense_matrices
@@ -35,8 +35,9 @@ class Entry(Record):
     """packed.json: a corpus that was learnt and packed."""
 
     corpus: str
+    unit: str = BITS[0]
     trained: float
-    """Bits per byte of its validation split with all weights."""
+    """In this unit, the cost of its validation split with all weights."""
     packed: float = 0.0
     """The same with what it has packed."""
     after_all: float | None = None
@@ -202,6 +203,7 @@ def pack(
         save_tensors(tensors, temporary)
     return Entry(
         corpus=shards.path.name,
+        unit=BITS[not shards.split("validation").exact],
         trained=trained,
         density=density,
         claimed=capacity.share - before,
@@ -240,16 +242,17 @@ def load_packed(folder: Path, folders: list[Path]) -> CompressiveTransformer:
 
 
 def quality(model: CompressiveTransformer, shards: Shards) -> float:
-    """Bits per byte of a corpus's validation split."""
+    """Bits per byte of a corpus's validation split; per token where there are no bytes."""
     predictor = ModelPredictor(model, shards.vocabulary)
-    return score(predictor, shards.split("validation"), ScoringConfig()).bits_per_byte
+    return score(predictor, shards.split("validation"), ScoringConfig()).bits
 
 
 def spoken(entry: Entry) -> str:
     """A corpus's line."""
     same = "the same" if entry.after_all == entry.packed else "ANOTHER"
+    unit = entry.unit.replace("_", " ")
     return (
-        f"{entry.corpus}: {entry.trained:.4f} bits/byte trained, {entry.packed:.4f} with "
+        f"{entry.corpus}: {entry.trained:.4f} {unit} trained, {entry.packed:.4f} with "
         f"{entry.density:.0%} of each matrix, of which {entry.claimed:.0%} newly claimed; "
         f"{same} score after all corpora; mask {entry.mask_bytes:,} bytes"
     )

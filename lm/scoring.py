@@ -19,6 +19,7 @@ from data.shards import Split
 from lm.feeding import Segment, tensors
 from lm.inference.predictor import Predictor, StateT
 
+BITS = ("bits_per_byte", "bits_per_token")
 LONGEST = 1 << 40
 """Tokens; no text has as many."""
 
@@ -51,15 +52,33 @@ class Score:
     nats: float
     """Negative log-likelihood of all scored tokens."""
     tokens: int
-    bytes: int
-    """Raw bytes that the scored tokens stand for."""
+    bytes: int | None
+    """Raw bytes that the scored tokens stand for; None where they do not give the text back."""
     document_nats: np.ndarray = field(compare=False, repr=False)
     """Nats of each document of the split, float64 [D]."""
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits of information per byte of text."""
+        """Bits of information per byte of text.
+
+        Raises:
+            ValueError: the tokens do not give the text back, so that nobody has predicted it.
+        """
+        if self.bytes is None:
+            raise ValueError("tokens that do not give the text back have no bits per byte")
         return self.nats / math.log(2) / self.bytes
+
+    @property
+    def unit(self) -> str:
+        """What scores of one text are compared in, whatever its benchmark: `bits_per_byte`, or
+        `bits_per_token` where tokens do not give the text back.
+        """
+        return BITS[self.bytes is None]
+
+    @property
+    def bits(self) -> float:
+        """The score in this unit."""
+        return self.nats / math.log(2) / (self.tokens if self.bytes is None else self.bytes)
 
 
 def resolved_warmup(config: ScoringConfig, predictor: Predictor[Any]) -> int:
@@ -168,7 +187,8 @@ class Scorer(Generic[StateT]):
         sums = torch.cat([counts, torch.from_numpy(self.document_nats)])
         tokens, size, *_ = sums = reduce(sums.to(self.predictor.device)).cpu()
         documents = sums[2:].numpy()
-        return Score(float(documents.sum()), int(tokens), int(size), documents)
+        bytes_of_text = int(size) if self.split.exact else None
+        return Score(float(documents.sum()), int(tokens), bytes_of_text, documents)
 
     def kept(self) -> dict[str, Tensor]:
         """Everything but the tokens' own costs that `load` goes on from, on the CPU."""

@@ -114,7 +114,9 @@ def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
         if lacks(file := run / f"dynamic-{part}.json", Dynamic):
             how = DynamicConfig(lanes=lanes, lrs=config.lrs, limit=config.segments)
             dynamic.main(run, how, part, shards, json=file)
-    if lacks(file := run / f"compress-{split}.json", Compressed):
+    # What the tokens do not give back cannot be compressed.
+    exact = open_shards(shards).split(split).exact
+    if exact and lacks(file := run / f"compress-{split}.json", Compressed):
         write_result(file, compressed(run, open_shards(shards), split, config))
 
 

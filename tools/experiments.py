@@ -32,12 +32,14 @@ from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
 from data.common.tensors import TensorFile
 from data.common.yamlfile import read_yaml
+from eval.records import Cost
+from eval.units import bits_named, bits_of, unit_of
 from lm import train
+from lm.scoring import BITS
 from lm.training import checkpoint
 from lm.training.config import RunConfig
 from lm.training.folder import RunFolder, kept_alone
 from lm.training.runlog import read_metrics
-from lm.training.writer import SCORE
 
 RESULT = "result.json"
 LONGEST_NAME = 200
@@ -52,12 +54,11 @@ class Compared(Record):
     paper: dict[str, float] = Field(default_factory=dict)
 
 
-class Result(Record):
+class Result(Cost):
     """A run's result.json, by this program or another, which may say more."""
 
     model_config = ConfigDict(extra="ignore")
 
-    bits_per_byte: float
     parameters: Count
     steps: Count
     tokens_per_second: float
@@ -222,12 +223,17 @@ def result(folder: Path, config: RunConfig) -> dict[str, Any]:
     assert newest is not None, "a finished run has saved its last step"
     weights = TensorFile(newest / checkpoint.WEIGHTS, checkpoint.MEND)
     speeds = [record["tokens_per_second"] for record in metrics if "tokens_per_second" in record]
-    scores = [record.get(SCORE) for record in metrics if record["step"] == metrics[-1]["step"]]
-    score = next((score for score in scores if score is not None), None)
-    if score is None:
+    last = [record for record in metrics if record["step"] == metrics[-1]["step"]]
+    score = {
+        unit: bits
+        for record in last
+        for unit in BITS
+        if (bits := record.get(f"validation_{unit}")) is not None
+    }
+    if not score:
         raise ValueError(f"{folder} has no finite score at its last step; lower its optim.lr")
     return {
-        "bits_per_byte": score,
+        **score,
         "steps": metrics[-1]["step"],
         "parameters": sum(math.prod(weights.shape(name)) for name in weights),
         "tokens_per_second": median(speeds),
@@ -241,7 +247,9 @@ class Row:
 
     variant: str
     seeds: int
-    bits_per_byte: float
+    bits_per_byte: float | None
+    bits_per_token: float | None
+    """Instead, where the tokens do not give the text back."""
     deviation: float | None
     """Standard deviation over the seeds."""
     difference: float | None
@@ -265,19 +273,20 @@ def rows(plan: Experiment, out: Path) -> list[Row]:
         }
         for name in names
     }
-    base = {seed: each.bits_per_byte for seed, each in found[names[0]].items()}
+    base = {seed: bits_of(each.model_dump()) for seed, each in found[names[0]].items()}
     lines = []
     for name, results in found.items():
         if not results:
             continue
-        scores = {seed: each.bits_per_byte for seed, each in results.items()}
+        scores = {seed: bits_of(each.model_dump()) for seed, each in results.items()}
         pairs = [score - base[seed] for seed, score in scores.items() if seed in base]
         any_result = next(iter(results.values()))
+        bits_in = unit_of(any_result.model_dump())
         lines.append(
             Row(
                 variant=name,
                 seeds=len(scores),
-                bits_per_byte=mean(scores.values()),
+                **(dict.fromkeys(BITS) | {bits_in: mean(scores.values())}),
                 deviation=stdev(scores.values()) if len(scores) > 1 else None,
                 difference=mean(pairs) if pairs and name != names[0] else None,
                 difference_error=(
@@ -307,12 +316,13 @@ def write_table(plan: Experiment, out: Path) -> str:
 
 def markdown(lines: list[Row], paper: bool) -> str:
     """The table in Markdown."""
-    head = ["variant", "bits per byte", "to the first", "seeds", "parameters", "steps", "tokens/s"]
+    bits = bits_named(asdict(line) for line in lines)
+    head = ["variant", bits, "to the first", "seeds", "parameters", "steps", "tokens/s"]
     table = [head + ["paper"] * paper, ["---"] * (len(head) + paper)]
     for line in lines:
         cells = [
             line.variant,
-            _with_spread(f"{line.bits_per_byte:.4f}", line.deviation),
+            _with_spread(f"{bits_of(asdict(line)):.4f}", line.deviation),
             "" if line.difference is None else _signed(line.difference, line.difference_error),
             f"{line.seeds}",
             f"{line.parameters:,}",

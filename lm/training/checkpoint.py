@@ -111,6 +111,8 @@ class CheckpointState(Record):
     identity: Sha256 | None = None
     """Of what may not change in a run."""
     validation_bits_per_byte: float | None = None
+    validation_bits_per_token: float | None = None
+    """Of text that the tokens do not give back."""
     owed: Owed = Owed()
     steps: Size | None = None
     """Length of the run as far as it was known."""

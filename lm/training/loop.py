@@ -7,6 +7,7 @@ from typing import Any
 
 from data.common.progress import Progress
 from data.common.say import warn
+from lm.scoring import BITS
 from lm.training.checkpoint import Owed
 from lm.training.dist import on_first
 from lm.training.meter import Meter, in_unit
@@ -17,7 +18,7 @@ from lm.training.report import open_sinks
 from lm.training.runlog import MetricsLog, trained_seconds
 from lm.training.stopping import StopAskedError, StopRequest
 from lm.training.trainer import Trainer
-from lm.training.writer import SCORE, Writer
+from lm.training.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Loop:
         self.owed = Owed() if state is None else state.owed
         if self.owed.validation is not None and trainer.world.first:
             # A run that was killed after it had paid pays again.
-            MetricsLog(run / "metrics.jsonl").cut(trainer.step, without=SCORE)
+            scored = f"validation_{BITS[not self.observer.split.exact]}"
+            MetricsLog(run / "metrics.jsonl").cut(trainer.step, without=scored)
         made = on_first(trainer.world, lambda: open_sinks(run, trainer.config, trainer.step))
         self.sinks = made or []
         self.writer = Writer(run, trainer.world, training)
@@ -58,7 +60,7 @@ class Loop:
         self.profile: ProfileWindow | None = None
         if report.profile is not None and trainer.world.first:
             self.profile = ProfileWindow(run / "profile", *report.profile)
-        self.score: tuple[int, float] | None = None
+        self.score: tuple[int, dict[str, float]] | None = None
         self.saved = trainer.step
         self.lost: int | None = None
 
@@ -164,9 +166,11 @@ class Loop:
     def validate(self, attention: dict[str, float]) -> dict[str, str]:
         """Score the validation split; `attention` belongs to the same record."""
         score, step = self.observer.validate(), self.trainer.step
-        self.score = (step, score.bits_per_byte)
-        record = {"step": step, SCORE: score.bits_per_byte}
+        self.score = (step, {f"validation_{score.unit}": score.bits})
         split = self.observer.split
+        record = {"step": step, **self.score[1]}
+        if split.unknown_words is not None:
+            record["validation_unknown_words"] = split.unknown_words
         value = in_unit(split, score.nats / score.tokens)
         if split.unit != "bits_per_byte":
             record[f"validation_{split.unit}"] = value
@@ -221,8 +225,8 @@ class Loop:
         self.close_checkpoint()
         snapshot = self.trainer.snapshot(self.previous)
         if self.score is not None and self.score[0] == snapshot.step:
-            score = self.score[1]
-            snapshot.state[SCORE] = score if isfinite(score) else None
+            for name, score in self.score[1].items():
+                snapshot.state[name] = score if isfinite(score) else None
         snapshot.state.update(self.length.state(), meter=self.meter.state())
         snapshot.state["owed"] = self.owed.model_dump()
         self.saved = snapshot.step

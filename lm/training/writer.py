@@ -31,8 +31,6 @@ from lm.training.checkpoint import (
 from lm.training.config import TrainingConfig
 from lm.training.dist import World
 
-SCORE = "validation_bits_per_byte"
-
 
 class Writer:
     """One rank's part in writing checkpoints, one at a time."""
@@ -143,7 +141,11 @@ def clear_out(run: Path, training: TrainingConfig) -> None:
     if training.keep_every is not None:
         kept |= {step for step in steps if step % training.keep_every == 0}
     if training.keep_best:
-        scores = {step: read_state(path).validation_bits_per_byte for step, path in steps.items()}
+        states = {step: read_state(path) for step, path in steps.items()}
+        scores = {
+            step: state.validation_bits_per_byte or state.validation_bits_per_token
+            for step, state in states.items()
+        }
         scored = [(score, step) for step, score in scores.items() if score is not None]
         kept |= {min(scored)[1]} if scored else set()
     for step in steps.keys() - kept:
