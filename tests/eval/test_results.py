@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.batches import Batch
 from data.common.tensors import save_tensors
 from eval import breakdown, dynamic, prune, recall, score
 from eval.breakdown import BreakdownConfig
@@ -23,7 +24,7 @@ from eval.score import ProgramConfig
 from eval.sweep import SweepConfig
 from lm import loading
 from lm.loading import load_run
-from lm.scoring import Read, Scorer
+from lm.scoring import Scorer
 from tools import checkpoint, sets
 
 Program = Callable[[Path, Path], None]
@@ -139,7 +140,7 @@ def test_weights_that_are_replaced_meanwhile_do_not_lend_their_hash(
     before = load_run(run).weights
     advance, file = Scorer.advance, tmp_path / "score.json"
 
-    def replaced(self: Scorer) -> Read:
+    def replaced(self: Scorer) -> Batch:
         if self.step == 3:
             with_weights(run, lambda tensor: tensor * 1.5)
         return advance(self)
@@ -175,10 +176,10 @@ def test_numbers_that_are_none_are_not_reported(
     """Predictions that stop being finite, whatever made them so."""
     read = Scorer.advance
 
-    def broken(self: Scorer) -> Read:
+    def broken(self: Scorer) -> Batch:
         if self.step == min(step, len(self) - 1):
             with torch.no_grad():
-                self.model.embedding.weight.fill_(float("nan"))
+                self.predictor.model.embedding.weight.fill_(float("nan"))
         return read(self)
 
     monkeypatch.setattr(Scorer, "advance", broken)
