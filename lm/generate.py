@@ -2,21 +2,26 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.common import command
-from data.common.files import atomic_path
+from data.common.outputs import check_output, resolved, writing
 from data.common.progress import Progress
+from data.common.resources import require_memory
 from data.common.say import reader_left, say
 from data.common.schema import Count
 from data.vocab import Vocabulary, WordVocabulary
 from data.vocabularies.words import UNKNOWN
+from lm import memory_file
 from lm.inference.predictor import ModelState
-from lm.loading import Lengths, LoadedRun, load_run
-from lm.memory_file import load_memory, save_memory
+from lm.loading import Lengths, LoadedRun, load_run, parts_of
+from lm.prompts import content, look_at
 from lm.sampling import SamplingConfig
 from lm.session import Session, Writing, encode
 from lm.stops import check_stops
@@ -82,49 +87,82 @@ def main(
         raise ValueError("tokens 0 writes nothing; give --save-memory, or more tokens")
     if out is not None and (sampling.interactive or not sampling.tokens):
         raise ValueError("--out has no effect without a continuation of a given text; leave it out")
+    read = (sampling.prompt_file, sampling.prompts_file, *parts_of(run))
+    check_output(out, load_memory, *read)
+    check_output(save_memory, *read)
+    if out is not None and save_memory is not None and resolved(out) == resolved(save_memory):
+        raise ValueError("--out and --save-memory name one file; give two")
     texts = prompts(sampling)
+    if save_memory is not None and len(texts) > 1:
+        raise ValueError("--save-memory keeps the memory of one text; give one prompt")
     loaded = load_run(run, checkpoint, sampling)
-    check_stops([stop.encode() for stop in sampling.stop], loaded.vocabulary)
-    session = opened(loaded, texts, load_memory)
+    check_stops(stops_of(sampling), loaded.vocabulary)
+    require_lanes(loaded, len(texts) * sampling.samples)
+    session = opened(loaded, texts, load_memory, sampling.prompt_file or sampling.prompts_file)
     if sampling.interactive:
-        converse(session, sampling)
+        converse(session, sampling, save_memory)
+        return
     if save_memory is not None:
-        store(save_memory, session)
-    if sampling.tokens and not sampling.interactive:
-        written = continued(session.repeat(sampling.samples), sampling, kept=out is not None)
-        if out is not None:
-            write_out(out, texts, written, sampling)
+        memory_file.save_memory(save_memory, session)
+    if sampling.tokens:
+        keep_text = None if out is None else partial(write_out, out, texts, config=sampling)
+        continued(session.repeat(sampling.samples), sampling, keep_text)
+
+
+def stops_of(config: GenerateConfig) -> list[bytes]:
+    """The stop strings as bytes, those too that the command line had in no encoding."""
+    return [stop.encode(errors="surrogateescape") for stop in config.stop]
+
+
+def require_lanes(loaded: LoadedRun, lanes: int) -> None:
+    """ValueError for more texts side by side than fit: their open segments alone, and the tokens
+    that each has seen.
+    """
+    config = loaded.model.config
+    weight = loaded.model.embedding.weight
+    segment = 3 * config.layers * config.segment * config.width * weight.element_size()
+    room = torch.cuda.mem_get_info(weight.device)[1] if weight.is_cuda else None
+    what = f"{lanes:,} texts side by side (fewer --samples or prompts)"
+    require_memory(lanes * (segment + loaded.vocabulary.size), what, room)
 
 
 def prompts(config: GenerateConfig) -> list[bytes]:
     """The texts to continue; a single empty one where none is given.
 
     Raises:
-        ValueError: a file is empty.
+        ValueError: a file is empty, or no file.
     """
     if config.prompt_file is not None:
-        text = config.prompt_file.read_bytes()
+        text = content(config.prompt_file)
         if not text:
             raise ValueError(f"{config.prompt_file} is empty; give a text to continue")
         return [text]
     if config.prompts_file is not None:
-        texts = [line for line in config.prompts_file.read_bytes().splitlines() if line]
+        texts = [line for line in content(config.prompts_file).splitlines() if line]
         if not texts:
             raise ValueError(f"{config.prompts_file} has no line with a text to continue")
         return texts
-    return [(config.prompt or "").encode()]
+    return [(config.prompt or "").encode(errors="surrogateescape")]
 
 
-def opened(loaded: LoadedRun, texts: list[bytes], memory: Path | None) -> Session[ModelState]:
-    """A session that has read the texts, after the text that `memory` holds, if any."""
+def opened(
+    loaded: LoadedRun, texts: list[bytes], memory: Path | None, file: Path | None = None
+) -> Session[ModelState]:
+    """A session that has read the texts, after the text that `memory` holds, if any.
+
+    file: where the texts come from.
+    """
     names = ["the prompt"] if len(texts) == 1 else [f"prompt {i + 1}" for i in range(len(texts))]
+    if loaded.vocabulary.kind != "mulaw":
+        for text, name in zip(texts, names, strict=True):
+            look_at(text, f"{name} in {file}" if file else name)
     ids = [encode(loaded.vocabulary, t, n) for t, n in zip(texts, names, strict=True)]
     for text, some, name in zip(texts, ids, names, strict=True):
         tell_unknown(loaded.vocabulary, text, some, name)
     if memory is None:
         session = Session.begin(loaded.predictor, len(texts))
     else:
-        session = load_memory(memory, loaded).repeat(len(texts))
+        session = memory_file.load_memory(memory, loaded).repeat(len(texts))
     session.read(ids)
     return session
 
@@ -140,34 +178,28 @@ def tell_unknown(vocabulary: Vocabulary, text: bytes, ids: np.ndarray, name: str
             )
 
 
-def store(path: Path, session: Session[ModelState]) -> None:
-    """Save the memory of one text.
-
-    Raises:
-        ValueError: there are several.
-    """
-    if session.lanes > 1:
-        raise ValueError("--save-memory keeps the memory of one text; give one prompt")
-    save_memory(path, session)
-
-
 def continued(
-    session: Session[ModelState], config: GenerateConfig, kept: bool = True
+    session: Session[ModelState],
+    config: GenerateConfig,
+    keep: Callable[[list[bytes]], None] | None = None,
 ) -> list[bytes]:
     """Write the continuations: one as it comes, several when all are done.
 
-    kept: whether they are wanted even if nobody reads the standard output any more.
+    keep: writes them to a file, before several are shown.
     """
 
     def show(_: int, text: str) -> None:
         print(text, end="", flush=True)
-        if not kept and reader_left():
+        if keep is None and reader_left():
+            # Nobody wants the rest.
             raise BrokenPipeError
 
     seeds = range(config.seed, config.seed + session.lanes)
-    how = Writing(config, config.tokens, seeds, [stop.encode() for stop in config.stop])
+    how = Writing(config, config.tokens, seeds, stops_of(config))
     if session.lanes == 1:
         texts = session.write(how, show)
+        if keep is not None:
+            keep(texts)
         print(flush=True)
         return texts
     shown: list[list[str]] = [[] for _ in seeds]
@@ -178,20 +210,34 @@ def continued(
             bar.update(len(text))
 
         texts = session.write(how, collect)
-    for lane, pieces in enumerate(shown):
+    if keep is not None:
+        keep(texts)
+    for lane, parts in enumerate(shown):
         prompt, sample = divmod(lane, config.samples)
         print(f"=== prompt {prompt + 1}, sample {sample + 1}, seed {seeds[lane]} ===")
-        print("".join(pieces))
+        print("".join(parts))
     return texts
 
 
-def converse(session: Session[ModelState], config: GenerateConfig) -> None:
-    """Read lines and continue the text after each, until the input ends."""
+def converse(
+    session: Session[ModelState],
+    config: GenerateConfig,
+    save_memory: Path | None = None,
+) -> None:
+    """Read lines and continue the text after each, until the input ends.
+
+    save_memory: file for the memory at the end, also when Ctrl-C ends the waiting for a line.
+    """
     vocabulary, seed = session.predictor.vocabulary, config.seed
-    stops = [stop.encode() for stop in config.stop]
+    stops = stops_of(config)
     while True:
         print("> " if sys.stdin.isatty() else "", end="", flush=True)
-        line = sys.stdin.buffer.readline()
+        line = b""
+        try:
+            line = sys.stdin.buffer.readline()
+        finally:
+            if not line and save_memory is not None:
+                memory_file.save_memory(save_memory, session)
         if not line:
             return
         session.read([encode(vocabulary, line, "the line")])
@@ -203,9 +249,8 @@ def converse(session: Session[ModelState], config: GenerateConfig) -> None:
 
 def write_out(path: Path, prompts: list[bytes], texts: list[bytes], config: GenerateConfig) -> None:
     """Write one text with its prompt as it is, several as JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if len(texts) == 1:
-        content = prompts[0] + texts[0]
+        whole = prompts[0] + texts[0]
     else:
         rows = [
             {
@@ -216,9 +261,9 @@ def write_out(path: Path, prompts: list[bytes], texts: list[bytes], config: Gene
             }
             for lane, text in enumerate(texts)
         ]
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+        whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    with writing(path) as place:
+        place.write_bytes(whole)
 
 
 if __name__ == "__main__":

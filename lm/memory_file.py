@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.common.files import atomic_path, hash_json
+from data.common.files import hash_json
+from data.common.outputs import writing
 from data.common.tensors import TensorFile, save_tensors
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.loading import LoadedRun
@@ -39,10 +40,9 @@ def save_memory(path: Path, session: Session[ModelState]) -> None:
     }
     for index in range(len(reader.layers)):
         tensors |= {f"open.{name}.{index}": part for name, part in _rooms(reader, index).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_tensors(ready, temporary, {"kind": KIND, "model": model_hash(model)})
+    with writing(path) as place:
+        save_tensors(ready, place, {"kind": KIND, "model": model_hash(model)})
 
 
 def _rooms(reader: Reader, index: int) -> dict[str, Tensor]:

@@ -26,13 +26,13 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
     """
     check_output(out, *parts_of(run))
-    with writing(out) as temporary:
-        if form == "sparse":
-            model = load_trained(run, checkpoint)
-            write_compact(model, temporary)
+    sparse = form == "sparse"
+    model = load_trained(run, checkpoint) if sparse else load_run(run, checkpoint).model
+    with writing(out) as place:
+        if sparse:
+            write_compact(model, place)
         else:
-            parameters = load_run(run, checkpoint).model.named_parameters()
-            save_tensors({name: p.detach().cpu() for name, p in parameters}, temporary)
+            save_tensors({name: p.detach().cpu() for name, p in model.named_parameters()}, place)
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 

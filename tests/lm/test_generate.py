@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from data.common import command
 from data.common.command import dump_config, load_config
@@ -23,7 +25,7 @@ from lm import generate
 from lm.generate import GenerateConfig, tell_unknown
 from lm.loading import Lengths, load_run
 from lm.sampling import Sampler
-from lm.session import encode
+from lm.session import Session, encode
 from lm.training.config import RunConfig
 from tests.streams import refusing
 
@@ -39,12 +41,10 @@ def text_of(run: Path, capsys: Capture, **options: Any) -> str:
 
 
 def test_a_seed_is_a_text(trained_run: Path, capsys: Capture, tmp_path: Path) -> None:
-    first = text_of(
-        trained_run, capsys, prompt="the ", tokens=80, seed=3, out=tmp_path / "s" / "a.txt"
-    )
+    first = text_of(trained_run, capsys, prompt="the ", tokens=80, seed=3, out=tmp_path / "a.txt")
     assert first == text_of(trained_run, capsys, prompt="the ", tokens=80, seed=3)
     assert first != text_of(trained_run, capsys, prompt="the ", tokens=80, seed=4)
-    written = (tmp_path / "s" / "a.txt").read_bytes()
+    written = (tmp_path / "a.txt").read_bytes()
     assert written.startswith(b"the ") and len(written) == 84
 
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_done_with_several_or_no_texts_is_refused(
     [
         (["--prompt-file", "missing.txt"], "missing.txt: No such file"),
         (["--top-p", "1.5"], "top-p must be above 0"),
-        (["--stop", "[a, b"], "stop must be a list"),
+        (["--samples", "1000000000000"], "texts side by side"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -232,3 +232,133 @@ def test_a_text_that_is_only_shown_ends_with_its_reader(
     with pytest.raises(SystemExit) as end:
         command.run(generate.main, section="sampling", argv=arguments.split())
     assert end.value.code == 1
+
+
+WIDE = "a long book of memory".encode("utf-16")
+
+
+@pytest.mark.bad_input("lm.generate")
+@pytest.mark.parametrize(
+    ("options", "files", "sentence"),
+    [
+        ({"prompt_file": "x"}, {}, "No such file"),
+        ({"prompt_file": "."}, {}, "Is a directory|directory"),
+        ({"prompt_file": "/dev/zero"}, {}, "is a device"),
+        (
+            {"prompt_file": "wide"},
+            {},
+            "in .*wide is not valid UTF-8 and seems .* utf-16",
+        ),
+        ({"prompts_file": "/dev/urandom"}, {}, "is a device"),
+        ({"prompt_file": "binary"}, {}, "binary data"),
+        ({"samples": 10**12}, {}, "1,000,000,000,000 texts side by side .* needs at least"),
+        ({"samples": 10**18}, {}, "texts side by side"),
+        ({}, {"out": "missing/x"}, "make it first"),
+        ({}, {"out": "."}, "is a folder"),
+        ({}, {"out": "/dev/full"}, "no room"),
+        ({}, {"save_memory": "missing/x"}, "make it first"),
+        ({}, {"save_memory": "."}, "is a folder"),
+        ({}, {"save_memory": "/dev/full"}, "no room"),
+        ({}, {"save_memory": "same", "out": "./same"}, "name one file"),
+        ({"prompt_file": "text"}, {"out": "text"}, "is what is read"),
+        ({"prompt_file": "text"}, {"save_memory": "text"}, "is what is read"),
+        ({}, {"load_memory": "text"}, "cannot be read"),
+        ({}, {"load_memory": "x"}, "No such file"),
+        ({"memory": 10**9}, {}, "memory"),
+        ({"compressed": 10**9}, {}, "memory"),
+        ({"segment": 10**9}, {}, "memory"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_found_before_the_work(
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    files: dict[str, str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Session, "write", lambda *_: pytest.fail("the work was begun"))
+    (tmp_path / "text").write_text("the book")
+    (tmp_path / "wide").write_bytes(WIDE)
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 9)
+    before = sorted(tmp_path.iterdir())
+    paths = {n: Path(v) if str(n).endswith("file") else v for n, v in options.items()}
+    with pytest.raises((ValueError, OSError), match=sentence):
+        generate.main(
+            trained_run, GenerateConfig(**paths), **{n: Path(v) for n, v in files.items()}
+        )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.bad_input("lm.generate")
+def test_no_part_of_the_run_is_overwritten(trained_run: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "vocabulary/vocabulary.json"):
+        for option in ("out", "save_memory"):
+            with pytest.raises(ValueError, match="is what is read"):
+                generate.main(trained_run, GenerateConfig(), **{option: trained_run / name})
+
+
+def test_memory_goes_through_a_pipe_and_follows_links(trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    only_read = GenerateConfig(prompt="the book", tokens=0)
+    generate.main(trained_run, only_read, save_memory=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    generate.main(trained_run, only_read, save_memory=pipe)
+    reader.join(60)
+    assert pipe.is_fifo()
+    through, straight = load(read[0]), load((tmp_path / "file").read_bytes())
+    assert through.keys() == straight.keys()
+    assert all(torch.equal(tensor, straight[name]) for name, tensor in through.items())
+
+
+def test_bytes_of_no_encoding_are_a_prompt_and_are_warned_of(
+    trained_run: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    """As a shell gives them; a vocabulary of bytes reads them as they are."""
+    given = os.fsdecode(b"the caf\xe9 of one who wrote")
+    out = tmp_path / "out"
+    generate.main(trained_run, GenerateConfig(prompt=given, tokens=3, stop=(given,)), out=out)
+    assert out.read_bytes().startswith(b"the caf\xe9 of one")
+    assert "warning: the prompt is not valid UTF-8" in capsys.readouterr().err
+
+
+def test_memory_is_saved_when_ctrl_c_ends_the_waiting_for_a_line(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    class Input:
+        lines = iter([b"the book\n"])
+        buffer = property(lambda self: self)
+
+        def isatty(self) -> bool:
+            return False
+
+        def readline(self) -> bytes:
+            for line in self.lines:
+                return line
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Input())
+    talk = GenerateConfig(interactive=True, tokens=4, temperature=0)
+    with pytest.raises(KeyboardInterrupt):
+        generate.main(trained_run, talk, save_memory=tmp_path / "talk")
+    said = capsys.readouterr().out[:4]
+    on = text_of(trained_run, capsys, load_memory=tmp_path / "talk", tokens=4, temperature=0)
+    prompt = f"the book\n{said}"
+    assert on == text_of(trained_run, capsys, prompt=prompt, tokens=4, temperature=0)
+
+
+def test_several_texts_are_on_disk_before_they_are_shown(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(BrokenPipeError):
+        generate.main(trained_run, GenerateConfig(samples=2, tokens=3), out=tmp_path / "out")
+    assert len((tmp_path / "out").read_text().splitlines()) == 2

@@ -95,8 +95,8 @@ def test_a_session_goes_on_after_writing(loaded: LoadedRun) -> None:
 @pytest.mark.parametrize("count", [0, 5, 130])
 def test_memory_on_disk_goes_on_bit_for_bit(loaded: LoadedRun, tmp_path: Path, count: int) -> None:
     session = begun(loaded, [(TEXTS[2] * 2)[:count]])
-    save_memory(tmp_path / "new" / "book", session)
-    back = load_memory(tmp_path / "new" / "book", loaded)
+    save_memory(tmp_path / "book", session)
+    back = load_memory(tmp_path / "book", loaded)
     assert torch.equal(back.logits(), session.logits())
     how = Writing(SamplingConfig(repetition_penalty=1.1), 50, [3])
     assert back.write(how) == session.write(how)
