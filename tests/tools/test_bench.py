@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from data.common.integrity import read_sealed
 from lm.model import ModelConfig
 from tools import bench
-from tools.benchmarks import growth, keys
+from tools.benchmarks import growth, integrity, keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def test_the_script_runs_a_benchmark_and_writes_its_result(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert result["tokens_per_second"]["this model"] > 0 and 0 < result["mfu"] < 2
-    assert json.loads((tmp_path / "step.json").read_text()) == result
+    assert read_sealed(tmp_path / "step.json", "") == result
 
 
 TINY = ModelConfig(layers=1, width=8, heads=2, feedforward=8, segment=4, memory=4, compressed=2)
@@ -56,3 +57,12 @@ def test_kept_keys_are_timed_beside_what_is_counted(monkeypatch, capsys):
     keys.main(TINY, 2, rounds=1, device="cpu")
     (row,) = json.loads(capsys.readouterr().out)["lengths"]
     assert row["tokens_per_second"] > 0 and 0 < row["flops_saved"] < 1
+
+
+def test_what_hashes_cost_is_measured(tmp_path, capsys):
+    integrity.main(1, rounds=1, folder=tmp_path, json=tmp_path / "integrity.json")
+    result = json.loads(capsys.readouterr().out)
+    assert read_sealed(tmp_path / "integrity.json", "") == result
+    assert {"hash", "write", "write with hashes"} < result["gigabytes_per_second"].keys()
+    assert result["open_seconds"].keys() == {"first", "again"}
+    assert [path.name for path in tmp_path.iterdir()] == ["integrity.json"]
