@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from data.common.resources import require_memory
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.blocks import Block
-from lm.model.config import ModelConfig
+from lm.model.config import LEARNED, ModelConfig
 from lm.model.embedding import Embedding, Head, VocabularyHead
 from lm.model.memory import MemoryState, advance_counts, live_mask
 from lm.model.norms import make_norm
@@ -223,11 +223,13 @@ def require_weights(config: ModelConfig, vocabulary: int) -> None:
     """
     stored = 2 * (config.heads + config.stored_heads) * config.head_width
     layer = config.width * (stored + 2 * config.feedforward)
+    if config.compressed and config.compression in LEARNED:
+        layer += (config.rate + config.extra_kernel) * config.width**2
     words = vocabulary * config.width if config.cutoffs is None else vocabulary
     numbers = config.layers * layer + words
     needed = 4 * numbers + config.layers * LAYER
     what = f"a model of {config.layers:,} layers of width {config.width:,} (model.layers, width, "
-    what += "feedforward, heads and the vocabulary's size)"
+    what += "feedforward, heads, rate and the vocabulary's size)"
     if torch.get_default_device().type != "meta":
         require_memory(needed, what)
     require_memory(config.layers * LAYER, what)

@@ -133,7 +133,15 @@ def activations(config: RunConfig, vocabulary: int, lanes: int, device: str = "m
     def count(layers: int, of: int) -> int:
         return saved_for_backward(replace(model, layers=layers), vocabulary, of, device)
 
-    one, two, wide, both = count(1, 1), count(2, 1), count(1, 2), count(2, 2)
+    try:
+        one, two, wide, both = count(1, 1), count(2, 1), count(1, 2), count(2, 2)
+    except RuntimeError as error:
+        if "overflowed" not in str(error):
+            raise
+        raise ValueError(
+            f"a segment of {model.segment:,} tokens over {model.slots:,} slots is larger than any "
+            "machine; lower model.segment, model.memory or model.compressed"
+        ) from None
     layer = (two - one) + (lanes - 1) * ((both - wide) - (two - one))
     ends = one + (lanes - 1) * (wide - one) - layer
     kept = model.layers * layer

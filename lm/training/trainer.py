@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from data.common.resources import require_memory
 from data.lanes import Batch, LaneReader
 from data.shards import Shards
 from lm.feeding import ReadAhead
@@ -42,6 +43,9 @@ from lm.training.unroll import Unroll, checkpoint_activations, on_device, scored
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+MOST_AHEAD = 64
+"""Segments that are read before they are asked for."""
+
 
 class Trainer:
     """A model, its optimiser, its lanes and their memory, on one rank."""
@@ -65,6 +69,7 @@ class Trainer:
         torch.manual_seed(training.seed)
         self.model = CompressiveTransformer(config.model, shards.vocabulary.size)
         require_room(self.model, training.lanes // world.size)
+        self._require_graph(world)
         self.sparsity = Sparsity(self.model, config)
         self.model.to(world.device)
         self.restored = None if folder is None else self._matching_state(folder)
@@ -102,7 +107,8 @@ class Trainer:
             count=lanes,
         )
         most = max(number for _, number in training.accumulate)
-        self.lanes = ReadAhead(reader, world.device, ahead=training.unroll * most)
+        ahead = min(training.unroll * most, MOST_AHEAD)
+        self.lanes = ReadAhead(reader, world.device, ahead)
         self.memory: MemoryState = self.model.empty_memory(lanes)
         self.watched: tuple[Batch, MemoryState] | None = None
         """The first segment of the last step that was watched, and memory before it."""
@@ -110,6 +116,18 @@ class Trainer:
         self.skipped = 0
         if folder is not None and state:
             self._restore(folder, state)
+
+    def _require_graph(self, world: World) -> None:
+        """Refuse a back-propagation over more segments than any machine holds the inputs of."""
+        training, model = self.config.training, self.config.model
+        lanes = training.lanes // (world.size * training.micro_batches)
+        # In bf16, with nothing kept but what enters each layer.
+        needed = 2 * training.unroll * lanes * model.segment * model.width * model.layers
+        room = None
+        if world.device.type == "cuda":
+            room = torch.cuda.get_device_properties(world.device).total_memory
+        what = f"back-propagation over {training.unroll:,} segments (training.unroll)"
+        require_memory(needed, what, room)
 
     def _engine(self, lanes: int) -> "DeepSpeedEngine":
         """DeepSpeed's engine around the model, with float32 masters that have lost nothing."""

@@ -67,6 +67,7 @@ def test_range_counts_what_a_slot_really_stands_for() -> None:
         {"width": 10**10, "heads": 1},
         {"width": 2**62, "heads": 2},
         {"feedforward": 2**62},
+        {"rate": 2**44},
         {"heads": 2**50, "head_size": 8},
     ],
 )

@@ -22,6 +22,7 @@ from lm.training import dist
 from lm.training.config import RunConfig
 from lm.training.planning import (
     Cluster,
+    activations,
     checkpoints,
     daly_interval,
     goodput,
@@ -228,3 +229,13 @@ def test_the_papers_model_is_planned_from_its_preset() -> None:
 def test_clusters_that_make_no_sense_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         Cluster(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.bad_input("tools.plan")
+@pytest.mark.parametrize("lengths", [{"segment": 2**40}, {"segment": 2**50}])
+def test_a_segment_that_no_number_counts_is_a_sentence(
+    run_config: RunConfig, lengths: dict[str, int]
+) -> None:
+    config = replace(run_config, model=replace(TINY, memory_layers=None, **lengths))
+    with pytest.raises(ValueError, match=r"^a segment of .* is larger than any machine; lower "):
+        activations(config, 100, 1)

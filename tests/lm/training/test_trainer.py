@@ -185,3 +185,30 @@ def checkpointed_model(trainer: Trainer) -> CompressiveTransformer:
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
     return model
+
+
+@pytest.mark.bad_input("lm.train")
+@pytest.mark.parametrize(
+    ("section", "name", "value", "sentence"),
+    [
+        ("training", "lanes", 10**9, r"^reading 1,000,000,000 lanes .* needs at least "),
+        ("training", "unroll", 10**12, r"^back-propagation over .* segments \(training.unroll\) "),
+        ("model", "segment", 10**12, r"^reading .* segment 1,000,000,000,000, .* needs at least "),
+        ("model", "memory", 10**12, r"^reading .* memory 1,000,000,000,000 .* needs at least "),
+        ("model", "compressed", 10**12, r"^reading .* compressed 1,000,000,000,000 needs "),
+        ("model", "layers", 10**9, r"^a model of 1,000,000,000 layers "),
+        ("model", "rate", 10**12, r"^a model of .*rate "),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    section: str,
+    name: str,
+    value: int,
+    sentence: str,
+) -> None:
+    part = replace(getattr(run_config, section), **{name: value})
+    with pytest.raises(ValueError, match=sentence):
+        Trainer(replace(run_config, **{section: part}), shards, world)
