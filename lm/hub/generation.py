@@ -84,6 +84,11 @@ class MemoryGeneration(GenerationMixin):
             return mask
         known = cache.begins(ids)
         if all(known):
+            chunk = kwargs.get("prefill_chunk_size")
+            chunk = chunk or getattr(kwargs.get("generation_config"), "prefill_chunk_size", None)
+            if chunk and ids.shape[1] == cache.columns:
+                # transformers would read all of it once more.
+                raise ValueError("the cache has read all input_ids; leave out prefill_chunk_size")
             return mask
         if any(known):
             raise ValueError(

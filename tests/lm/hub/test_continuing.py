@@ -99,6 +99,8 @@ def test_chunks_of_a_prompt_after_a_cache(model: Model) -> None:
         cache = read(model, TEXT[:, :11])
         found = new_tokens(model, given, prefill_chunk_size=5, **{CACHE: cache})
         assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="leave out prefill_chunk_size"):
+        new_tokens(model, TEXT, prefill_chunk_size=50, **{CACHE: read(model, TEXT)})
 
 
 @pytest.mark.bad_input("exported model")
