@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -44,12 +45,14 @@ class Pool:
                 done, working = wait(working, return_when=FIRST_COMPLETED)
                 while done:
                     yield done.pop().result()
+        except KeyboardInterrupt:
+            # What they work on is written whole or not at all; nobody waits for it.
+            end_workers(others)
+            raise
         except BrokenProcessPool as error:
             # The pool does not know of a worker that was starting when another one was killed; it
             # would wait for work for ever, and this process at its end for it.
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
-                worker.join()
+            end_workers(others)
             raise ChildProcessError(
                 "a worker was killed, perhaps for want of memory: call again with fewer workers "
                 "and the build continues"
@@ -58,12 +61,20 @@ class Pool:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def end_workers(others: set[Any]) -> None:
+    """End all processes of this one that are not among `others`."""
+    for worker in set(multiprocessing.active_children()) - others:
+        worker.terminate()
+        worker.join()
+
+
 def submit(
     pool: ProcessPoolExecutor, working: Iterable[Future[Any]], numbered: tuple[int, Any]
 ) -> Future[Any]:
     """Hand out an item, for which a worker may be started."""
     try:
-        return pool.submit(work_on, *numbered)
+        with unheard():
+            return pool.submit(work_on, *numbered)
     except OSError:
         # The pool has closed its pipes if a worker was killed while this one was starting; what
         # others were working on says so.
@@ -71,6 +82,18 @@ def submit(
             if future.done():
                 future.result()
         raise
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Context in which processes are started that hear nothing of Ctrl-C, which a terminal sends to
+    all of them: the parent does, and ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _here: dict[str, Any] = {}

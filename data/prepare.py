@@ -14,7 +14,8 @@ from data.common.command import run
 from data.common.files import hash_json, publish_folder, read_json, remove_folder, write_json
 from data.common.locks import locked
 from data.common.progress import Progress
-from data.common.schema import Size
+from data.common.schema import Sha256, Size, as_record
+from data.common.signals import Interrupted
 from data.corpora.checksums import read_checksums
 from data.documents import Part, Source
 from data.encode import PARTS_FORMAT, Encoder
@@ -29,12 +30,15 @@ from data.source_files import (
     hash_source,
     list_files,
     read_source,
+    require_unchanged,
     same_source,
     write_source,
 )
 from data.sources import hub_of, open_source
 from data.vocab import Vocabulary, load_vocabulary
 from data.vocabularies.base import DESCRIPTION
+
+PLAN = "plan.json"
 
 __all__ = ["DataConfig", "main", "prepare"]
 
@@ -61,7 +65,8 @@ def prepare(config: DataConfig, workers: int | None = None, verify: bool = False
     final = config.shards
     work = final.with_name(f"{final.name}.building")
     lock = final.with_name(f".{final.name}.lock")
-    if (final / MANIFEST).is_file() and not (work.exists() or lock.exists()):
+    left = work.exists() and is_work(work)
+    if (final / MANIFEST).is_file() and not (left or lock.exists()):
         return existing(config, verify)
     strange = not final.is_dir() or (any(final.iterdir()) and not (final / MANIFEST).is_file())
     if final.exists() and strange:
@@ -70,8 +75,14 @@ def prepare(config: DataConfig, workers: int | None = None, verify: bool = False
     with locked(lock, f"another build of {final}"):
         if (final / MANIFEST).is_file():
             # A build that was killed after its last step has left its folder.
-            remove_folder(work)
+            if is_work(work):
+                remove_work(work)
             return existing(config, verify)
+        if not is_work(work):
+            raise ValueError(
+                f"{work} is in the way, where the build works and what it makes is removed: move "
+                "it away or choose another folder"
+            )
         build_or_explain(config, work, workers)
     return open_shards(final, verify)
 
@@ -117,13 +128,41 @@ def existing(config: DataConfig, verify: bool) -> Shards:
     return shards
 
 
+def is_work(work: Path) -> bool:
+    """Whether nothing is there, or what a build has left: its plan is the first thing it writes."""
+    if not os.path.lexists(work):
+        return True
+    if work.is_symlink() or not work.is_dir():
+        return False
+    if (work / PLAN).is_file():
+        try:
+            as_record(Sha256, read_json(work / PLAN))
+        except ValueError:
+            return False
+        return True
+    return all(path.name.startswith(f".{PLAN}.") for path in work.iterdir())
+
+
+def remove_work(work: Path) -> None:
+    """Remove what a build has left, the plan last: it says whose the folder is."""
+    for path in work.iterdir() if work.exists() else ():
+        if path.is_dir():
+            remove_folder(path)
+        elif path.name != PLAN:
+            path.unlink()
+    remove_folder(work)
+
+
 def build_or_explain(config: DataConfig, work: Path, workers: int | None) -> None:
     """Build; after a failure leave what a later call can use, and nothing else."""
     try:
         build(config, work, workers or len(os.sched_getaffinity(0)))
+    except Interrupted as signal:
+        signal.then = "the same command goes on with the build"
+        raise
     except ValueError:
         # Text that cannot be used stays unusable: nothing is worth keeping.
-        remove_folder(work)
+        remove_work(work)
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -136,13 +175,12 @@ def build_or_explain(config: DataConfig, work: Path, workers: int | None) -> Non
 def build(config: DataConfig, work: Path, workers: int) -> None:
     """Do the work in `work`, which may hold a build that was interrupted, and publish it."""
     root, files = list_files(config)
-    plan = hash_json(
-        [PARTS_FORMAT, config.content(), config.source, [file.record() for file in files]]
-    )
-    if not (work / "plan.json").is_file() or read_json(work / "plan.json") != plan:
-        remove_folder(work)
+    listed = [[file.record(), file.state] for file in files]
+    plan = hash_json([PARTS_FORMAT, config.content(), config.source, listed])
+    if not (work / PLAN).is_file() or read_json(work / PLAN) != plan:
+        remove_work(work)
         work.mkdir()
-        write_json(work / "plan.json", plan)
+        write_json(work / PLAN, plan)
     remove_folder(work / "shards")
     source = with_all_splits(open_source(config, work / "unpacked"))
     # A hub data set may have a new commit since an interrupted build, or Python a new version.
@@ -152,12 +190,14 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
     digests = source.official is not None and source.official.digests is not None
     encoder = Encoder(vocabulary, source.words, digests, stage / "parts")
     encode_parts(encoder, source, workers)
-    assemble(config, source, encoder, work / "shards", write_source(work, root, files, workers))
+    source_hash = write_source(work, root, files, workers)
+    require_unchanged(config, files)
+    assemble(config, source, encoder, work / "shards", source_hash)
     shutil.copy(work / SOURCE_FILES, work / "shards")
     if config.shards.exists():
         config.shards.rmdir()
     publish_folder(work / "shards", config.shards)
-    remove_folder(work)
+    remove_work(work)
 
 
 def build_vocabulary(config: DataConfig, source: Source, folder: Path, workers: int) -> Vocabulary:

@@ -47,12 +47,14 @@ class SourceFiles(Record):
 class SourceFile:
     """A file by its path below the source's folder; `changed` is a time in nanoseconds.
 
-    The name can be printed and stored, whatever bytes the path has.
+    The name can be printed and stored, whatever bytes the path has. state: what the system changes
+    with every write, whatever times a program sets: time of the last change, and inode.
     """
 
     path: Path
     bytes: int
     changed: int
+    state: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -70,7 +72,21 @@ def list_files(config: DataConfig) -> tuple[Path, list[SourceFile]]:
         return Path(), []
     root, paths = find(config)
     states = [(path.relative_to(root), path.stat()) for path in paths]
-    return root, [SourceFile(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    return root, [
+        SourceFile(
+            path, state.st_size, state.st_mtime_ns, (int(state.st_ctime_ns), int(state.st_ino))
+        )
+        for path, state in states
+    ]
+
+
+def require_unchanged(config: DataConfig, files: list[SourceFile]) -> None:
+    """ValueError if the files that a source names are not as they were when they were listed."""
+    now = set(list_files(config)[1])
+    if changed := sorted(file.name for file in now ^ set(files)):
+        raise ValueError(
+            f"{changed[0]} has changed while it was read: call again when the source is at rest"
+        )
 
 
 def find(config: DataConfig) -> tuple[Path, list[Path]]:

@@ -95,6 +95,8 @@ def _taken(lock: FileLock, path: Path) -> bool:
     """Whether the lock could be taken, or need not be; ValueError where no file can be made."""
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is not there or no folder: make it first")
+    if path.exists() and (not path.is_file() or path.stat().st_size):
+        raise ValueError(f"{path} is in the way of a lock and is none: move it away")
     for _ in range(ATTEMPTS):
         try:
             lock.acquire(blocking=False)

@@ -23,17 +23,22 @@ ENDING = (
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came; what is open is closed on the way out."""
+    """A signal came; what is open is closed on the way out.
+
+    then: what becomes of the work, for the sentence.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.then = ""
 
     @property
     def sentence(self) -> str:
         """What happened."""
         interrupted = self.number == signal.SIGINT
-        return "interrupted" if interrupted else f"ended by {signal.Signals(self.number).name}"
+        said = "interrupted" if interrupted else f"ended by {signal.Signals(self.number).name}"
+        return f"{said}; {self.then}" if self.then else said
 
     @property
     def status(self) -> int:
