@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data.common import command
 from data.common.files import atomic_path, write_json
 from data.common.integrity import write_sealed
 from data.common.schema import Count, Record, read_record
 from data.common.tensors import load_tensors, save_tensors
-from data.options import DataConfig
+from data.options import VOCABULARIES, DataConfig
 from data.shards import Shards, open_shards
 from data.vocab import load_vocabulary
 from lm.inference.predictor import ModelPredictor
@@ -145,8 +146,14 @@ def learn_all(
 
 def data_of(shards: Shards) -> DataConfig:
     """The data section of a run on shards."""
-    prefix = shards.corpus.endswith("-prefix")
-    return DataConfig(shards.corpus.removesuffix("-prefix"), Path(shards.path), prefix=prefix)
+    corpus = str(shards.manifest.options["corpus"])
+    kind: Any = shards.manifest.vocabulary.kind
+    return DataConfig(
+        corpus,
+        Path(shards.path),
+        vocabulary=None if kind == VOCABULARIES[corpus][0] else kind,
+        prefix=bool(shards.manifest.options.get("prefix", False)),
+    )
 
 
 def learn(

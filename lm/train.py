@@ -8,6 +8,7 @@ from data.common import command
 from data.common.say import say
 from data.options import DataConfig
 from data.shards import Shards, open_shards
+from data.stated import require_stated
 from lm.model import ModelConfig
 from lm.sparse.config import PowerConfig, SparseConfig
 from lm.training import dist, meeting
@@ -55,6 +56,7 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
         SystemExit: stopped; the status is that of lm.training.stopping.
     """
     shards = open_shards(config.data.shards)
+    require_stated(config.data, shards)
     for name in ("train", "validation"):
         # Before ranks wait for each other: what is large may take minutes, once on a machine.
         shards.split(name).open_tokens()

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.common import locks
-from data.options import DataConfig
+from data.options import DataConfig, VocabularyKind
 from data.prepare import prepare
 from data.shards import Shards
+from data.stated import require_stated
 from lm import continual
-from lm.continual import PackingConfig, load_packed
+from lm.continual import PackingConfig, data_of, load_packed
 from lm.scoring import ScoringConfig, score
 from lm.sparse.config import PowerConfig
 from lm.sparse.packing import Capacity, Packed, compressed, expanded, fewest, largest_masks
@@ -169,3 +170,17 @@ def test_mistakes(run_config: RunConfig, shards: Shards, tmp_path: Path) -> None
         PackingConfig(densities=(0.2, 0.5))
     with pytest.raises(ValueError, match="accepted"):
         PackingConfig(accepted=1.5)
+
+
+@pytest.mark.parametrize("vocabulary", ["words", "bytes"])
+def test_a_run_says_what_its_shards_are(tmp_path: Path, vocabulary: VocabularyKind) -> None:
+    """A benchmark's name on its shards is not that of its reader."""
+    (tmp_path / "source").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / "source" / f"wiki.{split}.tokens").write_text(" \n = A = \n \n a b \n")
+    asked = DataConfig("wikitext", tmp_path / "s", str(tmp_path / "source"), vocabulary)
+    made = prepare(asked, workers=1)
+    assert made.corpus not in ("wikitext", "text")
+    data = data_of(made)
+    assert (data.corpus, data.kind, data.shards) == ("wikitext", vocabulary, made.path)
+    require_stated(data, made)
