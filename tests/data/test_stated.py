@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shards]:
     shards = {
         "bytes": build(folder / "bytes", "text"),
         "words": build(folder / "words", "text", "words"),
-        "subwords": build(folder / "sub", "text", "sentencepiece", vocabulary_size=272),
+        "subwords": build(folder / "sub", "text", "sentencepiece", vocabulary_size=274),
         "enwik8": build(folder / "enwik8", "enwik8", prefix=True),
     }
     other.mkdir()
@@ -48,7 +48,7 @@ CONTRADICTIONS = {
     "size": (
         "subwords",
         {"vocabulary": "sentencepiece", "vocabulary_size": 300},
-        "the vocabulary_size 272, not data.vocabulary_size 300",
+        "the vocabulary_size 274, not data.vocabulary_size 300",
     ),
     "sample": ("subwords", {"vocabulary": "sentencepiece", "vocabulary_sample": 5000}, "sample"),
     "method": ("subwords", {"vocabulary": "sentencepiece", "vocabulary_method": "bpe"}, "unigram"),
@@ -97,7 +97,7 @@ SO: list[tuple[str, dict[str, Any]]] = [
     ("bytes", {}),
     ("words", {}),
     ("bytes", {"vocabulary": "bytes", "column": "text"}),
-    ("subwords", {"vocabulary": "sentencepiece", "vocabulary_size": 272}),
+    ("subwords", {"vocabulary": "sentencepiece", "vocabulary_size": 274}),
     ("subwords", {"vocabulary": "sentencepiece", "vocabulary_method": "unigram"}),
     ("enwik8", {"prefix": True}),
     ("enwik8", {}),
