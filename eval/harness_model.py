@@ -13,6 +13,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from data.common.progress import Progress
+from eval.keeping import require_finite
 from lm.inference.predictor import ModelState
 from lm.loading import Lengths, LoadedRun, load_run
 from lm.model.embedding import cross_entropy
@@ -161,6 +162,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
             nats_B += torch.where(there_Bt, cost_Bt, 0.0).sum(dim=1)
             best_Bt = (logits_BtV.argmax(dim=-1) == tokens_Bt).cpu()
             greedy_B &= (best_Bt | ~there_Bt).all(dim=1)
+        require_finite(bool(nats_B.isfinite().all()))
         return nats_B.tolist(), greedy_B.tolist()
 
     def _continued(

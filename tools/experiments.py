@@ -25,8 +25,9 @@ from pydantic import ConfigDict, Field
 
 from data.common import command
 from data.common.command import ConfigError, dump_config, load_config
-from data.common.files import atomic_path, write_json
+from data.common.files import as_json
 from data.common.integrity import write_sealed
+from data.common.outputs import writing_folder
 from data.common.say import say
 from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
@@ -307,10 +308,9 @@ def write_table(plan: Experiment, out: Path) -> str:
     """Write table.md and table.json; returns the Markdown."""
     lines = rows(plan, out)
     text = markdown(lines, bool(plan.paper))
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "table.json", [asdict(line) for line in lines])
-    with atomic_path(out / "table.md") as temporary:
-        temporary.write_text(text + "\n")
+    with writing_folder(out) as folder:
+        (folder / "table.json").write_text(as_json([asdict(line) for line in lines]))
+        (folder / "table.md").write_text(text + "\n")
     return text
 
 

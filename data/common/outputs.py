@@ -40,10 +40,10 @@ def check_output(path: Path | None, *inputs: Path | None, overwrite: bool = True
     try:
         if target.is_dir():
             raise ValueError(f"{path} is a folder: name a file in it")
-        if any(reads(source, target) for source in inputs if source is not None):
-            raise ValueError(f"{path} is what is read: give the result another name")
         if in_place(target):
             _try_device(path, target)
+        elif any(reads(source, target) for source in inputs if source is not None):
+            raise ValueError(f"{path} is what is read: give the result another name")
         elif not target.parent.is_dir():
             raise ValueError(f"{path} lies in a folder that is not there: make it first")
         elif target.exists() and not overwrite:

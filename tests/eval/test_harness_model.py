@@ -44,6 +44,18 @@ def test_documents_cost_what_the_scorer_says(model: LongRangeLM) -> None:
     assert len(DOCUMENTS[0]) > model.loaded.model.config.range
 
 
+def test_numbers_that_are_none_are_not_reported(
+    model: LongRangeLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, nan = type(model.loaded.predictor), float("nan")
+    logits = kind.logits
+    monkeypatch.setattr(kind, "logits", lambda self, hidden: logits(self, hidden) * nan)
+    with pytest.raises(ValueError, match="not finite numbers, so there is nothing to report"):
+        model.loglikelihood_rolling([ask("loglikelihood_rolling", "a text")])
+    with pytest.raises(ValueError, match="not finite numbers, so there is nothing to report"):
+        model.loglikelihood([ask("loglikelihood", "a", " text")])
+
+
 def test_continuations_are_parts_of_documents(model: LongRangeLM) -> None:
     """log p(context) + log p(continuation | context) = log p(both), in any company."""
     texts = [("a long book ", "of memory"), ("a long book ", "x"), ("", "the"), (DOCUMENTS[0], "a")]
