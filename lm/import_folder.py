@@ -20,6 +20,7 @@ from data.vocab import Vocabulary, load_vocabulary
 from lm.hub.configuration import refuse_foreign
 from lm.hub.weights import MEANT, MEND, ExportedWeights
 from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.config import JOINED
 from lm.training.checkpoint import LATEST, STATE, WEIGHTS, CheckpointState
 from lm.training.config import RunConfig, write_config
 
@@ -75,9 +76,10 @@ def read_config(path: Path) -> tuple[RunConfig, int]:
         exported = as_record(ExportedConfig, values)
         refuse_foreign(values)
         names = [field.name for field in fields(ModelConfig)]
-        if missing := [name for name in names if name not in values]:
+        missing = [name for name in names if name not in values]
+        if missing and set(missing) != JOINED:
             raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301 - ends as the others do
-        model = {name: values[name] for name in names}
+        model = {name: values[name] for name in names if name in values}
         return load_config(RunConfig, exported.run | {"model": model}), exported.vocab_size
     except ValueError as error:
         where = "" if str(error).startswith(str(path)) else f"{path}: "

@@ -1,5 +1,6 @@
 """Memory on disk: what a model has read, to go on from later."""
 
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from data.common.outputs import writing
 from data.common.tensors import TensorFile, save_tensors
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.loading import LoadedRun
-from lm.model import CompressiveTransformer, MemoryState
+from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+from lm.model.config import JOINED
 from lm.model.incremental import Reader
 from lm.session import Session
 
@@ -21,7 +23,11 @@ MEND = "read the text again and write it with --save-memory"
 
 def model_hash(model: CompressiveTransformer) -> str:
     """SHA-256 of a model's configuration, lengths included, and of its weights."""
-    digest = sha256(hash_json({"config": repr(model.config)}).encode())
+    known = {field.name: getattr(model.config, field.name) for field in fields(ModelConfig)}
+    # Settings that have joined since do not count at their defaults, so that old memory is known.
+    kept = {n: v for n, v in known.items() if n not in JOINED or v != getattr(ModelConfig, n)}
+    config = f"ModelConfig({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
+    digest = sha256(hash_json({"config": config}).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -22,6 +22,7 @@ from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.loading import load_run
 from lm.model import ModelConfig
+from lm.model.config import JOINED
 from tests.damage import flips
 
 
@@ -333,3 +334,14 @@ def test_a_flipped_bit_of_any_file_of_an_export_is_found(
     model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model" / SUMS).exists()
     import_folder.main(tmp_path / "model", tmp_path / "run")
+
+
+def test_an_export_of_the_first_version_becomes_a_run(folder: Path) -> None:
+    """Its config.json has not the settings that joined since, and nothing of it has hashes."""
+    config = {name: value for name, value in config_of(folder).items() if name not in JOINED}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    import_folder.main(folder, folder.parent / "run")
+    assert load_run(folder.parent / "run").model.config == ModelConfig(
+        **{name: value for name, value in config.items() if name in FIELDS}
+    )

@@ -2,7 +2,9 @@
 on disk is the same memory.
 """
 
+import re
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from data.common.files import hash_json
 from data.common.tensors import TensorFile, save_tensors
 from lm.loading import Lengths, LoadedRun, load_run
-from lm.memory_file import load_memory, save_memory
+from lm.memory_file import load_memory, model_hash, save_memory
 from lm.model import CompressiveTransformer
+from lm.model.config import JOINED
 from lm.sampling import SamplingConfig
 from lm.session import Session, Writing, encode
 from tests.damage import flips
@@ -184,3 +188,15 @@ def test_memory_of_other_shapes_is_refused(
     save_tensors(tensors if value is None else tensors | {name: value}, path, file.about)
     with pytest.raises(ValueError, match=r"book .*read the text again"):
         load_memory(path, loaded)
+
+
+def test_the_hash_of_a_model_is_that_of_the_first_version(loaded: LoadedRun) -> None:
+    """Settings that joined since do not count at their defaults, so old memory is known."""
+    model, digest = loaded.model, sha256()
+    first = re.sub(rf", ({'|'.join(JOINED)})=[^,)]+", "", repr(model.config))
+    assert first.count("=") < repr(model.config).count("=") - 10
+    digest.update(hash_json({"config": first}).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.numpy().tobytes())
+    assert model_hash(model) == digest.hexdigest()
