@@ -17,28 +17,12 @@ LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
 WINDOWED: frozenset[CompressionName] = frozenset({"conv", "dilated", "mean", "max"})
 """Compression functions with a kernel."""
 
-JOINED = frozenset(
-    [
-        "key_value_heads",
-        "head_size",
-        "query_key_norm",
-        "attention_bias",
-        "feedforward_bias",
-        "norm_kind",
-        "norm_epsilon",
-        "rotary_base",
-        "rotary_share",
-        "rotary_scaling",
-        "rotary_factor",
-        "rotary_trained",
-        "rotary_bounds",
-        "sinks",
-        "sink",
-        "memories",
-        "embedding_scale",
-        "head_bias",
-    ]
-)
+JOINED = {
+    *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
+    *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
+    *("rotary_factor", "rotary_trained", "rotary_bounds", "sinks", "sink", "memories"),
+    *("embedding_scale", "head_bias"),
+}
 """Settings that the first version did not have; what that wrote means their defaults."""
 
 
