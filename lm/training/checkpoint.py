@@ -250,14 +250,15 @@ def optimizer_tensors(
     for key, file in tensors.files.items():
         name, _, entry = key.rpartition("/")
         found.setdefault(name, {})[entry] = file.shape(key)
-    entries = set().union(*found.values())
+    # Muon keeps other entries of matrices than of vectors, and none of them is a part of the other.
+    kinds = {frozenset(has) for has in found.values()}
     for name, has in found.items():
         parameter = parameters.get(name)
         # At stage 3 a parameter is whole on no rank.
         shape = None if parameter is None else getattr(parameter, "ds_shape", parameter.shape)
-        if parameter is None or any(
-            has.get(entry) != (() if entry == STEP else shape) for entry in entries
-        ):
+        cut = any(has.keys() < kind for kind in kinds)
+        shaped = all(size == (() if entry == STEP else shape) for entry, size in has.items())
+        if parameter is None or cut or not shaped:
             raise ValueError(f"{folder} has not the optimiser's whole state of {name}; {MEND}")
     return tensors
 

@@ -373,31 +373,3 @@ def test_every_rank_is_told_of_a_second_training(config: RunConfig, tmp_path: Pa
             (line,) = said.strip().splitlines()
             assert status == 2 and f"another process trains in {run}" in line
     assert list(run.iterdir()) == []
-
-
-def test_steps_that_were_left_out_are_told_at_the_end(
-    run_config: RunConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """A few with a warning, most with an error, and again when nothing is left to do."""
-    original = Trainer._update
-    bad = {3, 4}
-
-    def update(trainer: Trainer, finite: bool) -> float | None:
-        return original(trainer, finite and trainer.step not in bad)
-
-    monkeypatch.setattr(Trainer, "_update", update)
-    config = with_training(run_config, non_finite="skip", log_every=5)
-    assert train_here(config, tmp_path / "few") == 0
-    assert "warning: 2 of 12 steps were left out" in capfd.readouterr().err
-    records = read_metrics(tmp_path / "few" / "metrics.jsonl")
-    logs = [record for record in records if "tokens_per_second" in record]
-    assert [record.get("skipped") for record in logs] == [2, 2, 2]
-    assert logs[-1]["skipped_share"] == pytest.approx(1 / 6)
-    bad |= set(range(2, 11))
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"9 of 12 steps were left out, .*lower optim\.lr"):
-            train_here(config, tmp_path / "most")
-    assert max(checkpoint.listed(tmp_path / "most")) == 12

@@ -14,6 +14,7 @@ from lm.model import MemoryState
 from lm.training import checkpoint, dist
 from lm.training.config import RunConfig
 from lm.training.loop import Loop
+from lm.training.optim import OptimConfig
 from lm.training.trainer import Trainer
 from tests.damage import rewrite
 from tests.runs import saved, with_training
@@ -41,18 +42,22 @@ CASES = [
     {"zero": 3},
     {"zero": 3, "precision": "bf16"},
 ]
+MUON = OptimConfig(name="muon", muon_lr=3e-3, lr=3e-3, warmup=3)
 
 
-@pytest.mark.parametrize("changes", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("changes", "optim"), [*((case, None) for case in CASES), ({"zero": 0}, MUON)], ids=str
+)
 def test_resume_is_bitwise(
     run_config: RunConfig,
     shards: Shards,
     world: dist.World,
     tmp_path: Path,
     changes: dict[str, Any],
+    optim: OptimConfig | None,
 ) -> None:
     """Losses, norms, memory and every stored tensor, dropout included."""
-    config = with_training(run_config, **changes)
+    config = replace(with_training(run_config, **changes), optim=optim or run_config.optim)
     whole = Trainer(config, shards, world)
     for _ in range(4):
         whole.train_step(12)
