@@ -91,11 +91,12 @@ class TensorFile(Mapping[str, Tensor]):
 
     def _hashes(self) -> dict[str, Any] | None:
         text = self.about.pop(HASHES, None)
-        if text is None:
+        if text is None and not any(ABOUT in value for value in self.about.values()):
             tell_unchecked(self.path)
             return None
         try:
-            hashes = parse_json(text)
+            # They may be there by a name that a bit has changed.
+            hashes = parse_json(text or "")
         except ValueError:
             hashes = None
         if (

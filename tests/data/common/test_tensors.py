@@ -78,28 +78,24 @@ def test_tensors_of_every_kind_come_back(file):
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
 
 
-def test_no_flipped_bit_is_read_without_a_word(file, capsys, monkeypatch):
+def test_no_flipped_bit_is_read(file):
     whole = file.read_bytes()
     # The length, the header and the data; of the header a part, as it is long.
     rng = random.Random(0)
-    bits = {*range(64), *rng.sample(range(8 * len(whole)), 1500)}
+    name = 8 * whole.index(b'"sha256"')
+    bits = {*range(64), *range(name, name + 64), *rng.sample(range(8 * len(whole)), 1500)}
     silent = []
     for bit in bits:
-        monkeypatch.setattr(integrity, "_said", set())
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         file.write_bytes(changed)
         try:
-            found = load_tensors(file, MEND)
+            load_tensors(file, MEND)
         except ValueError as error:
             if not (str(error).startswith(str(file)) and str(error).endswith(MEND)):
                 silent.append(bit)
             continue
-        said = capsys.readouterr().err
-        # All that is left is the name of the hashes: without it there are none.
-        if "unchecked" not in said:
-            silent.append(bit)
-        assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+        silent.append(bit)
     assert silent == []
 
 
