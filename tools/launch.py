@@ -3,9 +3,12 @@
 It is printed, and written to the run's folder, so that it can be read, kept and given again.
 """
 
+import hashlib
 import json
+import os
+import re
 import shlex
-import subprocess
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,12 @@ from data.common.schema import Port
 from lm.training.stopping import STOPPED
 
 MODULE = "lm.train"
+PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any."""
+HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+SBATCH = re.compile(r"--([a-z][a-z-]*)(=.*)?", re.DOTALL)
+OWN_SBATCH = {"nodes", "ntasks", "ntasks-per-node", "time", "signal", "job-name", "output", "array"}
+"""Options that would start other ranks than those asked for."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,9 @@ class Cluster:
     """Processes on each: one a GPU."""
     head: str | None = None
     """Name of the first node, as `hostname` says there, for torchrun on several."""
-    port: Port = 29400
-    """TCP port of the first node at which the ranks meet."""
+    port: Port | None = None
+    """TCP port of the first node at which the ranks meet; none: one that follows from the run's
+    folder, or under slurm from the job, so that two runs do not meet at one."""
     hostfile: Path | None = None
     """Lines `HOST slots=PROCESSES`, for deepspeed on several nodes."""
     minutes: int = 1440
@@ -45,17 +55,73 @@ class Cluster:
     """Further options of sbatch, such as '[--partition=gpu, --account=books]'."""
 
     def __post_init__(self) -> None:
-        if self.nodes < 1 or self.processes < 1:
-            raise ValueError("nodes and processes must each be at least 1")
+        for name, most in (("nodes", 100_000), ("processes", 1_024), ("minutes", 10**6)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be at least 1 and at most {most:,}")
+
         several = self.nodes > 1
         if (self.head is not None) != (self.launcher == "torchrun" and several):
             raise ValueError("head must be given for torchrun on several nodes, and only then")
+        if self.head is not None and not HOST.fullmatch(self.head):
+            raise ValueError(
+                f"head must be the name or address of a machine, without a port, not {self.head!r}"
+            )
         if (self.hostfile is not None) != (self.launcher == "deepspeed" and several):
             raise ValueError("hostfile must be given for deepspeed on several nodes, and only then")
         if self.launcher != "slurm" and (self.sbatch or (self.minutes, self.grace) != (1440, 300)):
             raise ValueError("minutes, grace and sbatch have an effect with launcher slurm only")
         if not 0 < self.grace < 60 * self.minutes:
             raise ValueError("grace must be above 0 and shorter than the time limit")
+        for option in self.sbatch:
+            found = SBATCH.fullmatch(option)
+            if not found:
+                raise ValueError(f"sbatch takes options --NAME or --NAME=VALUE, not {option!r}")
+            if found[1] in OWN_SBATCH:
+                raise ValueError(f"sbatch --{found[1]} is set from the options of tools.launch")
+            printable("sbatch", option)
+
+    @property
+    def ranks(self) -> int:
+        """Processes on all machines."""
+        return self.nodes * self.processes
+
+
+def printable(name: str, text: str) -> None:
+    """ValueError for text that holds a control character: an end of line would begin a command."""
+    if not text.isprintable():
+        raise ValueError(f"{name} {text!r} holds a character that cannot be printed: rename it")
+
+
+def check_hostfile(cluster: Cluster) -> None:
+    """Make sure that deepspeed starts all processes; without the file it starts those of one node.
+
+    Raises:
+        ValueError: the file is not there, is not of lines `HOST slots=NUMBER`, or does not have
+            the machines and processes that are asked for.
+    """
+    path = cluster.hostfile
+    assert path is not None
+    if not path.is_file():
+        raise ValueError(f"there is no hostfile {path}")
+    hosts: set[str] = set()
+    for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        found = re.fullmatch(r"\s*(\S+)\s+slots=([0-9]{1,9})\s*(#.*)?", line, re.ASCII)
+        if not found or not HOST.fullmatch(found[1]):
+            raise ValueError(
+                f"{path}, line {number} must be `HOST slots=PROCESSES`, not {line.strip()!r}"
+            )
+        if found[1] in hosts:
+            raise ValueError(f"{path}, line {number} names {found[1]} again")
+        if int(found[2]) != cluster.processes:
+            raise ValueError(
+                f"{path}, line {number} gives {found[1]} {int(found[2])} slots; cluster.processes "
+                f"is {cluster.processes}"
+            )
+        hosts.add(found[1])
+    if len(hosts) != cluster.nodes:
+        raise ValueError(f"{path} names {len(hosts)} machines; cluster.nodes is {cluster.nodes}")
 
 
 def main(
@@ -76,7 +142,9 @@ def main(
     """
     if not preset.is_file():
         raise ValueError(f"there is no preset {preset}")
-    program = ["--config", str(preset), "--run", str(run), *(options or [])]
+    if cluster.hostfile is not None:
+        check_hostfile(cluster)
+    program = options_of(preset, run, options or [], cluster.ranks)
     slurm = cluster.launcher == "slurm"
     script = run / ("launch.sbatch" if slurm else "launch.sh")
     place = Place(Path.cwd(), Path(sys.executable).parent)
@@ -87,11 +155,37 @@ def main(
         temporary.write_text(text)
         temporary.chmod(0o755)
     print(text)
-    start = ["sbatch", str(script)] if slurm else [str(script)]
+    start = ["sbatch" if slurm else "sh", plain(script)]
     where = "on every node" if cluster.head else "once"
     say(f"{script} is written; to be given {where}: {shlex.join(start)}")
     if not dry_run:
-        raise SystemExit(subprocess.run(start, check=False).returncode)
+        program_path = shutil.which(start[0])
+        if program_path is None:
+            raise ValueError(f"there is no {start[0]} on this machine: give it where there is")
+        sys.stdout.flush()
+        # In the place of this process, so that signals to it are signals to the launcher.
+        os.execv(program_path, start)
+
+
+def options_of(preset: Path, run: Path, options: list[str], ranks: int) -> list[str]:
+    """Options of lm.train.
+
+    Raises:
+        ValueError: a name that cannot be printed, or an option that is given here already.
+    """
+    for option in options:
+        printable("the option", option)
+        if option.partition("=")[0] in ("--run", "--config", "--training.ranks"):
+            raise ValueError(f"{option} is set from the options of tools.launch")
+    own = ["--config", plain(preset), "--run", plain(run), f"--training.ranks={ranks}"]
+    for text in own:
+        printable("the name", text)
+    return own + options
+
+
+def plain(path: Path) -> str:
+    """A path as an argument, which must not begin with a dash."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 @dataclass(frozen=True)
@@ -105,35 +199,50 @@ class Place:
     @property
     def lines(self) -> str:
         """The beginning of a script."""
+        for path in (self.checkout, self.scripts):
+            printable("the folder", str(path))
         checkout, scripts = shlex.quote(str(self.checkout)), shlex.quote(str(self.scripts))
-        return f"cd {checkout}\nexport PATH={scripts}:$PATH"
+        return f"cd -- {checkout} || exit\nexport PATH={scripts}:$PATH"
+
+    def number(self, run: str) -> int:
+        """A number that follows from the run's folder, on every machine the same."""
+        text = str(self.checkout / run).encode(errors="surrogateescape")
+        return int.from_bytes(hashlib.sha256(text).digest()[:6])
 
 
 def shell_script(cluster: Cluster, place: Place, program: list[str]) -> str:
     """The command of torchrun or deepspeed as a script; `program` is the options of lm.train."""
-    begin = ["torchrun"]
+    number = place.number(program[program.index("--run") + 1])
+    port = PORTS.start + number % len(PORTS) if cluster.port is None else cluster.port
+    check = ""
     if cluster.launcher == "deepspeed":
-        begin = ["deepspeed", f"--master_port={cluster.port}"]
+        begin = ["deepspeed", f"--master_port={port}"]
         if cluster.hostfile is None:
             begin.append(f"--num_accelerators={cluster.processes}")
         else:
-            begin.append(f"--hostfile={cluster.hostfile}")
+            file = plain(cluster.hostfile)
+            begin.append(f"--hostfile={file}")
+            said = shlex.quote(f"there is no hostfile {file}")
+            # deepspeed would go on with the processes of this machine.
+            check = f"[ -f {shlex.quote(file)} ] || {{ echo {said} >&2; exit 2; }}\n"
         begin += ["--module", MODULE]
     else:
-        begin += [f"--nnodes={cluster.nodes}", f"--nproc_per_node={cluster.processes}"]
+        begin = ["torchrun", f"--nnodes={cluster.nodes}", f"--nproc_per_node={cluster.processes}"]
         if cluster.head is None:
             begin.append("--standalone")
         else:
-            begin += ["--rdzv_backend=c10d", f"--rdzv_endpoint={cluster.head}:{cluster.port}"]
-            begin.append("--rdzv_id=longrange")
+            begin += ["--rdzv_backend=c10d", f"--rdzv_endpoint={cluster.head}:{port}"]
+            begin.append(f"--rdzv_id=longrange-{number:x}")
         # Without "--" torchrun takes --run for a part of its own --run-path.
         begin += ["-m", "--", MODULE]
-    return f"#!/bin/sh\n{place.lines}\nexec {shlex.join([*begin, *program])}\n"
+    command = shlex.join(["python", "-m", "tools.ranks", *begin, *program])
+    return f"#!/bin/sh\n{place.lines}\n{check}exec {command}\n"
 
 
 def batch_script(cluster: Cluster, place: Place, program: list[str]) -> str:
     """A script for sbatch: one task a process, stopped in time by SIGUSR1 and queued again."""
     run = Path(program[program.index("--run") + 1])
+    log = str(run).replace("%", "%%")
     asked = [
         f"--job-name={run.name}",
         f"--nodes={cluster.nodes}",
@@ -142,16 +251,19 @@ def batch_script(cluster: Cluster, place: Place, program: list[str]) -> str:
         f"--signal=USR1@{cluster.grace}",
         "--requeue",
         "--open-mode=append",
-        f"--output={run / 'slurm-%j.log'}",
+        f"--output={log}/slurm-%j.log",
         *cluster.sbatch,
     ]
     train = shlex.join(["python", "-m", MODULE, *program])
+    port = f"$(({PORTS.start} + SLURM_JOB_ID % {len(PORTS)}))"
+    # sbatch reads its lines by the rules of a shell's quotes.
+    lines = [f"#SBATCH {shlex.quote(option)}" for option in asked]
     return f"""\
 #!/bin/bash
-{chr(10).join(f"#SBATCH {option}" for option in asked)}
+{chr(10).join(lines)}
 {place.lines}
 export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export MASTER_PORT={cluster.port}
+export MASTER_PORT={port if cluster.port is None else cluster.port}
 # SIGUSR1 goes to every task, each of which is one rank; this shell must outlive it.
 trap : USR1
 srun --kill-on-bad-exit=1 bash -c '

@@ -203,9 +203,9 @@ def agree(store: Store, place: Place, facts: Mapping[str, str], run: Path) -> No
         verdict = compare(store, place, facts, run)
         store.set("verdict", verdict)
     else:
+        store.set(f"facts {place.rank}", json.dumps(facts))
         name = store.get("token").decode()
-        seen = bool(name) and waited(run / name)
-        store.set(f"facts {place.rank}", json.dumps([seen, facts]))
+        store.set(f"seen {place.rank}", "yes" if name and waited(run / name) else "")
         verdict = store.get("verdict").decode()
     # The first rank, which keeps the store and says what is wrong, is the last to go.
     read = store.add("read", 1)
@@ -239,6 +239,10 @@ def code_hash() -> str:
 
 def compare(store: Store, place: Place, facts: Mapping[str, str], run: Path) -> str:
     """What is wrong with the other ranks, or nothing; leaves the folder as it was."""
+    for rank in range(1, place.size):
+        if found := difference(rank, json.loads(store.get(f"facts {rank}")), facts):
+            store.set("token", "")
+            return found
     made = [path for path in (run, *run.parents) if not path.exists()]
     # A name of its own: another run may be trying the same folder.
     token = run / f".ranks-{secrets.token_hex(8)}.partial"
@@ -248,23 +252,20 @@ def compare(store: Store, place: Place, facts: Mapping[str, str], run: Path) -> 
     except OSError as error:
         store.set("token", "")
         return f"{run} may not be written ({error.strerror}): give another --run folder"
-    verdict = ""
     try:
         store.set("token", token.name)
-        for rank in range(1, place.size):
-            seen, theirs = json.loads(store.get(f"facts {rank}"))
-            verdict = verdict or difference(rank, theirs, facts)
-            if not (verdict or seen):
-                verdict = (
-                    f"rank {rank} does not see what rank 0 writes to {run}: give a --run folder on "
-                    "a disk that all machines share"
-                )
+        blind = [rank for rank in range(1, place.size) if not store.get(f"seen {rank}")]
     finally:
         with suppress(OSError):
             token.unlink()
             for path in made:
                 path.rmdir()
-    return verdict
+    if not blind:
+        return ""
+    return (
+        f"rank {blind[0]} does not see what rank 0 writes to {run}: give a --run folder on a disk "
+        "that all machines share"
+    )
 
 
 def difference(rank: int, theirs: Mapping[str, str], facts: Mapping[str, str]) -> str:

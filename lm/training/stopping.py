@@ -17,8 +17,12 @@ STOPPED = 75
 """Exit status of a run that a signal has stopped: saved, and to be continued by the same command
 (EX_TEMPFAIL in BSD's sysexits.h)."""
 
-LAUNCHERS = ("torchrun", "torch.distributed", "deepspeed", "accelerate", "tools.ranks")
-"""Words in the command lines of programs that start ranks."""
+LAUNCHERS = {
+    *("torchrun", "torch.distributed.run", "torch.distributed.launch"),
+    *("deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch"),
+    *("accelerate", "accelerate.commands.launch", "tools.ranks"),
+}
+"""Programs and modules that start ranks."""
 
 STATUS = "LM_RANKS_STATUS"
 """Set in the environment of ranks whose launcher passes their exit status on."""
@@ -118,15 +122,26 @@ def launchers() -> list[psutil.Process]:
         return found
     try:
         for process in psutil.Process().parents():
-            program, *words = process.cmdline() or [""]
-            # A shell may end, as after `ssh HOST 'torchrun ... &'`, and the launcher go on.
-            python = Path(program).name.startswith("python")
-            if not (python and any(name in word for name in LAUNCHERS for word in words)):
+            if program_of(process.cmdline()) not in LAUNCHERS:
                 break
             found.append(process)
     except psutil.Error:
         pass
     return found
+
+
+def program_of(words: list[str]) -> str:
+    """The program or module that a command line has Python run; nothing if it is not Python's.
+
+    A shell, as of `ssh HOST 'torchrun ... &'`, may end and the launcher go on.
+    """
+    if words and Path(words[0]).name.startswith("python"):
+        for number, word in enumerate(words[1:], 1):
+            if word == "-m":
+                return "".join(words[number + 1 : number + 2])
+            if not word.startswith("-"):
+                return Path(word).name
+    return ""
 
 
 def gone(process: psutil.Process) -> bool:

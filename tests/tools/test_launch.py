@@ -1,10 +1,12 @@
 """Commands that start a run: as they are written, on two nodes, and under a stand-in for SLURM."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,14 @@ from lm.training.config import RunConfig
 from lm.training.stopping import STOPPED
 from tests.networks import two_nodes
 from tests.processes import assert_same_end, ends, start, train, write_config
-from tools.launch import Cluster, Place, batch_script, shell_script
+from tools.launch import (
+    Cluster,
+    Place,
+    batch_script,
+    check_hostfile,
+    options_of,
+    shell_script,
+)
 
 PLACE = Place(Path("/shared/longrange"), Path("/shared/longrange/.venv/bin"))
 PROGRAM = ["--config", "configs/pg19.yaml", "--run", "runs/pg19"]
@@ -37,11 +46,11 @@ def launch(config: Path, run: Path, *options: str) -> subprocess.CompletedProces
         (
             Cluster(nodes=2, processes=8, head="node0"),
             "torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d "
-            "--rdzv_endpoint=node0:29400 --rdzv_id=longrange -m -- lm.train",
+            "--rdzv_endpoint=node0:{port} --rdzv_id=longrange-{number:x} -m -- lm.train",
         ),
         (
             Cluster("deepspeed", processes=4),
-            "deepspeed --master_port=29400 --num_accelerators=4 --module lm.train",
+            "deepspeed --master_port={port} --num_accelerators=4 --module lm.train",
         ),
         (
             Cluster("deepspeed", nodes=2, hostfile=Path("hosts"), port=29500),
@@ -53,7 +62,24 @@ def launch(config: Path, run: Path, *options: str) -> subprocess.CompletedProces
 def test_commands(cluster: Cluster, begin: str) -> None:
     script = shell_script(cluster, PLACE, [*PROGRAM, "--data.shards", "shards/a b"])
     last = script.splitlines()[-1]
-    assert last == f"exec {begin} {shlex.join(PROGRAM)} --data.shards 'shards/a b'"
+    number = PLACE.number("runs/pg19")
+    begin = begin.format(number=number, port=20_000 + number % 12_000)
+    options = f"{shlex.join(PROGRAM)} --data.shards 'shards/a b'"
+    assert last == f"exec python -m tools.ranks {begin} {options}"
+
+
+def test_two_runs_do_not_meet() -> None:
+    """Ports and ids follow from the folder, wherever the command is given."""
+    cluster = Cluster(nodes=2, head="node0")
+    scripts = {
+        shell_script(cluster, place, ["--run", run])
+        for place in (PLACE, replace(PLACE, checkout=Path("/other")))
+        for run in ("runs/a", "runs/b")
+    }
+    ports = {re.findall(r"node0:(\d+) --rdzv_id=(\S+)", script)[0] for script in scripts}
+    assert len(ports) == 4 and len({port for port, _ in ports}) == 4
+    inside = replace(PLACE, checkout=PLACE.checkout / "runs")
+    assert inside.number("a") == PLACE.number("runs/a") == PLACE.number("/shared/longrange/runs/a")
 
 
 def test_the_example_for_slurm_is_what_is_written() -> None:
@@ -71,6 +97,40 @@ def test_the_example_for_slurm_is_what_is_written() -> None:
         ({"hostfile": Path("hosts")}, "hostfile must be given"),
         ({"minutes": 60}, "launcher slurm only"),
         ({"launcher": "slurm", "minutes": 5}, "shorter than the time limit"),
+        *(({name: 10**12}, "at most") for name in ("nodes", "processes", "minutes")),
+        *(({name: -1}, "at least 1") for name in ("nodes", "processes")),
+        *(
+            ({"nodes": 2, "head": head}, "the name or address of a machine")
+            for head in (
+                "",
+                "a b",
+                "a\nb",
+                "-a",
+                "a:29500",
+                "a;b",
+                "$(x)",
+                "a/b",
+                "a" * 300,
+                "\u200b",
+            )
+        ),
+        *(
+            ({"launcher": "slurm", "sbatch": (option,)}, "sbatch")
+            for option in (
+                *(
+                    "",
+                    "gpu",
+                    "-p gpu",
+                    "--",
+                    "partition=gpu",
+                    "--partition gpu",
+                    "# x",
+                    "--Partition",
+                ),
+                *("--comment=a\nb", "--comment=\x00", "--comment=\u2028", "--a\n#SBATCH --b"),
+                *("--nodes=1", "--ntasks=1", "--signal=TERM@5", "--array=0-3", "--time=1"),
+            )
+        ),
     ],
     ids=str,
 )
@@ -92,6 +152,150 @@ def test_a_dry_run_writes_the_command_and_starts_nothing(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["launch.sh"]
     missing = launch(tmp_path / "none.yaml", tmp_path / "other")
     assert missing.returncode == 2 and "there is no preset" in missing.stderr
+
+
+NAMES = (
+    "a b",
+    "a'b",
+    'a"b',
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a; touch pwned",
+    "a && touch pwned",
+    "a | touch pwned",
+    "a > pwned",
+    "*",
+    "~",
+    "#a",
+    "-a",
+    "--help",
+    "100%j",
+    "a\\b",
+    "!a",
+    "{a,b}",
+    "Война и мир",
+    "战争",
+    "=",
+)
+STAND_IN = """#!/bin/sh
+printf '%s\\0' "$@" >"$SEEN"
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "slurm"])
+def test_scripts_give_names_on_as_they_are(
+    launcher: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a shell makes of the written scripts, with a stand-in for Python that notes its
+    arguments.
+    """
+    scripts, checkout, seen = tmp_path / name / "bin", tmp_path / "out" / name, tmp_path / "seen"
+    for folder in (scripts, checkout):
+        folder.mkdir(parents=True)
+    for program, text in {"python": STAND_IN, **STAND_INS}.items():
+        (scripts / program).write_text(text if text is STAND_IN else f"#!/bin/bash\n{text}\n")
+        (scripts / program).chmod(0o755)
+    monkeypatch.setenv("SEEN", str(seen))
+    monkeypatch.setenv("QUEUE", str(tmp_path / "queue"))
+    run, preset = Path(name) / name, Path(name)
+    program = options_of(preset, run, ["--data.shards", name], 2)
+    cluster, write = Cluster(launcher, processes=2), shell_script  # type: ignore[arg-type]
+    if launcher == "slurm":
+        cluster, write = replace(cluster, sbatch=(f"--comment={name}",)), batch_script
+    script = tmp_path / "script"
+    script.write_text(write(cluster, Place(checkout, scripts), program))
+    command = [str(scripts / "sbatch"), str(script)] if launcher == "slurm" else ["sh", str(script)]
+    result = subprocess.run(
+        command,
+        env=os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0 and not result.stderr, result
+    words = seen.read_text().split("\0")[:-1]
+    assert words[-len(program) :] == program
+    assert program[1].removeprefix("./") == name and program[3].removeprefix("./") == str(run)
+    assert not list(tmp_path.rglob("pwned"))
+    if launcher == "slurm":
+        asked = [
+            line[8:] for line in script.read_text().splitlines() if line.startswith("#SBATCH ")
+        ]
+        options = [word for line in asked for word in shlex.split(line)]
+        assert len(options) == len(asked) == 9
+        assert options[0] == f"--job-name={name}" and options[-1] == f"--comment={name}"
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nb", "a\rb", "a\x00", "\x1b[2J", "a\u2028b", "\u202e", "\udcff"]
+)
+@pytest.mark.parametrize("where", ["run", "preset", "option", "checkout", "scripts"])
+def test_names_with_control_characters_are_refused(text: str, where: str) -> None:
+    names = dict.fromkeys(("run", "preset", "option", "checkout", "scripts"), "a") | {where: text}
+    place = Place(Path("/", names["checkout"]), Path("/", names["scripts"]))
+
+    def written(cluster: Cluster, write: Callable[[Cluster, Place, list[str]], str]) -> str:
+        program = options_of(Path(names["preset"]), Path(names["run"]), [names["option"]], 1)
+        return write(cluster, place, program)
+
+    with pytest.raises(ValueError, match="cannot be printed"):
+        written(Cluster(), shell_script)
+    with pytest.raises(ValueError, match="cannot be printed"):
+        written(Cluster("slurm"), batch_script)
+
+
+@pytest.mark.parametrize("option", ["--run", "--run=b", "--config", "--training.ranks=1"])
+def test_what_the_launcher_sets_is_not_set_again(option: str) -> None:
+    with pytest.raises(ValueError, match="set from the options of tools"):
+        options_of(Path("a"), Path("b"), [option], 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("", "names 0 machines"),
+        ("# node0 slots=8\n\n", "names 0 machines"),
+        ("node0 slots=8\n", "names 1 machines"),
+        ("node0 slots=8\nnode1 slots=8\nnode2 slots=8\n", "names 3 machines"),
+        ("node0 slots=8\nnode0 slots=8\n", "line 2 names node0 again"),
+        ("node0 slots=8\nnode1 slots=4\n", "line 2 gives node1 4 slots"),
+        ("node0 slots=0\nnode1 slots=8\n", "line 1 gives node0 0 slots"),
+        *(
+            (f"node0 slots=8\n{line}\n", "line 2 must be `HOST slots=PROCESSES`")
+            for line in (
+                *("node1", "node1 8", "node1 slots=", "node1 slots=eight", "node1 slots=8x"),
+                *("node1 slots = 8", "node1 slots=-8", "node1 slots=8.0", "slots=8", "node1:8"),
+                *("-node1 slots=8", "node1;x slots=8", "$(x) slots=8", "node1 slots=8 gpus=8"),
+                *("node1 slots=\u0668", "\x00 slots=8", "node1 SLOTS=8", "node1 slots=9999999999"),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_hostfiles_that_would_start_other_ranks_are_refused(
+    lines: str, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "hosts"
+    cluster = Cluster("deepspeed", nodes=2, processes=8, hostfile=path)
+    with pytest.raises(ValueError, match="there is no hostfile"):
+        check_hostfile(cluster)
+    path.write_text(lines)
+    with pytest.raises(ValueError, match=sentence):
+        check_hostfile(cluster)
+    path.write_bytes(b"\xff slots=8\n")
+    with pytest.raises(ValueError, match="line 1 must be"):
+        check_hostfile(cluster)
+
+
+def test_the_hostfile_of_the_examples_is_taken(tmp_path: Path) -> None:
+    cluster = Cluster("deepspeed", nodes=2, processes=8, hostfile=EXAMPLES / "hostfile")
+    check_hostfile(cluster)
+    # A script that is given where the file is not: deepspeed would start one process.
+    place = Place(tmp_path, Path(sys.executable).parent)
+    script = shell_script(replace(cluster, hostfile=Path("hosts")), place, PROGRAM)
+    result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (2, "there is no hostfile hosts\n")
 
 
 @pytest.mark.dist

@@ -18,7 +18,8 @@ from lm.training.config import RunConfig
 from lm.training.report import ReportConfig
 from lm.training.stopping import STATUS, STOPPED, launchers, stopped_status
 from lm.training.trainer import Trainer
-from tests.processes import assert_same_end, records
+from tests import processes
+from tests.processes import assert_same_end, ends, records, start, wait_for, write_config
 from tests.runs import train_here
 
 POINTS: dict[str, tuple[Any, str, int]] = {
@@ -133,3 +134,54 @@ def test_a_rank_of_torchrun_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> No
     assert stopped_status() == STOPPED
     monkeypatch.delenv("RANK", raising=False)
     assert launchers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
+    training = replace(run_config.training, steps=60, save_every=60, validate_every=30)
+    path = write_config(replace(run_config, training=training), tmp_path)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    ranks = start(processes.train(path, run), 2)
+    wait_for(10, run, ranks[0])
+    ranks[1].send_signal(signal.SIGUSR1)
+    (first, said), (second, _) = ends(ranks)
+    assert (first, second) == (STOPPED, STOPPED)
+    assert said.count("stopped by a signal at step") == 1
+    for folder in (run, whole):
+        assert [status for status, _ in ends(start(processes.train(path, folder), 2))] == [0, 0]
+    assert_same_end(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_rank_that_waits_for_another_ends_when_it_is_told_to(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
+    """Before the ranks have met, and while one waits in a collective that Python does not see."""
+    training = replace(run_config.training, steps=3000, save_every=3000, validate_every=3000)
+    path = write_config(replace(run_config, training=training), tmp_path)
+    first, second = start(processes.train(path, tmp_path / "run"), 2)
+    wait_for(10, tmp_path / "run", first)
+    second.send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    first.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    (status, said), *_ = ends([first])
+    assert status == 128 + signal.SIGINT and "train: ended at once" in said
+    second.kill()
+    ends([second])
+    alone, other = start(processes.train(path, tmp_path / "other"), 2)
+    other.kill()
+    time.sleep(10)
+    alone.send_signal(signal.SIGTERM)
+    since = time.monotonic()
+    (status, said), *_ = ends([alone])
+    assert status in (STOPPED, 128 + signal.SIGTERM) and time.monotonic() - since < 5
+    assert len(said.strip().splitlines()) <= 2 and "Traceback" not in said, said
+    assert not (tmp_path / "other").exists()
+    ends([other])
