@@ -16,8 +16,9 @@ from data.common.say import say, warn
 from data.common.schema import as_record
 from data.corpora.checksums import NOT_LISTED
 from data.documents import SPLITS, Source
-from data.encode import ANEW, Encoder
-from data.manifest import FORMAT, Manifest, content_hash
+from data.duplicates import ANEW, find_duplicates, hash_of_texts, tell
+from data.encode import Encoder
+from data.manifest import FORMAT, DuplicateFacts, Manifest, content_hash
 from data.options import DataConfig
 from data.shards import DOCUMENT_DTYPE, MANIFEST, split_files
 from data.vocab import Vocabulary
@@ -26,11 +27,17 @@ COPY_BYTES = 4 << 20
 
 
 def assemble(
-    config: DataConfig, source: Source, encoder: Encoder, folder: Path, source_hash: str
+    config: DataConfig,
+    source: Source,
+    encoder: Encoder,
+    folder: Path,
+    source_hash: str,
+    dropped: DuplicateFacts | None = None,
 ) -> None:
     """Write all files of the shards into `folder`, the manifest last.
 
-    source_hash: of the files that the source was read from. ValueError when it has no text at all.
+    source_hash: of the files that the source was read from; dropped: what was left out of training.
+    ValueError when the source has no text at all.
     """
     (folder / "vocabulary").mkdir(parents=True)
     vocabulary = encoder.vocabulary
@@ -54,6 +61,14 @@ def assemble(
             splits[split] = describe_split(split, documents, folder)
     if not splits:
         raise ValueError(f"{config.source or config.corpus} holds no text")
+    duplicates = find_duplicates(source, encoder.runs).facts
+    if dropped is not None:
+        gone = {"dropped": dropped.held_out, "examples": dropped.examples}
+        duplicates = duplicates.model_copy(update=gone)
+    tell(duplicates)
+    if source.facts.get("hub") is not None:
+        # There are no files to hash.
+        source_hash = hash_of_texts(len(source.parts), encoder.runs)
     corpus = compare_with_official(source, splits, digests, vocabulary)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -64,6 +79,7 @@ def assemble(
         "splits": splits,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "hash": vocabulary.hash},
+        "duplicates": duplicates.model_dump(mode="json"),
     }
     if vocabulary.kind == "words":
         # Not in the splits' facts, which are hashed as they were before this was noted.

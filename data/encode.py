@@ -19,13 +19,13 @@ from data.common.integrity import write_sealed
 from data.common.schema import Count, Record, Sha256, read_record
 from data.decoding import complaint
 from data.documents import Block, Document, Part
+from data.duplicates import ANEW, Run, TextDigest
 from data.manifest import SplitName
 from data.vocab import Vocabulary, WordCounter
 
 LINE_LIMIT = 16 << 20
-PARTS_FORMAT = 2
+PARTS_FORMAT = 3
 """Of what an interrupted build leaves; one of another format begins anew."""
-ANEW = "call again, and the build begins anew"
 
 
 class PartDocument(Record):
@@ -39,6 +39,8 @@ class PartDocument(Record):
     words: Count
     exact: bool
     """Whether the tokens give the text back."""
+    text: str
+    """Hash of what the part holds of the text."""
 
 
 class PartRecord(Record):
@@ -73,6 +75,19 @@ class Encoder:
     def finished(self, index: int) -> PartRecord:
         """What there is to know of a finished part; ValueError if it has changed since."""
         return read_record(PartRecord, self.done(index), ANEW)
+
+    def runs(self, index: int) -> list[Run]:
+        """What a finished part holds of documents."""
+        return [
+            Run(
+                split=each.split,
+                name=str(each.details["name"]),
+                begins=each.begins,
+                bytes=each.bytes,
+                text=each.text,
+            )
+            for each in self.finished(index).documents
+        ]
 
     def encode(self, index: int, part: Part) -> int:
         """Write a part's files; return the bytes of its text.
@@ -144,6 +159,7 @@ class Tally:
         self._how = words
         self._counter = WordCounter()
         self.exact = True
+        self._text = TextDigest()
         self._digest = BookDigest() if digest else None
         self.differs: str | None = None
 
@@ -151,6 +167,7 @@ class Tally:
         """Count a block and the tokens that it became; exact: that give it back."""
         self.tokens += tokens
         self.exact &= exact
+        self._text.update(data)
         self.bytes += len(data)
         if self._how != "none":
             self.words += self._counter.count(data)
@@ -185,6 +202,7 @@ class Tally:
             "bytes": self.bytes,
             "words": self.words,
             "exact": self.exact,
+            "text": self._text.hex(),
         }
 
 

@@ -63,6 +63,19 @@ class SourceFacts(Record):
     checksums: ChecksumFacts | None = None
 
 
+class DuplicateFacts(Record):
+    """Documents whose very text is there twice."""
+
+    held_out: Count
+    """Documents of training that are also in validation or test."""
+    repeated: Count
+    """Documents of training that repeat another one of training."""
+    dropped: Count = 0
+    """Documents that were also held out, and left out of training for that."""
+    examples: list[list[str]] = Field(default_factory=list)
+    """Names of a few of these, in training and held out."""
+
+
 class VocabularyFacts(Record):
     """Which vocabulary the tokens are of."""
 
@@ -85,6 +98,8 @@ class Manifest(Record):
     vocabulary: VocabularyFacts
     lossless: dict[SplitName, bool] = Field(default_factory=dict)
     """Of words: whether the tokens of a split give its text back; not noted by earlier versions."""
+    duplicates: DuplicateFacts | None = None
+    """None in shards of earlier versions."""
     hash: Sha256
     """Of what the shards say; see content_hash."""
 

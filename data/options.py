@@ -55,6 +55,8 @@ class DataConfig:
     """Shards whose vocabulary is used instead of making one."""
     column: str | None = None
     """Column of the text in .jsonl, .parquet and hub data sets; null is text."""
+    drop_duplicates: bool = False
+    """Leave documents whose very text is also in validation or test out of training."""
     prefix: bool = False
     """Accept a shorter beginning of Enwik8, which is then called enwik8-prefix everywhere."""
     checksums: Path | None = None
@@ -124,6 +126,8 @@ class DataConfig:
     def content(self) -> dict[str, Any]:
         """What the shards depend on besides the source; for the manifest and for comparison."""
         content: dict[str, Any] = {"corpus": self.corpus, "vocabulary": self.kind}
+        if self.drop_duplicates:
+            content["drop_duplicates"] = True
         if self.corpus == "text":
             content["column"] = self.column or "text"
         if self.corpus == "enwik8":

@@ -11,6 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+OF_TERMINALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
 
 class Pool:
     """Applies `work(shared, index, item)` to numbered items on `workers` processes.
@@ -35,7 +37,9 @@ class Pool:
             return
         others = set(multiprocessing.active_children())
         spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, spawn, start_worker, (self.work, self.shared))
+        with unheard():
+            # Makes the process that looks after semaphores, too.
+            pool = ProcessPoolExecutor(workers, spawn, start_worker, (self.work, self.shared))
         try:
             working: set[Future[Any]] = set()
             while waiting or working:
@@ -86,10 +90,10 @@ def submit(
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Context in which processes are started that hear nothing of Ctrl-C, which a terminal sends to
-    all of them: the parent does, and ends them.
+    """Context in which processes are started that hear nothing of what a terminal sends to all of
+    them: the parent does, and ends them.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINALS)
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from data.common.schema import Sha256, Size, as_record
 from data.common.signals import Interrupted
 from data.corpora.checksums import read_checksums
 from data.documents import Part, Source
+from data.duplicates import without_duplicates
 from data.encode import PARTS_FORMAT, Encoder
 from data.held_out import with_all_splits
 from data.learn import make_vocabulary
@@ -111,7 +112,7 @@ def existing(config: DataConfig, verify: bool) -> Shards:
                 f"{config.shards} has texts that differ from {config.checksums}, such as "
                 f"{min(checked.differ)}: give --checksums-mismatch warn, or remove it"
             )
-    if config.source is not None or config.corpus == "pystdlib":
+    if hub is None and (config.source is not None or config.corpus == "pystdlib"):
         made_from = read_source(config.shards)
         if hash_source(made_from) != shards.manifest.source.sha256:
             raise ValueError(
@@ -186,13 +187,16 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
     # A hub data set may have a new commit since an interrupted build, or Python a new version.
     stage = work / hash_json(source.facts)[:16]
     (stage / "parts").mkdir(parents=True, exist_ok=True)
+    dropped = None
+    if config.drop_duplicates:
+        source, dropped = without_duplicates(source, stage / "texts", workers)
     vocabulary = build_vocabulary(config, source, stage / "vocabulary", workers)
     digests = source.official is not None and source.official.digests is not None
     encoder = Encoder(vocabulary, source.words, digests, stage / "parts")
     encode_parts(encoder, source, workers)
     source_hash = write_source(work, root, files, workers)
     require_unchanged(config, files)
-    assemble(config, source, encoder, work / "shards", source_hash)
+    assemble(config, source, encoder, work / "shards", source_hash, dropped)
     shutil.copy(work / SOURCE_FILES, work / "shards")
     if config.shards.exists():
         config.shards.rmdir()
