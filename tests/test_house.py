@@ -160,8 +160,8 @@ def interface_complaints(root: Path) -> list[str]:
     return complaints
 
 
-def readme_tree(readme: str) -> list[str] | None:
-    """Paths that the tree of a README names, folders with a slash at the end; None without a tree.
+def file_tree(readme: str) -> list[str] | None:
+    """Paths that the tree of a page names, folders with a slash at the end; None without a tree.
 
     The tree is the first code block with a line that begins with `data/`. Two spaces to a level; a
     line holds one or more names, two spaces apart, and then what they are for.
@@ -187,17 +187,17 @@ def readme_tree(readme: str) -> list[str] | None:
     return paths
 
 
-def readme_complaints(root: Path) -> list[str]:
-    named = readme_tree((root / "README.md").read_text()) or []
+def map_complaints(root: Path) -> list[str]:
+    named = file_tree((root / "docs" / "files.md").read_text()) or []
     there = [
         path.relative_to(root).as_posix()
         for folder in (*PACKAGES, "configs")
         for path in sorted((root / folder).rglob("*"))
         if path.is_file() and path.name != "__init__.py" and path.suffix != ".pyc"
     ]
-    missing = [f"README.md does not name {path}" for path in there if path not in named]
+    missing = [f"docs/files.md does not name {path}" for path in there if path not in named]
     return missing + [
-        f"README.md names {path}, which is not there"
+        f"docs/files.md names {path}, which is not there"
         for path in named
         if not ((root / path).is_dir() if path.endswith("/") else (root / path).is_file())
     ]
@@ -242,11 +242,8 @@ def test_public_interfaces_are_typed_and_documented():
     assert interface_complaints(ROOT) == []
 
 
-def test_readme_names_every_file_and_no_other():
-    readme = ROOT / "README.md"
-    if not readme.exists() or readme_tree(readme.read_text()) is None:
-        pytest.skip("README.md has no tree yet")
-    assert readme_complaints(ROOT) == []
+def test_the_file_map_names_every_file_and_no_other():
+    assert map_complaints(ROOT) == []
 
 
 def test_lines_on_stderr_are_said_in_one_way():
@@ -348,7 +345,7 @@ class A:
     ]
 
 
-def test_a_readme_that_differs_from_the_tree_is_found(fake):
+def test_a_map_that_differs_from_the_tree_is_found(fake):
     readme = """
 ```
 configs/
@@ -362,12 +359,12 @@ lm/
 ```
 """
     files = ["configs/a.yaml", "data/vocab.py", "data/new.py", "data/__init__.py", "lm/train.py"]
-    tree = fake({"README.md": readme, "lm/model/memory.py": ""} | dict.fromkeys(files, ""))
-    assert readme_complaints(tree) == [
-        "README.md does not name data/new.py",
-        "README.md names data/gone.py, which is not there",
+    tree = fake({"docs/files.md": readme, "lm/model/memory.py": ""} | dict.fromkeys(files, ""))
+    assert map_complaints(tree) == [
+        "docs/files.md does not name data/new.py",
+        "docs/files.md names data/gone.py, which is not there",
     ]
-    assert readme_tree("no tree\n```\nls\n```\n") is None
+    assert file_tree("no tree\n```\nls\n```\n") is None
 
 
 def test_a_home_folder_is_found(fake):

@@ -156,6 +156,20 @@ def _require_unfinished(run: Path) -> None:
             f"{place} has no checkpoint, but there is or was {strange[0]}: put its checkpoints "
             "back, or remove the folder to begin again"
         )
+    if (last := _logged(run)) and last >= 2 * read_config(run / CONFIG).training.save_every:
+        # The second checkpoint is begun when the first is whole.
+        raise ValueError(
+            f"{run} has records up to step {last} and no checkpoint: put its checkpoints back, or "
+            "remove metrics.jsonl to begin again"
+        )
+
+
+def _logged(run: Path) -> int:
+    """The last step that a run has a record of; 0 without one."""
+    path = run / "metrics.jsonl"
+    if not (path.is_file() and (run / CONFIG).is_file()):
+        return 0
+    return max((record["step"] for record in read_metrics(path)), default=0)
 
 
 def _set_back(run: Path, name: str) -> bool:

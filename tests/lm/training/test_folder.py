@@ -200,6 +200,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "another run's": (of_another_run, "is of another run than the config.yaml beside it"),
     "renamed": (only_backup, "has no checkpoint, but there is or was backup-3"),
     "removed": (no_checkpoints, "has no checkpoint, but there is or was step-00000009"),
+    "all removed": (
+        lambda run: shutil.rmtree(run / "checkpoints"),
+        "has records up to step 8 and no checkpoint: put its checkpoints back",
+    ),
     "no config": (missing("config.yaml"), "holds checkpoints but not their config.yaml; put it"),
     "empty config": (written("config.yaml", ""), "config.yaml.*put back the file"),
     "a list": (written("config.yaml", "[1, 2]"), "config.yaml.*put back the file"),
