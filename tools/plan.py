@@ -1,5 +1,6 @@
 """Program: does a run fit on a cluster, how fast does it go, and how often is it best saved."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,22 @@ from lm.model import ModelConfig
 from lm.sparse.config import SparseConfig
 from lm.training.config import RunConfig, TrainingConfig
 from lm.training.optim import OptimConfig
-from lm.training.planning import DAY, HOUR, Cluster, checkpoints, needed, speed, traffic
+from lm.training.planning import (
+    DAY,
+    HOUR,
+    Cluster,
+    check_lanes,
+    checkpoints,
+    needed,
+    speed,
+    traffic,
+)
 from lm.training.planning import size as model_size
 
 GIB = 2**30
 STAGES = (0, 1, 2, 3)
+MOST_LANES = 10**9
+"""Lanes of a plan, at most."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +75,22 @@ def main(
     check_output(asked.json, asked.shards)
     config = RunConfig(DataConfig("text", Path()), model, optim, training, sparse=sparse)
     clusters = [replace(cluster, nodes=count) for count in asked.nodes or (cluster.nodes,)]
+    if training.lanes > MOST_LANES:
+        raise ValueError(f"training.lanes must be at most {MOST_LANES:,}, not {training.lanes:,}")
+    for one in clusters:
+        # Before the first is planned.
+        check_lanes(training.lanes, one.ranks)
+    dealt = ""
+    if asked.shards is not None:
+        split = open_shards(asked.shards).split("train")
+        dealt = sentence(balance(split, training.lanes, model.segment))
     plans = [plan(config, asked.vocabulary, one, asked.budget) for one in clusters]
     write_result(asked.json, plans)
     count = plans[0]["parameters"]
     print(f"{count:,} parameters, {training.lanes} lanes, {training.precision}")
     print("\n".join(table(plans)))
-    if asked.shards is not None:
-        split = open_shards(asked.shards).split("train")
-        print(sentence(balance(split, training.lanes, model.segment)))
+    if dealt:
+        print(dealt)
 
 
 def plan(config: RunConfig, vocabulary: int, cluster: Cluster, budget: float) -> dict[str, Any]:
@@ -78,6 +98,7 @@ def plan(config: RunConfig, vocabulary: int, cluster: Cluster, budget: float) ->
 
     Of the stages that fit, the lowest is planned with: the higher ones move more.
     """
+    check_lanes(config.training.lanes, cluster.ranks)
     stages = [stage_plan(config, vocabulary, cluster, stage) for stage in STAGES]
     fitting = [stage for stage in stages if stage["fits"]]
     chosen = fitting[0] if fitting else stages[-1]
@@ -114,7 +135,7 @@ def stage_plan(config: RunConfig, vocabulary: int, cluster: Cluster, stage: int)
     offload = config.training.offload and stage >= 2
     lanes = config.training.lanes // cluster.ranks
     parts: dict[str, float] = {}
-    for micro_batches in (n for n in range(1, lanes + 1) if lanes % n == 0):
+    for micro_batches in divisors(lanes):
         training = replace(
             config.training,
             zero=stage,  # type: ignore[arg-type]
@@ -131,6 +152,12 @@ def stage_plan(config: RunConfig, vocabulary: int, cluster: Cluster, stage: int)
         "micro_batches": micro_batches,
         "bytes": parts,
     }
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, in order."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def table(plans: list[dict[str, Any]]) -> list[str]:

@@ -20,6 +20,10 @@ from lm.training.engine import bucket_elements
 
 HOUR, DAY = 3600.0, 86400.0
 FLOAT32 = 4
+LEAST, MOST = 1e-6, 1e12
+"""Bounds of a cluster's figures, beyond which no machine is."""
+LASTING = 1e-6
+"""Share of the time that must be work which lasts."""
 MOMENTS = 2 * FLOAT32
 """AdamW's two moments of a parameter."""
 
@@ -53,8 +57,10 @@ class Cluster:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if not value > 0:
                 raise ValueError(f"{name} must be positive, not {value}")
+            if not LEAST <= value <= MOST:
+                raise ValueError(f"{name} must be {LEAST:g} to {MOST:g}, not {value:g}")
         if self.efficiency > 1:
             raise ValueError(f"efficiency is a share, at most 1, not {self.efficiency}")
 
@@ -196,6 +202,16 @@ def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
     return parts
 
 
+def check_lanes(lanes: int, ranks: int, micro_batches: int = 1) -> None:
+    """ValueError if the ranks cannot share the lanes evenly."""
+    if lanes % (ranks * micro_batches):
+        times = f" times {micro_batches} micro-batches" if micro_batches > 1 else ""
+        raise ValueError(
+            f"training.lanes must be a multiple of {ranks:,} ranks{times}, not {lanes:,}: each "
+            "rank reads as many"
+        )
+
+
 def needed(
     config: RunConfig, vocabulary: int, ranks: int, device: str = "meta"
 ) -> dict[str, float]:
@@ -207,11 +223,7 @@ def needed(
         ValueError: the lanes do not divide.
     """
     training = config.training
-    if training.lanes % (ranks * training.micro_batches):
-        raise ValueError(
-            f"training.lanes must be a multiple of {ranks} ranks times training.micro_batches, not "
-            f"{training.lanes}"
-        )
+    check_lanes(training.lanes, ranks, training.micro_batches)
     lanes = training.lanes // ranks
     parts = states(config, size(config.model, vocabulary, config.sparse), ranks)
     part = lanes // training.micro_batches
@@ -307,7 +319,14 @@ def checkpoints(config: RunConfig, vocabulary: int, cluster: Cluster) -> Checkpo
     interval = max(daly_interval(stall, failure), write)
     # A checkpoint counts from the moment it is whole on the disk.
     restart = cluster.restart_minutes * 60 + write
-    return Checkpoints(total, stall, write, interval, goodput(interval, stall, restart, failure))
+    share = goodput(interval, stall, restart, failure)
+    if share < LASTING:
+        raise ValueError(
+            f"with a failure every {failure:g} s, {restart:g} s until training goes on and "
+            f"{stall + write:g} s for a checkpoint no work lasts: see cluster.failure_hours, "
+            "restart_minutes, host and storage"
+        )
+    return Checkpoints(total, stall, write, interval, share)
 
 
 def daly_interval(stall: float, failure: float) -> float:
@@ -320,5 +339,8 @@ def daly_interval(stall: float, failure: float) -> float:
 
 def goodput(interval: float, stall: float, restart: float, failure: float) -> float:
     """Share of the time that is work which lasts, with failures at random (Daly, equation 13)."""
-    lost = failure * math.exp(restart / failure) * math.expm1((interval + stall) / failure)
+    try:
+        lost = failure * math.exp(restart / failure) * math.expm1((interval + stall) / failure)
+    except OverflowError:
+        return 0.0
     return interval / lost

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 import lzma
+import math
 import os
 import subprocess
 import sys
@@ -34,7 +36,7 @@ from lm.training.planning import (
 )
 from tests.processes import write_config
 from tests.runs import with_training
-from tools.plan import balance, plan, sentence, table
+from tools.plan import balance, divisors, plan, sentence, table
 
 BOOKS = 28_602
 TINY = ModelConfig(layers=2, width=32, heads=2, feedforward=64, segment=8, memory=8, compressed=4)
@@ -239,3 +241,43 @@ def test_a_segment_that_no_number_counts_is_a_sentence(
     config = replace(run_config, model=replace(TINY, memory_layers=None, **lengths))
     with pytest.raises(ValueError, match=r"^a segment of .* is larger than any machine; lower "):
         activations(config, 100, 1)
+
+
+FIGURES = [name for name in vars(Cluster()) if name not in ("nodes", "gpus")]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-300, 1e300])
+def test_figures_of_no_cluster_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        Cluster(**{name: value})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("value", [1e-6, 1e-3, 1.0, 1e6, 1e12])
+def test_the_strangest_clusters_have_a_plan_or_a_sentence(
+    name: str, value: float, run_config: RunConfig
+) -> None:
+    """Whatever is in a plan can be written as JSON, which has no infinity."""
+    if name == "efficiency" and value > 1:
+        value = 1.0
+    said = ""
+    try:
+        json.dumps(plan(run_config, 256, Cluster(gpus=2, **{name: value}), 1e9), allow_nan=False)
+    except ValueError as error:
+        said = str(error)
+    assert not said or "no work lasts" in said
+
+
+@pytest.mark.parametrize("nodes", [3, 5, 8, 10**6, 10**12])
+def test_more_ranks_than_lanes_is_a_sentence(nodes: int, run_config: RunConfig) -> None:
+    cluster = Cluster(nodes=nodes, gpus=1)
+    with pytest.raises(ValueError, match=f"must be a multiple of {nodes:,} ranks, not 4"):
+        plan(run_config, 256, cluster, 1e9)
+
+
+def test_divisors() -> None:
+    """A search over every number up to the lanes would not end where there are many."""
+    for number in (1, 2, 12, 36, 97):
+        assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
+    assert len(divisors(10**9)) == 100
