@@ -90,8 +90,20 @@ class LongRangeLM(LM):  # type: ignore[misc]
         return [results[index] for index in range(len(pairs))]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-probability of each document, every token of it, with memory carried through."""
+        """Log-probability of each document, every token of it, with memory carried through.
+
+        Raises:
+            ValueError: the tokens do not give a document back, so that what the harness divides by
+                its bytes is of another text.
+        """
         texts = [request.args[0] for request in requests]
+        vocabulary = self.loaded.vocabulary
+        for text in texts:
+            if vocabulary.decode(self._encode(text)) != text.encode():
+                raise ValueError(
+                    f"the vocabulary {vocabulary.name} does not give the documents back, so they "
+                    "have no bits per byte: score shards of them with python -m eval.score"
+                )
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         results: dict[int, float] = {}
         with Progress("documents", len(texts), "document") as bar:

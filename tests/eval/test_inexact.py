@@ -185,3 +185,20 @@ def test_what_does_not_come_back_is_not_compressed(run: Path, tmp_path: Path) ->
     compress.main(run, file, packed)
     compress.main(run, packed, back, decompress=True)
     assert back.read_bytes() == file.read_bytes()
+
+
+def test_the_harness_divides_no_other_text_by_its_bytes(run: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+    from lm_eval.api.instance import Instance
+
+    from eval.harness_model import LongRangeLM
+
+    model = LongRangeLM(run=str(run))
+
+    def ask(text: str) -> list[float]:
+        return model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+
+    assert ask(" the a \n")[0] < 0
+    for text in ("the a", " the Xerxes \n"):
+        with pytest.raises(ValueError, match="does not give the documents back"):
+            ask(text)
