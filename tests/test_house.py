@@ -234,6 +234,18 @@ def test_imports_go_one_way():
     assert import_complaints(ROOT) == []
 
 
+def test_no_package_imports_a_program():
+    """`python -m` would warn at each start: the program is imported before it is run."""
+    graph = import_graph(ROOT)
+    for path in python_files(ROOT):
+        name = module_name(ROOT, path)
+        reached, waiting = set(), {name.rpartition(".")[0]} & graph.keys()
+        while waiting:
+            reached |= waiting
+            waiting = {target for module in waiting for target in graph[module]} - reached
+        assert name not in reached or '__name__ == "__main__"' not in path.read_text(), name
+
+
 def test_sizes_are_within_budget():
     assert size_complaints(ROOT) == []
 
