@@ -85,7 +85,14 @@ FIGURES = {
     ),
     "attention": lambda name: figures.attention({"attention": {"ages": {name: [[0.5]]}}}, name),
     "reconstruction": lambda name: figures.reconstruction({name: {"reconstruction": [0.1, 0.2]}}),
-    "ablation": lambda name: figures.ablation({name: {"ablation": {"intact": 1.0, "absent": 2.0}}}),
+    "ablation": lambda name: figures.ablation(
+        {
+            name: {
+                "ablation": {"intact": 1.0, "absent": 2.0},
+                "position": [{"bits_per_byte": 1.0}],
+            }
+        }
+    ),
     "dynamic": lambda name: figures.dynamic(
         {"dynamic": {"passes": [{"curve": [], "lr": None}, {"curve": [], "lr": 0.1}]}}, name
     ),

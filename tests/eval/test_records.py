@@ -226,7 +226,7 @@ def test_speed_and_its_share_are_of_the_same_steps_as_the_score(run: Path, capsy
         ([], "at least 1 item"),
         ({}, "none of memory, step and matrix"),
         (3, "cannot be drawn"),
-        ([{"variant": "a"}], "bits_per_byte is missing"),
+        ([{"variant": "a"}], "bits_per_byte must be given, or else bits_per_token"),
         ([{"variant": "a", "bits_per_byte": "x"}], "valid number"),
         ([{"variant": "a", "bits_per_byte": 1.0, "deviation": -1.0}], "greater than or equal"),
         ({"pruning": []}, "at least 1 item"),

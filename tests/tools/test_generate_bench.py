@@ -22,6 +22,7 @@ def test_both_models_are_timed_at_every_length(
     files = {"figure": tmp_path / "plots" / "a.png", "json": tmp_path / "a.json"}
     generate.main(TINY, (5, 40), (1, 2), tokens=10, rounds=1, device="cpu", **files)
     result = json.loads(files["json"].read_text())
+    assert len(result.pop("sha256")) == 64
     assert result == json.loads(capsys.readouterr().out)
     rows = result["rows"]
     assert [(row["batch"], row["history"]) for row in rows] == [(1, 5), (1, 40), (2, 5), (2, 40)]

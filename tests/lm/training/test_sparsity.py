@@ -72,7 +72,7 @@ def plain_updates(trainer: Trainer, steps: int) -> None:
             losses, _, trainer.memory = module(segments, trainer.memory)
             loss = losses["nats"][0] / tokens
             for name in ("reconstruction", "penalty"):
-                total, count = losses[name]
+                total, count, _ = losses[name]
                 loss = loss + total / (2 * count.clamp(min=1))
             loss.backward()
         nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.optim.clip)
