@@ -157,7 +157,7 @@ def test_the_harness_s_own_command_line(trained_run: Path, tmp_path: Path) -> No
     (file,) = tmp_path.rglob("results*.json")
     found = json.loads(file.read_text())["results"]
     split = split_of(ByteVocabulary(), [d.encode() for d in documents])
-    run = get_model("longrange")(run=str(trained_run)).loaded.model
+    run = get_model("longrange")(run=str(trained_run)).loaded.predictor
     expected = score(run, split, ScoringConfig(lanes=1, reset_documents=True)).bits_per_byte
     assert found["local_rolling"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)
     assert 0 <= found["local_choice"]["acc,none"] <= 1
