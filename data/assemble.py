@@ -21,7 +21,7 @@ from data.encode import Encoder
 from data.manifest import FORMAT, DuplicateFacts, Manifest, content_hash
 from data.options import DataConfig
 from data.shards import DOCUMENT_DTYPE, MANIFEST, split_files
-from data.vocab import Vocabulary
+from data.tokenizers.registry import Vocabulary
 
 COPY_BYTES = 4 << 20
 

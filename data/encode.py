@@ -17,11 +17,10 @@ from pydantic import JsonValue
 from data.common.files import atomic_path
 from data.common.integrity import write_sealed
 from data.common.schema import Count, Record, Sha256, read_record
-from data.decoding import complaint
-from data.documents import Block, Document, Part
+from data.documents import Block, Document, Part, complaint
 from data.duplicates import ANEW, Run, TextDigest
 from data.manifest import SplitName
-from data.vocab import Vocabulary, WordCounter
+from data.tokenizers.registry import Vocabulary, WordCounter
 
 LINE_LIMIT = 16 << 20
 PARTS_FORMAT = 3

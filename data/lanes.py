@@ -11,8 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.batches import Batch, BatchBuilder
-from data.orders import DocumentOrder, State, StreamOrder
+from data.orders import Batch, BatchBuilder, DocumentOrder, State, StreamOrder
 from data.shards import Split
 
 __all__ = ["Batch", "LaneReader", "Order", "ScoringBatches", "State", "scoring_batches"]

@@ -9,7 +9,7 @@ from data.documents import Block, Part, Source
 from data.encode import naming_text, whole_lines
 from data.options import DataConfig
 from data.pool import Pool
-from data.vocab import (
+from data.tokenizers.registry import (
     ByteVocabulary,
     MuLawVocabulary,
     SubwordVocabulary,
@@ -17,7 +17,7 @@ from data.vocab import (
     WordVocabulary,
     load_vocabulary,
 )
-from data.vocabularies.words import split_words
+from data.tokenizers.words import split_words
 
 
 def make_vocabulary(config: DataConfig, source: Source, workers: int) -> Vocabulary:

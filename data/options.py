@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.common.near import did_you_mean
-from data.vocab import description_of
-from data.vocabularies.base import DESCRIPTION
-from data.vocabularies.subwords import LEAST_SIZE, MOST_SIZE
+from data.tokenizers.registry import description_of
+from data.tokenizers.subwords import LEAST_SIZE, MOST_SIZE
+from data.tokenizers.vocabulary import DESCRIPTION
 
 VocabularyKind = Literal["bytes", "words", "sentencepiece"]
 

@@ -20,24 +20,25 @@ from data.corpora.checksums import read_checksums
 from data.documents import Part, Source
 from data.duplicates import without_duplicates
 from data.encode import PARTS_FORMAT, Encoder
-from data.held_out import with_all_splits
 from data.learn import make_vocabulary
 from data.manifest import AGAIN
 from data.options import DataConfig
 from data.pool import Pool
 from data.shards import MANIFEST, Shards, open_shards
-from data.source_files import (
+from data.sources import (
     SOURCE_FILES,
     hash_source,
+    hub_of,
     list_files,
+    open_source,
     read_source,
     require_unchanged,
     same_source,
     write_source,
 )
-from data.sources import hub_of, open_source
-from data.vocab import Vocabulary, load_vocabulary
-from data.vocabularies.base import DESCRIPTION
+from data.splits import with_all_splits
+from data.tokenizers.registry import Vocabulary, load_vocabulary
+from data.tokenizers.vocabulary import DESCRIPTION
 
 PLAN = "plan.json"
 

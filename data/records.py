@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora.local import naming_damage, open_packed
-from data.decoding import complaint
 from data.documents import (
     BLOCK_BYTES,
     PART_BYTES,
@@ -21,6 +20,7 @@ from data.documents import (
     Document,
     Part,
     Piece,
+    complaint,
     count_lines,
     cut_at_lines,
 )

@@ -22,7 +22,7 @@ from data.split_files import (
     open_tokens,
     read_names,
 )
-from data.vocab import Vocabulary, WordVocabulary, load_vocabulary
+from data.tokenizers.registry import Vocabulary, WordVocabulary, load_vocabulary
 
 __all__ = ["DOCUMENT_DTYPE", "MANIFEST", "Shards", "Split", "open_shards", "split_files"]
 

@@ -1,12 +1,23 @@
-"""From a config to a corpus that can be read: the entry point of all readers."""
+"""From a config to a corpus that can be read, and the files that it was read from."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from data.common.files import hash_file, hash_json
+from data.common.integrity import read_sealed, write_sealed
+from data.common.progress import Progress
+from data.common.schema import Count, Record, Sha256, as_record
 from data.corpora import audio, enwik8, pg19, pystdlib, text, wikitext
 from data.corpora.checksums import Checksums, read_checksums
-from data.documents import Source
-from data.hub import HubName, parse_hub
+from data.corpora.hub import HubName, parse_hub
+from data.corpora.local import Listing, existing
+from data.corpora.pystdlib import library_files
+from data.documents import Source, readable
+from data.manifest import AGAIN
 from data.options import DataConfig
+from data.pool import Pool
 
 ON_HUB = {"enwik8": enwik8.ON_HUB, "wikitext": wikitext.ON_HUB, "pg19": pg19.ON_HUB}
 WANTED = {
@@ -54,3 +65,143 @@ def open_source(config: DataConfig, work: Path) -> Source:
             if hub:
                 return text.open_hub_text(hub, column, unit)
             return text.open_text(config.source, column, unit, work)
+
+
+SOURCE_FILES = "source.json"
+# What lists the files of a corpus whose source may be a folder.
+FINDERS: dict[str, Callable[[str | None], Listing]] = {
+    "text": text.find_files,
+    "wikitext": wikitext.find_files,
+    "pg19": pg19.find_books,
+    "audio": audio.find_files,
+}
+
+
+class RecordedFile(Record):
+    """A file as it was when it was read."""
+
+    name: str
+    bytes: Count
+    changed: int
+    sha256: Sha256
+
+
+class SourceFiles(Record):
+    """source.json."""
+
+    files: list[RecordedFile]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file by its path below the source's folder; `changed` is a time in nanoseconds.
+
+    The name can be printed and stored, whatever bytes the path has. state: what the system changes
+    with every write, whatever times a program sets: time of the last change, and inode.
+    """
+
+    path: Path
+    bytes: int
+    changed: int
+    state: tuple[int, int] = (0, 0)
+
+    @property
+    def name(self) -> str:
+        """The path in words."""
+        return readable(self.path.as_posix())
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it."""
+        return {"name": self.name, "bytes": self.bytes, "changed": self.changed}
+
+
+def list_files(config: DataConfig) -> tuple[Path, list[SourceFile]]:
+    """The folder and the files that a config's source names, sorted; none for a hub data set."""
+    if hub_of(config):
+        return Path(), []
+    root, paths = find(config)
+    states = [(path.relative_to(root), path.stat()) for path in paths]
+    return root, [
+        SourceFile(
+            path, state.st_size, state.st_mtime_ns, (int(state.st_ctime_ns), int(state.st_ino))
+        )
+        for path, state in states
+    ]
+
+
+def require_unchanged(config: DataConfig, files: list[SourceFile]) -> None:
+    """ValueError if the files that a source names are not as they were when they were listed."""
+    now = set(list_files(config)[1])
+    if changed := sorted(file.name for file in now ^ set(files)):
+        raise ValueError(
+            f"{changed[0]} has changed while it was read: call again when the source is at rest"
+        )
+
+
+def find(config: DataConfig) -> tuple[Path, list[Path]]:
+    """The folder and the files that a local source names."""
+    if config.corpus == "pystdlib":
+        return library_files()
+    if finder := FINDERS.get(config.corpus):
+        found = finder(config.source)
+        return found.root, found.paths
+    path = existing(config.source, config.corpus, WANTED[config.corpus])
+    return path.parent, [path]
+
+
+def hash_files(root: Path, files: list[SourceFile], workers: int) -> dict[str, str]:
+    """SHA-256 of each file by name."""
+    total = sum(file.bytes for file in files)
+    hashes: dict[str, str] = {}
+    if not files:
+        return hashes
+    # Starting processes takes longer than hashing a little.
+    workers = workers if total > 1 << 28 else 1
+    with Progress("hash the source", total, "B", scale=True) as progress:
+        for index, digest in Pool(workers, hash_one, root).map(enumerate(files)):
+            hashes[files[index].name] = digest
+            progress.update(files[index].bytes)
+    return hashes
+
+
+def hash_one(root: Path, index: int, file: SourceFile) -> tuple[int, str]:
+    """The file's number and SHA-256."""
+    return index, hash_file(root / file.path)
+
+
+def write_source(folder: Path, root: Path, files: list[SourceFile], workers: int) -> str:
+    """Record files and their hashes in `folder`, unless it has them; return the hash of it all."""
+    path = folder / SOURCE_FILES
+    if not path.exists():
+        hashes = hash_files(root, files, workers)
+        found = [file.record() | {"sha256": hashes[file.name]} for file in files]
+        write_sealed(path, {"files": found})
+    return hash_source(read_source(folder))
+
+
+def read_source(folder: Path) -> list[RecordedFile]:
+    """What `write_source` recorded; ValueError if it is missing or has changed."""
+    path = folder / SOURCE_FILES
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; {AGAIN}")
+    value = read_sealed(path, AGAIN)
+    try:
+        # A list alone is how it was written before it had a hash.
+        return as_record(SourceFiles, {"files": value} if isinstance(value, list) else value).files
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {AGAIN}") from None
+
+
+def hash_source(recorded: list[RecordedFile]) -> str:
+    """The hash of all that was read: of names and hashes of files."""
+    return hash_json([[file.name, file.sha256] for file in recorded])
+
+
+def same_source(recorded: list[RecordedFile], root: Path, files: list[SourceFile]) -> bool:
+    """Whether files are those recorded; one with another time of change is hashed to tell."""
+    if [(file.name, file.bytes) for file in recorded] != [(f.name, f.bytes) for f in files]:
+        return False
+    return all(
+        old.changed == new.changed or old.sha256 == hash_file(root / new.path)
+        for old, new in zip(recorded, files, strict=True)
+    )

@@ -6,10 +6,9 @@ from typing import Any
 from data.corpora.checksums import read_checksums
 from data.options import DataConfig
 from data.shards import Shards
-from data.source_files import SOURCE_FILES, list_files, read_source
-from data.sources import hub_of
-from data.vocab import description_of
-from data.vocabularies.base import DESCRIPTION
+from data.sources import SOURCE_FILES, hub_of, list_files, read_source
+from data.tokenizers.registry import description_of
+from data.tokenizers.vocabulary import DESCRIPTION
 
 
 def require_stated(config: DataConfig, shards: Shards) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.vocab import Vocabulary
+from data.tokenizers.registry import Vocabulary
 from lm.inference.predictor import ModelPredictor, ModelState
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig
-from lm.model.memory import advance_counts, live_mask, push
+from lm.model.memory import MemoryState, advance_counts, live_mask, push
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Scorer
 
 Change = Callable[[ModelConfig, MemoryState, torch.Generator], MemoryState]

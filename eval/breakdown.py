@@ -20,16 +20,15 @@ from data.common.schema import Size
 from data.shards import Shards, Split
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.keeping import read_to_end
-from eval.labels import plain
+from eval.per_word import by_frequency, counts_line_ends, training_counts
 from eval.protocol import record
-from eval.records import Result
+from eval.results import Result
 from eval.score import ScoreConfig, text_for
-from eval.units import bits_named, bits_of, convert
-from eval.words import by_frequency, counts_line_ends, training_counts
-from lm.attention_mass import AttentionMass
+from eval.units import bits_named, bits_of, convert, plain
 from lm.feeding import Segment
+from lm.inference.attention_mass import AttentionMass
+from lm.inference.loading import LoadedRun, load_run, parts_of
 from lm.inference.predictor import ModelPredictor, ModelState
-from lm.loading import LoadedRun, load_run, parts_of
 from lm.model.reconstruction import LossSum
 from lm.scoring import BITS, Scorer
 

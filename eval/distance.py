@@ -1,6 +1,6 @@
 """Program: how far back a model remembers: accuracy of answers by the distance to what they need.
 
-Reads a text of eval.recall. A byte counts as known where the model gives it the highest
+Reads a text of data.recall. A byte counts as known where the model gives it the highest
 probability; guessing a letter is right once in 26 times.
 """
 
@@ -18,10 +18,10 @@ from eval.keeping import read_to_end
 from eval.protocol import record
 from eval.score import ScoreConfig, text_for
 from lm.feeding import Segment
+from lm.inference.loading import load_run, parts_of
 from lm.inference.predictor import StateT
-from lm.loading import load_run, parts_of
-from lm.model import ModelConfig
 from lm.model.embedding import cross_entropy
+from lm.model.model_config import ModelConfig
 from lm.scoring import Scorer
 
 
@@ -37,7 +37,7 @@ def main(
     """Show the accuracy of a model's answers against their distance.
 
     Args:
-        run: folder of a run that was trained on a text of eval.recall.
+        run: folder of a run that was trained on a text of data.recall.
         scoring: how the text is read; each document begins with empty memory.
         answers: the text's file of this split, such as recall/test.jsonl.
         split: which split.
@@ -93,7 +93,7 @@ def read_answers(path: Path, split: Split) -> np.ndarray:
     if split.vocabulary.kind != "bytes":
         raise ValueError(f"answers are counted in bytes; prepare {path.parent} with them")
     if not path.is_file():
-        raise ValueError(f"{path} is not there; make it with python -m eval.recall")
+        raise ValueError(f"{path} is not there; make it with python -m data.recall")
     try:
         records = [json_lib.loads(line) for line in path.read_text().splitlines()]
         texts = [record["text"].encode() for record in records]

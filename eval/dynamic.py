@@ -25,9 +25,9 @@ from eval.protocol import record, spoken
 from eval.score import ScoreConfig, text_for
 from eval.units import convert
 from lm.feeding import Segment
+from lm.inference.loading import load_run, parts_of
 from lm.inference.predictor import ModelPredictor, ModelState
-from lm.loading import load_run, parts_of
-from lm.model import CompressiveTransformer
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import BITS, Scorer
 
 WINDOWS = 50

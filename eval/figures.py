@@ -17,8 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.common.outputs import in_place, resolved, writing
-from eval.labels import drawn
-from eval.units import bits_named, bits_of
+from eval.units import bits_named, bits_of, drawn
 from lm.scoring import BITS
 
 Results = Mapping[str, dict[str, Any]]

@@ -8,7 +8,7 @@ that begin nearly cold; here a document is read from its beginning to its end, a
 """
 
 from data.common import command
-from data.common.optional import extra
+from data.common.requirements import extra
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from data.common.progress import Progress
 from eval.keeping import require_finite
+from lm.inference.loading import Lengths, LoadedRun, load_run
 from lm.inference.predictor import ModelState
-from lm.loading import Lengths, LoadedRun, load_run
+from lm.inference.sampling import SamplingConfig
+from lm.inference.session import Session, Writing, encode
 from lm.model.embedding import cross_entropy
-from lm.sampling import SamplingConfig
-from lm.session import Session, Writing, encode
 
 PART = 256
 """Tokens of each lane whose logits are held at once."""

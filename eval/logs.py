@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from data.common.schema import Count, Record, as_record
-from lm.training.runlog import read_metrics
+from lm.runs.runlog import read_metrics
 
 Line = dict[str, Any]
 """A record of the log, once it is known to be as `Logged` says."""

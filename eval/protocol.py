@@ -8,13 +8,12 @@ from typing import Any
 
 from data.shards import Shards, Split
 from eval.keeping import require_finite
-from eval.labels import plain
-from eval.records import FORMAT, Result
-from eval.units import LEVEL, RESAMPLES, all_units, convert, interval, sizes
-from lm.loading import LoadedRun
+from eval.results import FORMAT, Result
+from eval.units import LEVEL, RESAMPLES, all_units, convert, interval, plain, sizes
+from lm.inference.loading import LoadedRun
 from lm.model.flops import training_flops
+from lm.runs.runlog import commit
 from lm.scoring import Score, ScoringConfig, resolved_warmup
-from lm.training.runlog import commit
 
 LENGTHS = ("segment", "memory", "compressed", "lanes", "warmup", "reset_documents", "dynamic")
 """How the text was read; lengths in tokens, or slots a layer."""

@@ -8,9 +8,9 @@ from data.common import command
 from data.common.outputs import check_output, write_result
 from eval.protocol import record, spoken
 from eval.score import ScoreConfig, scored, text_for, this_rank
-from lm.loading import load_run, parts_of
-from lm.sparse.config import Kind
-from lm.sparse.prune import Scope, prune
+from lm.inference.loading import load_run, parts_of
+from lm.sparse.pruning import Scope, prune
+from lm.sparse.sparse_config import Kind
 from lm.training import dist
 
 LOGARITHMIC = "bits_per_byte"

@@ -10,13 +10,12 @@ from data.common.schema import Record
 from eval import figures
 from eval.breakdown import perplexity_shown
 from eval.figures import Results
-from eval.labels import plain
 from eval.logs import Line, step_of, trained, training_log
 from eval.pages import Section, html, markdown, with_files
 from eval.protocol import default_json, lengths, require_comparable, spoken
-from eval.records import Breakdown, Compressed, Distance, Dynamic, Result, read_result
-from eval.units import bits_named
-from lm.loading import parts_of
+from eval.results import Breakdown, Compressed, Distance, Dynamic, Result, read_result
+from eval.units import bits_named, plain
+from lm.inference.loading import parts_of
 
 
 def main(

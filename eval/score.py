@@ -1,7 +1,9 @@
 """Program: what a split costs a trained model, with the protocol of the number."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,76 @@ import torch
 from data.common import command
 from data.common.files import hash_file
 from data.common.outputs import check_output, in_place, resolved, write_result, writing
+from data.common.schema import Count, Size
 from data.shards import Shards, open_shards
 from eval.keeping import Keeper, read_to_end
 from eval.protocol import compressors, protocol, record, table
-from eval.records import Result
-from eval.sweep import Point, SweepConfig, point, sweep
-from eval.sweep import table as sweep_table
+from eval.results import Result
+from lm.inference.loading import Lengths, LoadedRun, load_run, parts_of
 from lm.inference.predictor import ModelState
-from lm.loading import Lengths, LoadedRun, load_run, parts_of
+from lm.runs.checkpoints import SETS
 from lm.scoring import Scorer, ScoringConfig
 from lm.training import dist
-from lm.training.checkpoint import SETS
+
+Point = dict[str, Any]
+NAMES = ("segment", "memory", "compressed")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Lengths to be tried on the validation split, in all combinations; the best is then scored."""
+
+    segment: tuple[Size, ...] = ()
+    """Tokens read at once."""
+    memory: tuple[Count, ...] = ()
+    """Slots of memory in each layer."""
+    compressed: tuple[Count, ...] = ()
+    """Slots of compressed memory in each layer."""
+
+    def __bool__(self) -> bool:
+        return bool(self.segment or self.memory or self.compressed)
+
+    def points(self, fixed: Lengths) -> list[Lengths]:
+        """Every combination; what no list names is as in `fixed`.
+
+        Raises:
+            ValueError: a length is given both ways.
+        """
+        for name in NAMES:
+            if getattr(self, name) and getattr(fixed, name) is not None:
+                raise ValueError(f"give either --{name} or --sweep.{name}")
+        choices = [getattr(self, name) or (getattr(fixed, name),) for name in NAMES]
+        return [Lengths(*lengths) for lengths in product(*choices)]
+
+
+def sweep(
+    points: list[Lengths], score: Callable[[Lengths], Point]
+) -> tuple[Lengths, dict[str, Any]]:
+    """The best of some lengths, and what all of them give.
+
+    Args:
+        points: lengths to try.
+        score: scores the validation split; returns lengths, `value` (less is better) and `unit`.
+    """
+    found = [score(point) for point in points]
+    best = min(range(len(found)), key=lambda index: found[index]["value"])
+    return points[best], {"split": "validation", "points": found, "best": best}
+
+
+def sweep_table(swept: dict[str, Any]) -> str:
+    """The points in lines, the chosen one marked."""
+    unit = swept["points"][0]["unit"].replace("_", " ")
+    lines = [f"{'segment':>9}{'memory':>9}{'compressed':>12}  {unit}, {swept['split']}"]
+    for number, point in enumerate(swept["points"]):
+        lengths = f"{point['segment']:>9}{point['memory']:>9}{point['compressed']:>12}"
+        mark = "  <- chosen" if number == swept["best"] else ""
+        lines.append(f"{lengths}{point['value']:10.4f}{mark}")
+    return "\n".join(lines)
+
+
+def point(lengths: dict[str, Any], value: float, unit: str) -> Point:
+    """One point of a sweep; `lengths` has segment, memory and compressed, as a protocol has."""
+    return {name: lengths[name] for name in NAMES} | {"value": value, "unit": unit}
 
 
 @dataclass(frozen=True)

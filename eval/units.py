@@ -5,6 +5,8 @@ or words whatever the tokens are (Compressive Transformer, section 4.2).
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.shards import Split
-from data.vocab import Vocabulary
+from data.tokenizers.registry import Vocabulary
 from lm.scoring import BITS, Score
 
 BLOCK_TOKENS = 1 << 22
@@ -134,3 +136,47 @@ def interval(score: Score, split: Split, unit: str, denominator: int, seed: int 
     scale = size.sum() / denominator
     tails = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) * scale
     return [convert(float(mean), unit, 1.0) for mean in tails]
+
+
+LONGEST = 80
+"""Characters of a name in a figure or table, whose layout a longer one would break."""
+MARKUP = re.compile(r"([\\`*_<>\[\]$|~#])")
+"""What Markdown may read as more than itself."""
+
+
+def plain(name: object) -> str:
+    """A name on one line; what cannot be read, such as control characters and bytes that are not
+    UTF-8, is written as escapes.
+    """
+    return "".join(map(_plain, str(name)))
+
+
+def _plain(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    if "\udc80" <= character <= "\udcff":
+        # How Python keeps a byte of a file's name that is not UTF-8.
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def short(name: object) -> str:
+    """As `plain`, cut in the middle where it is very long."""
+    text = plain(name)
+    if len(text) <= LONGEST:
+        return text
+    half = (LONGEST - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
+
+
+def drawn(name: object) -> str:
+    """A name for matplotlib, which reads what stands between dollar signs as TeX and leaves names
+    that begin with an underscore out of legends.
+    """
+    text = short(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def marked(name: object) -> str:
+    """A name for Markdown, which shows it as it is."""
+    return MARKUP.sub(r"\\\1", plain(name))

@@ -11,19 +11,19 @@ from data.common.schema import Count, Record, read_record
 from data.common.tensors import load_tensors, save_tensors
 from data.options import VOCABULARIES, DataConfig
 from data.shards import Shards, open_shards
-from data.vocab import load_vocabulary
+from data.tokenizers.registry import load_vocabulary
 from lm.inference.predictor import ModelPredictor
-from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import OptimConfig, RunConfig, TrainingConfig, changed, read_config
 from lm.scoring import BITS, ScoringConfig, score
-from lm.sparse.config import Kind, PowerConfig
-from lm.sparse.packing import Capacity, Packed, fewest
-from lm.sparse.prune import dense_matrices
+from lm.sparse.packnet import Capacity, Packed, fewest
+from lm.sparse.pruning import dense_matrices
+from lm.sparse.sparse_config import Kind, PowerConfig
 from lm.sparse.topkast import sparsify
 from lm.training import dist
-from lm.training.config import RunConfig, TrainingConfig, changed, read_config
 from lm.training.folder import CONFIG, RunFolder, begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
-from lm.training.optim import OptimConfig
 from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 

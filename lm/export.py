@@ -16,7 +16,7 @@ from data.common.integrity import write_sums
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.tensors import save_tensors
-from data.vocab import Vocabulary
+from data.tokenizers.registry import Vocabulary
 from lm.hub.byte_tokenizer import ByteTokenizer
 from lm.hub.card import model_card, scores_of
 from lm.hub.code import code_files, flat
@@ -25,7 +25,7 @@ from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.subword_tokenizer import SubwordTokenizer
 from lm.hub.tokenization import VocabularyTokenizer
 from lm.hub.word_tokenizer import WordTokenizer
-from lm.loading import LoadedRun, load_run, pieces
+from lm.inference.loading import LoadedRun, load_run, pieces
 
 TOKENIZERS: dict[str, type[VocabularyTokenizer]] = {
     "bytes": ByteTokenizer,

@@ -1,6 +1,8 @@
 """Program: continue texts with a trained model and its compressed memory."""
 
 import json
+import os
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +15,17 @@ import torch
 from data.common import command
 from data.common.outputs import check_output, resolved, writing
 from data.common.progress import Progress
-from data.common.resources import require_memory
-from data.common.say import reader_left, say
+from data.common.requirements import require_memory
+from data.common.say import reader_left, say, warn
 from data.common.schema import Count
-from data.vocab import Vocabulary, WordVocabulary
-from data.vocabularies.words import UNKNOWN
-from lm import memory_file
+from data.documents import complaint, is_text, refuse_wide
+from data.tokenizers.registry import Vocabulary, WordVocabulary
+from data.tokenizers.words import UNKNOWN
+from lm.inference import memory_file
+from lm.inference.loading import Lengths, LoadedRun, load_run, parts_of
 from lm.inference.predictor import ModelState
-from lm.loading import Lengths, LoadedRun, load_run, parts_of
-from lm.prompts import content, look_at
-from lm.sampling import SamplingConfig
-from lm.session import Session, Writing, encode
-from lm.stops import check_stops
+from lm.inference.sampling import SamplingConfig
+from lm.inference.session import Session, Writing, check_stops, encode
 
 
 @dataclass(frozen=True)
@@ -268,3 +269,33 @@ def write_out(path: Path, prompts: list[bytes], texts: list[bytes], config: Gene
 
 if __name__ == "__main__":
     command.run(main, section="sampling")
+
+
+def content(path: Path) -> bytes:
+    """What a file or a pipe holds; ValueError for a device, which may have no end, and for a file
+    whose tokens would not fit into memory.
+    """
+    found = path.stat()
+    endless = stat.S_ISCHR(found.st_mode) and path.resolve() != Path(os.devnull)
+    if stat.S_ISBLK(found.st_mode) or (endless and not _is_terminal(path)):
+        raise ValueError(f"{path} is a device: give a file that holds the text")
+    require_memory(9 * found.st_size, f"the text in {path}")
+    return path.read_bytes()
+
+
+def _is_terminal(path: Path) -> bool:
+    """Whether a device is a terminal, where somebody may type a text."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        return os.isatty(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def look_at(text: bytes, name: str) -> None:
+    """See that a text is one. ValueError for UTF-16 and the like; bytes that are not UTF-8 are
+    warned of, because a vocabulary of bytes reads them as they are.
+    """
+    refuse_wide(name, text, begins=True)
+    if not is_text(text):
+        warn(f"{name} {complaint(text)}; it is read as its bytes")

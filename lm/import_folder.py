@@ -16,13 +16,13 @@ from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.schema import Record, Size, as_record
 from data.common.tensors import save_tensors
-from data.vocab import Vocabulary, load_vocabulary
+from data.tokenizers.registry import Vocabulary, load_vocabulary
 from lm.hub.configuration import refuse_foreign
 from lm.hub.weights import MEANT, MEND, ExportedWeights
-from lm.model import CompressiveTransformer, ModelConfig
-from lm.model.config import JOINED
-from lm.training.checkpoint import LATEST, STATE, WEIGHTS, CheckpointState
-from lm.training.config import RunConfig, write_config
+from lm.model.model_config import JOINED, ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.checkpoints import LATEST, STATE, WEIGHTS, CheckpointState
+from lm.runs.run_config import RunConfig, write_config
 
 NAME = "step-00000000"
 

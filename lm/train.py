@@ -9,14 +9,12 @@ from data.common.say import say
 from data.options import DataConfig
 from data.shards import Shards, open_shards
 from data.stated import require_stated
-from lm.model import ModelConfig
-from lm.sparse.config import PowerConfig, SparseConfig
+from lm.model.model_config import ModelConfig
+from lm.runs.run_config import OptimConfig, ReportConfig, RunConfig, TrainingConfig
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.training import dist, meeting
-from lm.training.config import RunConfig, TrainingConfig
 from lm.training.folder import RunFolder, begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
-from lm.training.optim import OptimConfig
-from lm.training.report import ReportConfig
 from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import lm.train
 from data.common import command
-from lm.training import dist, runlog, trainer, writer
+from lm.runs import runlog
+from lm.training import dist, trainer, writer
 
 Function = tuple[Any, str]
 

@@ -13,8 +13,8 @@ import torch
 
 from data.common.command import load_config
 from data.shards import open_shards
+from lm.runs.run_config import RunConfig
 from lm.training import dist
-from lm.training.config import RunConfig
 from lm.training.trainer import Trainer
 
 

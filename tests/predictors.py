@@ -1,8 +1,8 @@
 """Models of bytes as predictors."""
 
-from data.vocabularies.fixed import ByteVocabulary
+from data.tokenizers.fixed import ByteVocabulary
 from lm.inference.predictor import ModelPredictor
-from lm.model import CompressiveTransformer
+from lm.model.transformer import CompressiveTransformer
 
 BYTES = ByteVocabulary()
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from data.common.command import dump_config
-from lm.training import checkpoint, dist
-from lm.training.config import RunConfig
-from lm.training.runlog import read_metrics
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
+from lm.runs.runlog import read_metrics
+from lm.training import dist
 
 TIMES = ("tokens_per_second", "mfu", "seconds", "memory_bytes")
 
@@ -89,7 +90,7 @@ def kill_after(step: int, delay: float, command: list[str], run: Path, ranks: in
 def assert_same_end(a: Path, b: Path) -> None:
     """Same records, weights, optimiser, memory and random state, bit for bit."""
     assert records(a) == records(b)
-    one, other = (checkpoint.newest(run) for run in (a, b))
+    one, other = (checkpoints.newest(run) for run in (a, b))
     assert one is not None and other is not None and one.name == other.name
     assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
     for path in one.glob("*.safetensors"):

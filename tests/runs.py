@@ -11,13 +11,13 @@ import lm.train
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards, open_shards
-from lm.model import ModelConfig
-from lm.sparse.config import PowerConfig, SparseConfig
-from lm.training import checkpoint, dist
-from lm.training.config import RunConfig, TrainingConfig, write_config
+from lm.model.model_config import ModelConfig
+from lm.runs import checkpoints
+from lm.runs.run_config import OptimConfig, RunConfig, TrainingConfig, write_config
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
+from lm.training import dist
 from lm.training.folder import RunFolder
 from lm.training.loop import Loop
-from lm.training.optim import OptimConfig
 from lm.training.trainer import Trainer
 
 WORDS = "the a long book of memory and time was read by one who wrote it down again".split()
@@ -84,10 +84,10 @@ def with_training(config: RunConfig, **changes: Any) -> RunConfig:
 def saved(trainer: Trainer, run: Path) -> Path:
     """Write a checkpoint at once."""
     loop = Loop(trainer, run)
-    loop.saved, loop.previous = -1, checkpoint.newest(run)
+    loop.saved, loop.previous = -1, checkpoints.newest(run)
     loop.save()
     loop.close_checkpoint()
-    folder = checkpoint.newest(run)
+    folder = checkpoints.newest(run)
     assert folder is not None
     return folder
 

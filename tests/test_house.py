@@ -23,14 +23,13 @@ LAYERS = {
     "lm.feeding": 2,
     "lm.sparse": 2,
     "lm.objectives": 3,
-    "lm.inference": 3,
-    "lm.attention_mass": 3,
-    "lm.sampling": 3,
-    "lm.scoring": 4,
-    "lm.training": 5,
-    "lm": 6,  # the programs, and whatever else lies directly in lm/
-    "eval": 7,
-    "tools": 8,
+    "lm.runs": 3,
+    "lm.inference": 4,
+    "lm.scoring": 5,
+    "lm.training": 6,
+    "lm": 7,  # the programs, and whatever else lies directly in lm/
+    "eval": 8,
+    "tools": 9,
 }
 
 LONGEST_FILE = 400
@@ -71,7 +70,7 @@ def import_graph(root: Path) -> dict[str, dict[str, int]]:
     for name, path in modules.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         for imported, line in imported_names(ast.parse(path.read_text()), package):
-            # `from lm.model import config` means a module, `from data.vocab import Bytes` a name.
+            # `from lm.runs import runlog` means a module, `from data.shards import Shards` a name.
             for target in (imported, imported.rpartition(".")[0]):
                 if target in modules and target != name:
                     graph[name].setdefault(target, line)
@@ -287,7 +286,7 @@ def fake(tmp_path):
         ("lm/model/a.py", "def f():\n    from data import vocab"),
         ("lm/model/a.py", "from ..sparse import linear"),
         ("lm/scoring.py", "import lm.training.engine"),
-        ("lm/sampling.py", "from lm.training import engine"),
+        ("lm/inference/sampling.py", "from lm.training import engine"),
         ("lm/training/a.py", "from lm import train"),
         ("lm/training/a.py", "import importlib\nimportlib.import_module('lm.train')"),
         ("lm/train.py", "from eval.score import score"),

@@ -10,8 +10,8 @@ from data.common import command
 from data.common.command import dump_config, load_config
 from data.common.yamlfile import read_yaml
 from lm import train
-from lm.model import CompressiveTransformer
-from lm.training.config import RunConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from data.shards import DOCUMENT_DTYPE, Split
-from data.vocab import (
+from data.tokenizers.registry import (
     ByteVocabulary,
     MuLawVocabulary,
     SubwordVocabulary,
     Vocabulary,
     WordVocabulary,
 )
-from data.vocabularies.words import split_words
+from data.tokenizers.words import split_words
 
 TEXT = b" the long memory of a book \n a word and a letter \xc3\xa9 \n" * 40
 

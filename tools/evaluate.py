@@ -15,10 +15,9 @@ from data.shards import Shards, open_shards
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
-from eval.records import Breakdown, Compressed, Dynamic, Score, read_result
-from eval.score import ProgramConfig
-from eval.sweep import SweepConfig
-from lm.loading import load_run, parts_of
+from eval.results import Breakdown, Compressed, Dynamic, Score, read_result
+from eval.score import ProgramConfig, SweepConfig
+from lm.inference.loading import load_run, parts_of
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,14 @@ from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
 from data.common.tensors import TensorFile
 from data.common.yamlfile import read_yaml
-from eval.records import Cost
+from eval.results import Cost
 from eval.units import bits_named, bits_of, unit_of
 from lm import train
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
+from lm.runs.runlog import read_metrics
 from lm.scoring import BITS
-from lm.training import checkpoint
-from lm.training.config import RunConfig
 from lm.training.folder import RunFolder, kept_alone
-from lm.training.runlog import read_metrics
 
 RESULT = "result.json"
 LONGEST_NAME = 200
@@ -220,9 +220,9 @@ def result(folder: Path, config: RunConfig) -> dict[str, Any]:
         ValueError: that is not a number.
     """
     metrics = read_metrics(folder / "metrics.jsonl")
-    newest = checkpoint.newest(folder)
+    newest = checkpoints.newest(folder)
     assert newest is not None, "a finished run has saved its last step"
-    weights = TensorFile(newest / checkpoint.WEIGHTS, checkpoint.MEND)
+    weights = TensorFile(newest / checkpoints.WEIGHTS, checkpoints.MEND)
     speeds = [record["tokens_per_second"] for record in metrics if "tokens_per_second" in record]
     last = [record for record in metrics if record["step"] == metrics[-1]["step"]]
     score = {

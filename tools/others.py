@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lm.model import ModelConfig
+from lm.model.model_config import ModelConfig
 
 REQUIREMENTS = (
     "compressive-transformer-pytorch==0.4.0",

@@ -12,21 +12,11 @@ from data.common.outputs import check_output, write_result
 from data.options import DataConfig
 from data.orders import DocumentOrder
 from data.shards import Split, open_shards
-from lm.model import ModelConfig
-from lm.sparse.config import SparseConfig
-from lm.training.config import RunConfig, TrainingConfig
-from lm.training.optim import OptimConfig
-from lm.training.planning import (
-    DAY,
-    HOUR,
-    Cluster,
-    check_lanes,
-    checkpoints,
-    needed,
-    speed,
-    traffic,
-)
-from lm.training.planning import size as model_size
+from lm.model.model_config import ModelConfig
+from lm.runs.run_config import OptimConfig, RunConfig, TrainingConfig
+from lm.sparse.sparse_config import SparseConfig
+from tools.planning import DAY, HOUR, Cluster, check_lanes, checkpoints, needed, speed, traffic
+from tools.planning import size as model_size
 
 GIB = 2**30
 STAGES = (0, 1, 2, 3)

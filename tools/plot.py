@@ -1,14 +1,30 @@
 """Program: draw the training curve of a run, or of several in one figure, or other results."""
 
+import math
 from pathlib import Path
+from typing import Annotated, Any
+
+from matplotlib.figure import Figure
+from pydantic import Field
 
 from data.common import command
 from data.common.integrity import read_sealed
 from data.common.outputs import check_output
-from eval.figures import check_kind, save, training_curves
+from data.common.schema import as_record
+from eval.figures import (
+    Results,
+    add_legend,
+    axes_of,
+    check_kind,
+    grouped_bars,
+    save,
+    training_curves,
+)
 from eval.logs import training_log
-from eval.sparse_figures import figure_of
-from lm.loading import pieces
+from eval.protocol import spoken
+from eval.results import Pruning, Sparse, Variant
+from eval.units import bits_named, bits_of, drawn
+from lm.inference.loading import pieces
 
 
 def main(
@@ -54,3 +70,108 @@ def main(
 
 if __name__ == "__main__":
     command.run(main)
+
+
+DEVICE = ("parameters", "gradients", "moments", "places")
+HOST = ("reservoir", "bits")
+DRAWN = (
+    "what is drawn is JSON of eval.prune, or one of tools.bench sparse, or one table.json of "
+    "tools.experiments"
+)
+
+
+def figure_of(results: Results) -> Figure:
+    """The figure that a kind of results has: of eval.prune, or of one benchmark or experiment.
+
+    Raises:
+        ValueError: results of another kind, several of a kind that is drawn alone, or one that is
+            not whole.
+    """
+    contents = list(results.values())
+    if all(isinstance(content, dict) and "pruning" in content for content in contents):
+        for name, content in results.items():
+            checked(Pruning, content, name)
+        units = {content["unit"] for content in contents}
+        if len(units) > 1:
+            raise ValueError(f"the results are in different units: {', '.join(sorted(units))}")
+        return pruning(results)
+    if len(contents) != 1:
+        raise ValueError(f"several results are drawn of eval.prune only; {DRAWN}")
+    ((name, content),) = results.items()
+    if isinstance(content, list):
+        checked(Annotated[list[Variant], Field(min_length=1)], content, name)
+        return experiment(content)
+    checked(Sparse, content, name)
+    if content.get("memory") is not None:
+        return memory(content["memory"])
+    return time(next(content[part] for part in ("step", "matrix") if content.get(part) is not None))
+
+
+def checked(kind: Any, content: Any, name: str) -> None:
+    """Raises ValueError if a file's content is not as it must be."""
+    try:
+        as_record(kind, content)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be drawn: {error}; {DRAWN}") from None
+
+
+def pruning(results: Results) -> Figure:
+    """Score against the share of weights that are zero, a line for each run."""
+    unit = spoken(next(iter(results.values()))["unit"])
+    figure, axes = axes_of("One-shot magnitude pruning", "share of weights that are zero", unit)
+    for name, result in results.items():
+        points = [(point["zero"], point["value"]) for point in result["pruning"]]
+        label = drawn(f"{name} (alpha {result['alpha']:g})")
+        axes.plot(*zip(*points, strict=True), "o-", label=label)
+    add_legend(axes)
+    return figure
+
+
+def memory(lines: list[dict[str, Any]]) -> Figure:
+    """Bytes for each weight by what they are for, a bar for each form of the matrices."""
+    figure, axes = axes_of("Memory", "bytes for each weight", "")
+    names = [drawn(line["form"]) for line in lines]
+    left = [0.0] * len(lines)
+    for part in (*DEVICE, *HOST):
+        sizes = [line[part] for line in lines]
+        label = f"{part} (host)" if part in HOST else part
+        axes.barh(names, sizes, left=left, label=label, hatch="//" if part in HOST else None)
+        left = [start + size for start, size in zip(left, sizes, strict=True)]
+    # Room for the legend beside the longest bar.
+    axes.set_xlim(0, 1.4 * max(left))
+    axes.invert_yaxis()
+    axes.legend(loc="lower right")
+    return figure
+
+
+def time(lines: list[dict[str, Any]]) -> Figure:
+    """Speed against dense matrices, a group of bars for each pair of shares."""
+    figure, axes = axes_of("Time", "forward/backward share of the weights", "times dense speed")
+    speeds: dict[str, dict[str, float]] = {}
+    for line in lines:
+        form, _, share = line["form"].rpartition(" ")
+        if line.get("forward/backward") is not None:
+            form, share = line["form"], line["forward/backward"]
+        if share != "dense":
+            both = line.get("both x")
+            speeds.setdefault(form, {})[share] = line["x"] if both is None else both
+    shares = list(dict.fromkeys(share for here in speeds.values() for share in here))
+    bars = {form: [here.get(share, math.nan) for share in shares] for form, here in speeds.items()}
+    grouped_bars(axes, shares, bars)
+    axes.axhline(1, color="black", linewidth=1)
+    return figure
+
+
+def experiment(rows: list[dict[str, Any]]) -> Figure:
+    """Scores of an experiment's variants with their deviation over seeds, best first."""
+    figure, axes = axes_of("Variants after equal steps", bits_named(rows), "")
+    ranked = sorted(rows, key=bits_of)
+    scores = [bits_of(row) for row in ranked]
+    spreads = [row.get("deviation") or 0 for row in ranked]
+    axes.barh([drawn(row["variant"]) for row in ranked], scores, xerr=spreads)
+    lowest = scores[0]
+    highest = max(score + spread for score, spread in zip(scores, spreads, strict=True))
+    room = 0.1 * (highest - lowest) or 0.1
+    axes.set_xlim(lowest - 3 * room, highest + room)
+    axes.invert_yaxis()
+    return figure

@@ -17,10 +17,10 @@ from data.common import command
 from data.common.outputs import check_output, write_result
 from data.common.schema import Size
 from eval.logs import training_log
-from lm.loading import LoadedRun, load_run, pieces
-from lm.model import CompressiveTransformer
-from lm.sparse.config import Kind
-from lm.sparse.prune import dense_matrices
+from lm.inference.loading import LoadedRun, load_run, pieces
+from lm.model.transformer import CompressiveTransformer
+from lm.sparse.pruning import dense_matrices
+from lm.sparse.sparse_config import Kind
 
 KINDS: tuple[Kind, ...] = ("attention", "feedforward")
 SMALL = 0.1

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from data.common.files import atomic_path, hash_file
+from data.corpora.hub import HubName, pinned, stream, texts_of
 from data.corpora.local import existing, unpacked
-from data.cutting import cut_file
 from data.documents import Document, Piece, Source, file_parts
-from data.hub import HubName, pinned, stream, texts_of
-from data.splits import fractions
+from data.splits import cut_file, fractions
 
 FULL_BYTES = 100_000_000
 FULL_SHA1 = "57b8363b814821dc9d47aa4d41f58733519076b2"

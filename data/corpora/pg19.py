@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora.checksums import NOT_LISTED, Checksums, read_rows
+from data.corpora.hub import HubName, hub_parts, pinned, stream
 from data.corpora.local import OPENERS, Listing, ending, existing, list_folder, unpacked
 from data.documents import SPLITS, Document, Official, Part, Piece, Source, file_parts
-from data.hub import HubName, hub_parts, pinned, stream
 from data.records import Rows, parquet_parts
 from data.splits import FULL_NAME, named_split
 

@@ -8,12 +8,18 @@ from pathlib import Path
 from data.common.files import atomic_path
 from data.corpora.formats import WANTED as READ
 from data.corpora.formats import File, StreamPart, files_of, is_known, named_kind
+from data.corpora.hub import HubName, hub_parts, pinned, stream
 from data.corpora.local import Listing, is_hidden, list_folder, local_path, place
-from data.cutting import cut_file, require_all_splits
 from data.documents import Document, Part, Piece, Source, file_parts
-from data.hub import HubName, hub_parts, pinned, stream
 from data.records import JsonPart, TextRows, are_lines, json_parts, parquet_parts
-from data.splits import FULL_NAME, assign_splits, hashed_split, names_splits
+from data.splits import (
+    FULL_NAME,
+    assign_splits,
+    cut_file,
+    hashed_split,
+    names_splits,
+    require_all_splits,
+)
 
 WANTED = f"a file, folder or glob of {READ}, or hub:OWNER/NAME"
 

@@ -7,9 +7,9 @@ from typing import IO, Any
 
 from data.common.files import atomic_path
 from data.corpora.archives import Member, is_archive, unpack
+from data.corpora.hub import HubName, pinned, stream, texts_of
 from data.corpora.local import Listing, ending, existing, list_folder, unpacked
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
-from data.hub import HubName, pinned, stream, texts_of
 from data.records import open_parquet
 from data.splits import FULL_NAME, named_split
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data.vocabularies.fixed import ByteVocabulary
+from data.tokenizers.fixed import ByteVocabulary
 from lm.hub.tokenization import VocabularyTokenizer
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from lm.model import MemoryState
 from lm.model.incremental import Reader
+from lm.model.memory import MemoryState
 
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
 """What the installed transformers calls memory between calls; 5.24 renamed it."""

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ConfigDict, JsonValue
 
 from data.common.schema import Record, read_record
-from lm.model import ModelConfig
+from lm.model.model_config import ModelConfig
 
 HEAD = """\
 ---

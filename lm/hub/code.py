@@ -1,7 +1,7 @@
 """The source code that an exported folder carries, so that it runs without this repository.
 
 transformers copies the files of a folder that import each other by `from .name import`. So every
-module that is needed goes there flat, `lm.model.config` as `lm_model_config.py`, with its imports
+module that is needed goes there flat, `lm.model.layer` as `lm_model_layer.py`, with its imports
 of others of ours rewritten.
 """
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from lm.model import ModelConfig
+from lm.model.model_config import ModelConfig
 
 FOREIGN = ("quantization_config", "attn_implementation", "experts_implementation", "kernel_config")
 """Keys by which transformers would load other weights, or code from elsewhere."""

@@ -19,8 +19,8 @@ from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.generation import MemoryGeneration
 from lm.hub.padding import check_ids, check_positions, compacted, mean_loss, real_columns, spread
 from lm.hub.weights import check_hashes, forget_hashes
-from lm.model import CompressiveTransformer
 from lm.model.incremental import Reader
+from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Term, add_terms, total_loss
 
 PART = 4096

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data.vocabularies.subwords import MODEL, SubwordVocabulary
+from data.tokenizers.subwords import MODEL, SubwordVocabulary
 from lm.hub.tokenization import VocabularyTokenizer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizer
 
-from data.vocabularies.base import DESCRIPTION, Vocabulary
+from data.tokenizers.vocabulary import DESCRIPTION, Vocabulary
 from lm.hub.weights import forget_hashes
 
 PAD = "<pad>"

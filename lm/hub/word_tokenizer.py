@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from data.vocabularies.base import DESCRIPTION
-from data.vocabularies.words import WORDS, WordVocabulary
+from data.tokenizers.vocabulary import DESCRIPTION
+from data.tokenizers.words import WORDS, WordVocabulary
 from lm.hub.tokenization import VocabularyTokenizer
 
 

@@ -12,11 +12,12 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from data.common.resources import require_memory
-from data.vocab import Vocabulary
-from lm.model import CompressiveTransformer, MemoryState
+from data.common.requirements import require_memory
+from data.tokenizers.registry import Vocabulary
 from lm.model.embedding import cross_entropy
 from lm.model.incremental import Reader
+from lm.model.memory import MemoryState
+from lm.model.transformer import CompressiveTransformer
 
 
 class State(Protocol):

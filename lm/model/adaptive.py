@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.config import ModelConfig
 from lm.model.embedding import VocabularyHead, cross_entropy, embedding_scale
+from lm.model.model_config import ModelConfig
 
 
 def cluster_bounds(config: ModelConfig, vocabulary: int) -> list[tuple[int, int]]:

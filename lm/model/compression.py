@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.config import DILATIONS, CompressionName, ModelConfig
-from lm.model.linear import Linear
+from lm.model.components import Linear
+from lm.model.model_config import DILATIONS, CompressionName, ModelConfig
 
 LONGEST_TIME = 1e5
 """Longest time constant of the low-pass bank, in slots (Stepleton et al., arXiv 1805.04955)."""

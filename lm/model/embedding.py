@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lm.model.config import ModelConfig
+from lm.model.model_config import ModelConfig
 
 OPTIONS = getattr(nn, "LinearCrossEntropyOptions", None)
 """Of torch's chunked cross-entropy, from torch 2.13 on."""

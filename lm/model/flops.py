@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lm.model.adaptive import cluster_bounds
-from lm.model.config import DILATIONS, GATED, GateName, ModelConfig
+from lm.model.model_config import DILATIONS, GATED, GateName, ModelConfig
 
 GATE_MATRICES: dict[GateName, tuple[int, ...]] = {
     "none": (),

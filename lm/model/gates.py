@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.config import GateName
-from lm.model.linear import Linear
+from lm.model.components import Linear
+from lm.model.model_config import GateName
 
 
 class ReluGate(nn.Module):

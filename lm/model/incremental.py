@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lm.model.blocks import Block, Entering
+from lm.model.attention.base import Slots, joined
+from lm.model.attention.decode import OpenKeys, Places, read_open
+from lm.model.layer import Block, Entering
 from lm.model.memory import MemoryState, advance_counts
-from lm.model.open_attention import OpenKeys, Places, read_open
-from lm.model.slots import Slots, joined
 from lm.model.transformer import CompressiveTransformer
 
 

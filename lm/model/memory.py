@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm.model.config import ModelConfig
+from lm.model.model_config import ModelConfig
 
 LayerMemory = Mapping[str, Tensor]
 """What one layer keeps, by name, lane first. Every layer has

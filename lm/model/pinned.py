@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from lm.model.config import ModelConfig
 from lm.model.memory import LayerMemory
+from lm.model.model_config import ModelConfig
 
 
 class PinnedMemory(nn.Module):

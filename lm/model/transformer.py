@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.common.resources import require_memory
+from data.common.requirements import require_memory
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
-from lm.model.blocks import Block
-from lm.model.config import LEARNED, ModelConfig
+from lm.model.attention.base import joined
+from lm.model.components import make_norm
 from lm.model.embedding import Embedding, Head, VocabularyHead
+from lm.model.layer import Block
 from lm.model.memory import MemoryState, advance_counts, live_mask
-from lm.model.norms import make_norm
+from lm.model.model_config import LEARNED, ModelConfig
 from lm.model.pinned import LearntSinks
 from lm.model.reconstruction import LossSum, stack_losses
-from lm.model.slots import joined
 
 LARGEST = 1 << 60
 """Bytes beyond which not even shapes can be computed with."""

@@ -13,9 +13,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer
 from lm.model.embedding import cross_entropy
-from lm.model.transformer import SegmentOutput, SegmentStates
+from lm.model.transformer import CompressiveTransformer, SegmentOutput, SegmentStates
 
 Divisor = Literal["scored", "elements"]
 """What a term's sum is divided by: the tokens that an update scores, or the term's own count, as a

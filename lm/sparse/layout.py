@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm.sparse.config import Granularity
+from lm.sparse.sparse_config import Granularity
 
 GROUP = 4
 """Consecutive weights of a row of which granularity 2:4 puts two into A."""

@@ -7,11 +7,9 @@ from typing import Literal
 
 import torch
 
-from lm.sparse.blocks import BlockPattern, BsrPattern
-from lm.sparse.csr import CsrDensePattern, CsrPattern
-from lm.sparse.linear import SparseLinear
+from lm.sparse.kernels import BlockPattern, BsrPattern, CsrDensePattern, CsrPattern, SemiPattern
 from lm.sparse.patterns import PatternMaker
-from lm.sparse.semi import SemiPattern
+from lm.sparse.sparse_linear import SparseLinear
 
 Route = Literal["dense", "csr", "csr_dense", "blocks", "bsr", "semi"]
 PATTERNS: dict[Route, PatternMaker] = {

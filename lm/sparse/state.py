@@ -7,9 +7,12 @@ as a base, and after that only the units that have been in B since and have left
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.common.tensors import TensorFile
+from lm.model.components import Linear
+from lm.sparse.powerprop import PowerLinear
+from lm.sparse.sparse_linear import SparseLinear
 from lm.sparse.topkast import TopKast
 
 
@@ -81,3 +84,19 @@ def put_sets(topkast: TopKast, sets: Mapping[str, Tensor]) -> None:
     """Make the sets alone what they were when `sets` were taken: enough to predict."""
     for name, matrix in topkast.matrices.items():
         matrix.module.choose(sets[f"{name}/index"])
+
+
+@torch.no_grad()
+def densify(model: nn.Module) -> None:
+    """Give every sparse or reparameterised matrix of a model its dense form, in place.
+
+    Of sparse ones that is A: what they predict with.
+    """
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, SparseLinear | PowerLinear):
+            continue
+        dense = Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        dense.weight = nn.Parameter(module.matrix())
+        dense.register_parameter("bias", module.bias)
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, dense)

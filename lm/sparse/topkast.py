@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lm.model.linear import Linear
-from lm.sparse.config import PLAIN, Kind, PowerConfig, SparseConfig
+from lm.model.components import Linear
 from lm.sparse.layout import Layout
-from lm.sparse.linear import SparseLinear
 from lm.sparse.matrix import HostMatrix, Turnover
 from lm.sparse.powerprop import PowerLinear, root
+from lm.sparse.sparse_config import PLAIN, Kind, PowerConfig, SparseConfig
+from lm.sparse.sparse_linear import SparseLinear
 
 KINDS: dict[str, Kind] = {
     "attention": "attention",

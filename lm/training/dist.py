@@ -1,10 +1,13 @@
-"""Ranks: who takes part in a run, and sums over them."""
+"""Ranks: who takes part in a run, and sums over them.
+
+Sums and counts stay whole until one division by what all ranks counted together.
+"""
 
 import logging
 import os
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from data.common.say import say
+from lm.objectives.objective import Term
 from lm.training.meeting import Place, meet, patience
 
 Result = TypeVar("Result")
@@ -206,3 +210,32 @@ def _name_collectives(backend: Any) -> None:
     ):
         if hasattr(torch.distributed, name):
             setattr(backend, attribute, getattr(torch.distributed, name))
+
+
+Pair = tuple[float, float]
+"""Sum and count over all ranks."""
+
+
+class Sums:
+    """Named losses, each one pair or a pair a layer, gathered over back-propagations and ranks."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, Tensor] = {}
+
+    def add(self, losses: Mapping[str, Term]) -> None:
+        """Add what one back-propagation read; every rank adds the same names."""
+        for whole, term in losses.items():
+            name = whole + "/" if term.total.ndim else whole
+            pair = torch.stack([term.total.detach().double(), term.counted.double()])
+            self.pairs[name] = self.pairs[name] + pair if name in self.pairs else pair
+
+    def totals(self, world: World) -> dict[str, Pair]:
+        """Sums over all ranks; those by layer are named `NAME/LAYER`."""
+        wide = {name: pair.reshape(2, -1) for name, pair in self.pairs.items()}
+        totals, counts = world.sum(torch.cat(list(wide.values()), dim=1)).tolist()
+        pairs = iter(zip(totals, counts, strict=True))
+        return {
+            f"{name}{layer}" if name.endswith("/") else name: next(pairs)
+            for name, columns in wide.items()
+            for layer in range(columns.shape[1])
+        }

@@ -17,9 +17,9 @@ from typing import Any
 from data.common.files import sync
 from data.common.locks import alone
 from data.common.outputs import writing
-from lm.training import checkpoint
-from lm.training.config import RunConfig, changed, read_config, write_config
-from lm.training.runlog import MetricsLog, read_metrics, write_environment
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig, changed, read_config, write_config
+from lm.runs.runlog import MetricsLog, read_metrics, write_environment
 from lm.training.trainer import Trainer
 
 CONFIG = "config.yaml"
@@ -58,7 +58,7 @@ class Start:
         """What there is to say of it; nothing of a new run."""
         if self.checkpoint is None:
             return ""
-        line = f"continue {run} from step {checkpoint.step_of(self.checkpoint.name)}"
+        line = f"continue {run} from step {checkpoints.step_of(self.checkpoint.name)}"
         if self.changes:
             said = (f"{name} {new} (was {old})" for name, (new, old) in self.changes.items())
             line += f" with {', '.join(said)}"
@@ -110,12 +110,12 @@ def begin(at: RunFolder, wanted: RunConfig) -> Start:
     """
     run, name = at.run, at.checkpoint
     _check_checkpoints(run)
-    there = checkpoint.listed(run)
+    there = checkpoints.listed(run)
     if (run / "metrics.jsonl").exists():
         read_metrics(run / "metrics.jsonl")
     if not there:
         _require_unfinished(run)
-        return Start(wanted, None if name is None else checkpoint.find(run, name))
+        return Start(wanted, None if name is None else checkpoints.find(run, name))
     if not (run / CONFIG).is_file():
         raise ValueError(
             f"{run} holds checkpoints but not their {CONFIG}; put it back or give another --run "
@@ -123,8 +123,8 @@ def begin(at: RunFolder, wanted: RunConfig) -> Start:
         )
     changes = changed(wanted, read_config(run / CONFIG), str(run))
     if name is None or (not changes and _set_back(run, name)):
-        return Start(wanted, checkpoint.newest(run), changes)
-    chosen = checkpoint.find(run, name)
+        return Start(wanted, checkpoints.newest(run), changes)
+    chosen = checkpoints.find(run, name)
     later = list(there.values())[list(there.values()).index(chosen) + 1 :]
     return Start(wanted, chosen, changes, tuple(later))
 
@@ -135,7 +135,7 @@ def _check_checkpoints(run: Path) -> None:
     if place.exists() and not place.is_dir():
         raise ValueError(f"{place} is no folder: move it away")
     for path in sorted(place.iterdir()) if place.is_dir() else ():
-        if checkpoint.step_of(path.name) is not None and not path.is_dir():
+        if checkpoints.step_of(path.name) is not None and not path.is_dir():
             raise ValueError(f"{path} has the name of a checkpoint and is none: move it away")
 
 
@@ -147,10 +147,10 @@ def _require_unfinished(run: Path) -> None:
     place = run / "checkpoints"
     names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
     strange = [name for name in names if not name.startswith(".")]
-    latest = place / checkpoint.LATEST
-    if strange == [checkpoint.LATEST]:
+    latest = place / checkpoints.LATEST
+    if strange == [checkpoints.LATEST]:
         pointed = latest.read_bytes().decode(errors="replace").strip() if latest.is_file() else ""
-        strange = [pointed] if checkpoint.step_of(pointed) is not None else []
+        strange = [pointed] if checkpoints.step_of(pointed) is not None else []
     if strange:
         raise ValueError(
             f"{place} has no checkpoint, but there is or was {strange[0]}: put its checkpoints "

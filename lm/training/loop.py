@@ -7,15 +7,14 @@ from typing import Any
 
 from data.common.progress import Progress
 from data.common.say import warn
+from lm.runs.checkpoints import Owed
+from lm.runs.runlog import MetricsLog, trained_seconds
 from lm.scoring import BITS
-from lm.training.checkpoint import Owed
 from lm.training.dist import on_first
+from lm.training.gradients import judge_skipped
+from lm.training.loggers import ProfileWindow, open_sinks
 from lm.training.meter import Meter, in_unit
-from lm.training.nonfinite import judge_skipped
 from lm.training.observer import Observer
-from lm.training.profiling import ProfileWindow
-from lm.training.report import open_sinks
-from lm.training.runlog import MetricsLog, trained_seconds
 from lm.training.stopping import StopAskedError, StopRequest
 from lm.training.trainer import Trainer
 from lm.training.writer import Writer

@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from data.common.say import say
 from data.shards import Shards
-from lm.training.config import RunConfig, settings
+from lm.runs.run_config import RunConfig, settings
 
 NOTICE_S = 10.0
 """After so long a rank that waits for others says so."""

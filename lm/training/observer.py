@@ -1,19 +1,25 @@
 """What is looked at between two steps: validation, where attention goes, and samples."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.common.files import atomic_path
-from lm.attention_mass import AttentionMass
+from data.shards import Split
 from lm.feeding import tensors
+from lm.inference.attention_mass import AttentionMass
 from lm.inference.predictor import ModelPredictor, evaluating
-from lm.model import CompressiveTransformer, MemoryState
+from lm.inference.sampling import Sampler, SamplingConfig
+from lm.model.incremental import Reader
+from lm.model.memory import MemoryState
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Score, ScoringConfig, score
 from lm.training.dist import World
-from lm.training.samples import continuation, whole_weights
 from lm.training.trainer import Trainer
 
 
@@ -107,3 +113,57 @@ def attention_shares(
         for store, shares_L in mass.by_store().items()
         for layer, share in enumerate(shares_L.tolist())
     }
+
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+SAMPLING = SamplingConfig(top_p=0.95)
+PROMPT_SEGMENTS = 2
+"""The prompt's second segment reads the first through memory."""
+
+
+@torch.no_grad()
+def continuation(
+    model: CompressiveTransformer, split: Split, tokens: int, seed: int, between: Callable[[], None]
+) -> tuple[bytes, bytes]:
+    """The first words of a split, and how the model goes on.
+
+    Draws from a generator of its own, so that the training is the same with samples and without.
+
+    Args:
+        model: all its weights are at hand (see `whole_weights`).
+        split: text to begin with.
+        tokens: length of the continuation.
+        seed: of the draws.
+        between: called before each token; what it raises ends the writing.
+    """
+    vocabulary, device = split.vocabulary, model.embedding.weight.device
+    prompt = split.tokens[: PROMPT_SEGMENTS * model.config.segment].astype(np.int64)
+    pieces = torch.from_numpy(np.concatenate([[vocabulary.start], prompt]))[None]
+    sampler = Sampler(SAMPLING, [seed], torch.zeros(1, vocabulary.size, dtype=torch.bool))
+    with evaluating(model):
+        reader = Reader(model, model.empty_memory(1))
+        written = []
+        for _ in range(tokens):
+            between()
+            # Never a whole segment at once: at stage 3 a layer that is called as in training gives
+            # its weights back.
+            for part in pieces.split(max(1, model.config.segment - 1), dim=1):
+                reader.read(part.to(device))
+            token = sampler(reader.logits().cpu())
+            written.append(token.item())
+            pieces = token[:, None]
+    return vocabulary.decode(prompt), vocabulary.decode(np.array(written))
+
+
+def whole_weights(
+    engine: "DeepSpeedEngine", model: CompressiveTransformer
+) -> AbstractContextManager[None]:
+    """Context in which every rank has all weights, which stage 3 divides otherwise; collective."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    context: AbstractContextManager[None] = GatheredParameters(list(model.parameters()))
+    return context

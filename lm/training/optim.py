@@ -1,62 +1,20 @@
-"""Optimisers, and the learning rate as a pure function of the step."""
+"""Optimisers, the learning rate as a pure function of the step, float32 masters of bf16 weights."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from lm.sparse.config import PowerConfig
-from lm.sparse.linear import SparseLinear
-from lm.sparse.optimizer import PowerAdamW, power_group
-from lm.sparse.powerprop import PowerLinear
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """How weights move. Defaults are the paper's for characters (section 4, appendix B)."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw for every parameter, or muon for the hidden matrices and adamw for the rest."""
-    lr: float = 3e-4
-    """Peak learning rate of adamw."""
-    muon_lr: float | None = None
-    """Peak learning rate of muon; must be given with it and only then."""
-    floor: float = 1e-6
-    """Learning rate of adamw before the warm-up and after the decay; muon's is in proportion."""
-    warmup: int = 4000
-    """Steps of linear warm-up."""
-    decay: int | None = None
-    """Steps of cosine decay after the warm-up; none: until the last step, wherever that is."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of adamw's moments."""
-    eps: float = 1e-8
-    """What adamw adds to the root of the second moment; weights whose gradients are smaller hardly
-    move."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of matrices (norms and biases have none)."""
-    clip: float = 0.1
-    """Largest global norm of the gradient."""
-
-    def __post_init__(self) -> None:
-        if (self.muon_lr is not None) != (self.name == "muon"):
-            raise ValueError("optim.muon_lr must be given with optim.name muon, and only then")
-        if not 0 <= self.floor <= self.lr or self.lr <= 0:
-            raise ValueError("optim.lr must be positive and optim.floor between 0 and optim.lr")
-        if self.muon_lr is not None and self.muon_lr <= 0:
-            raise ValueError("optim.muon_lr must be positive")
-        if self.warmup < 0 or (self.decay is not None and self.decay < 1):
-            raise ValueError("optim.warmup must be at least 0 and optim.decay at least 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("optim.betas must each be at least 0 and below 1")
-        if self.weight_decay < 0 or self.clip <= 0 or self.eps <= 0:
-            raise ValueError(
-                "optim.weight_decay must be at least 0, and optim.clip and optim.eps positive"
-            )
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import OptimConfig
+from lm.sparse.powerprop import PowerAdamW, PowerLinear, power_group
+from lm.sparse.sparse_config import PowerConfig
+from lm.sparse.sparse_linear import SparseLinear
 
 
 def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
@@ -168,3 +126,31 @@ def _reparameterised(model: nn.Module) -> tuple[set[str], dict[str, PowerConfig]
         elif isinstance(module, PowerLinear):
             powers[f"{name}.weight"] = module.config
     return sparse, powers
+
+
+class Masters:
+    """A float32 copy of a model that the optimiser moves, while the model itself becomes bf16.
+
+    The arithmetic is that of DeepSpeed's bf16 from stage 1 on, so a run may change its stage.
+    """
+
+    def __init__(self, model: CompressiveTransformer) -> None:
+        self.module = copy.deepcopy(model)
+        for part in self.module.modules():
+            # Which weights a sparse matrix has is the model's affair; a copy would go stale.
+            part._buffers.clear()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        self.pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
+
+    def take_gradients(self) -> None:
+        """Give the masters the model's gradients, in float32."""
+        for master, parameter in self.pairs:
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+
+    @torch.no_grad()
+    def give_weights(self) -> None:
+        """Round the masters to the model's weights; their gradients are done with."""
+        for master, parameter in self.pairs:
+            parameter.copy_(master)
+            master.grad = None

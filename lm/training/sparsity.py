@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from data.common.tensors import TensorFile
-from lm.model import CompressiveTransformer
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.checkpoints import MEND, SETS, STATE, SparseState
+from lm.runs.run_config import RunConfig
 from lm.sparse import state
 from lm.sparse.routes import Route, candidates, measured, take
 from lm.sparse.topkast import sparsify
-from lm.training import whole
-from lm.training.checkpoint import MEND, SETS, STATE, SparseState
-from lm.training.config import RunConfig
 from lm.training.dist import World
+from lm.training.engine import STEP, full_optimizer_state, full_weight, set_full_weight, set_master
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -37,18 +37,18 @@ class EngineStore:
     def read(self, name: str) -> tuple[Tensor, dict[str, Tensor]]:
         """See lm.sparse.topkast.Store."""
         parameter = self.parameters[name]
-        entries = whole.optimizer_state(self.engine, {"": parameter}, self.optimizer)
+        entries = full_optimizer_state(self.engine, {"": parameter}, self.optimizer)
         moments = {key.removeprefix("/"): value for key, value in entries}
-        moments.pop(whole.STEP, None)
-        return whole.weight(self.engine, parameter), moments
+        moments.pop(STEP, None)
+        return full_weight(self.engine, parameter), moments
 
     def write(self, name: str, values: Tensor, moments: Mapping[str, Tensor]) -> None:
         """See lm.sparse.topkast.Store."""
         parameter = self.parameters[name]
-        whole.set_weight(self.engine, parameter, values)
+        set_full_weight(self.engine, parameter, values)
         for entry, moment in moments.items():
             if self.engine.zero_optimization():
-                whole.set_master(parameter, moment, entry)
+                set_master(parameter, moment, entry)
             else:
                 self.optimizer.state[parameter][entry].copy_(moment)
 

@@ -15,30 +15,53 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from data.common.resources import require_memory
+from data.common.requirements import require_memory
 from data.lanes import Batch, LaneReader
 from data.shards import Shards
 from lm.feeding import ReadAhead
 from lm.inference.predictor import require_room
-from lm.model import CompressiveTransformer, MemoryState
+from lm.model.memory import MemoryState
+from lm.model.transformer import CompressiveTransformer
 from lm.objectives import chosen
 from lm.objectives.objective import Term, total_loss, weights_at
+from lm.runs import checkpoints
+from lm.runs.checkpoints import CheckpointState
+from lm.runs.run_config import RunConfig, identity
 from lm.sparse.routes import Route
-from lm.training import checkpoint, whole
-from lm.training.checkpoint import CheckpointState, Snapshot
-from lm.training.compiling import compile_layers
-from lm.training.compression import compression_norms
-from lm.training.config import RunConfig, identity
-from lm.training.dist import World
-from lm.training.engine import build_engine, clip_gradients
-from lm.training.length import Length
-from lm.training.masters import Masters
-from lm.training.nonfinite import NonFiniteError, first_bad, random_state, set_random_state
-from lm.training.optim import build_optimizer, lr_scale, set_lr
-from lm.training.probe import check_probe, probe
+from lm.training.bptt import (
+    Unroll,
+    checkpoint_activations,
+    compile_layers,
+    on_device,
+    scored_tokens,
+)
+from lm.training.dist import Pair, Sums, World
+from lm.training.engine import (
+    build_engine,
+    clip_gradients,
+    full_optimizer_state,
+    full_weights,
+    set_full_optimizer_state,
+    set_master,
+)
+from lm.training.gradients import (
+    NonFiniteError,
+    compression_norms,
+    first_bad,
+    random_state,
+    set_random_state,
+)
+from lm.training.optim import Masters, build_optimizer, lr_scale, set_lr
+from lm.training.resume import (
+    Snapshot,
+    check_probe,
+    optimizer_tensors,
+    probe,
+    rank_tensors,
+    restore_rank,
+)
 from lm.training.sparsity import EngineStore, Sparsity
-from lm.training.sums import Pair, Sums
-from lm.training.unroll import Unroll, checkpoint_activations, on_device, scored_tokens
+from lm.training.stopping import Length
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -77,7 +100,7 @@ class Trainer:
         self.length = Length(training, self.restored)
         routes: Mapping[str, Route] = {}
         if folder is not None and (state := self.restored):
-            checkpoint.load_weights(self.model, folder / checkpoint.WEIGHTS)
+            checkpoints.load_weights(self.model, folder / checkpoints.WEIGHTS)
             self.sparsity.restore(folder, state.step, state.sparse)
             routes = state.sparse.routes if state.sparse else {}
         self.sparsity.choose_routes(config, world, routes)
@@ -138,7 +161,7 @@ class Trainer:
         weights = [parameter.detach().clone() for parameter in self.model.parameters()]
         engine = build_engine(self.module, self.optimizer, self.config, lanes)
         for parameter, weight in zip(self.model.parameters(), weights, strict=True):
-            whole.set_master(parameter, weight)
+            set_master(parameter, weight)
         return engine
 
     def train_step(self, steps: int, watch: bool = False) -> dict[str, float]:
@@ -271,22 +294,22 @@ class Trainer:
             previous: the newest complete checkpoint of this run, for what it shares with this one.
         """
         rank, size = self.world.rank, self.world.size
-        files = {f"rank-{rank}.safetensors": checkpoint.rank_tensors(self.memory, self.world)}
+        files = {f"rank-{rank}.safetensors": rank_tensors(self.memory, self.world)}
         share = [name for name, _ in self.model.named_parameters()][rank::size]
         weights = {
             name: tensor.to("cpu", copy=True)
-            for name, tensor in whole.weights(self.engine, self.stored)
+            for name, tensor in full_weights(self.engine, self.stored)
             if self.world.first
         }
         files[f"optimizer-{rank}.safetensors"] = {
             key: tensor.to("cpu", copy=True)
-            for key, tensor in whole.optimizer_state(
+            for key, tensor in full_optimizer_state(
                 self.engine, dict(self.stored.named_parameters()), self.optimizer
             )
             if key.rpartition("/")[0] in share
         }
         if self.world.first:
-            files[checkpoint.WEIGHTS] = weights
+            files[checkpoints.WEIGHTS] = weights
         links = self.sparsity.save(self.step, files, previous) if self.world.first else {}
         vocabulary, loss = (
             self.shards.vocabulary,
@@ -306,7 +329,7 @@ class Trainer:
         return Snapshot(self.step, files, links, state)
 
     def _matching_state(self, folder: Path) -> CheckpointState:
-        state = checkpoint.read_state(folder)
+        state = checkpoints.read_state(folder)
         if state.shards != self.shards.hash:
             raise ValueError(
                 f"{folder} was trained on other shards than {self.shards.path}; prepare the same "
@@ -323,10 +346,10 @@ class Trainer:
         """Take over all that a checkpoint holds beside the weights, which the model has already."""
         training = self.config.training
         parameters = dict(self.stored.named_parameters())
-        tensors = checkpoint.optimizer_tensors(folder, state, parameters)
-        whole.set_optimizer(self.engine, self.stored, self.optimizer, tensors)
+        tensors = optimizer_tensors(folder, state, parameters)
+        set_full_optimizer_state(self.engine, self.stored, self.optimizer, tensors)
         self.step, self.skipped = state.step, state.skipped
-        self.memory = checkpoint.restore_rank(folder, state, self.memory, self.world, training.seed)
+        self.memory = restore_rank(folder, state, self.memory, self.world, training.seed)
         lanes, first = self.memory.lanes, self.world.rank * self.memory.lanes
         self.lanes.load_state(
             {

@@ -17,19 +17,19 @@ from data.common.integrity import write_sealed
 from data.common.say import warn
 from data.common.schema import as_record
 from data.common.tensors import save_tensors
-from lm.training.checkpoint import (
+from lm.runs.checkpoints import (
     LATEST,
     STATE,
     CheckpointState,
-    Snapshot,
     lacking,
     listed,
     name_of,
     read_state,
     step_of,
 )
-from lm.training.config import TrainingConfig
+from lm.runs.run_config import TrainingConfig
 from lm.training.dist import World
+from lm.training.resume import Snapshot
 
 
 class Writer:

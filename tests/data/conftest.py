@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.shards import DOCUMENT_DTYPE, Split
-from data.vocab import ByteVocabulary
+from data.tokenizers.registry import ByteVocabulary
 
 
 @pytest.fixture(scope="session")

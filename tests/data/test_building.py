@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from data import prepare as program
-from data import source_files
+from data import sources
 from data.common import files
 from data.common.files import write_json
 from data.prepare import DataConfig, prepare
@@ -128,7 +128,7 @@ def test_a_source_that_changes_during_a_build_is_refused(
     texts = dict.fromkeys([*names, *names.values()], b"some text of a split\n" * 9)
     source = write(texts)
     path = source / "train" / "1.txt"
-    whole = source_files.hash_files
+    whole = sources.hash_files
 
     def changing(*arguments: Any) -> Any:
         # After all was read, and before it is hashed.
@@ -146,7 +146,7 @@ def test_a_source_that_changes_during_a_build_is_refused(
             path.unlink()
         return found
 
-    monkeypatch.setattr(source_files, "hash_files", changing)
+    monkeypatch.setattr(sources, "hash_files", changing)
     config = DataConfig(corpus, tmp_path / "s", str(source), vocabulary="bytes")
     with pytest.raises(ValueError, match="has changed while it was read: call again"):
         prepare(config, workers=1)

@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import documents
-from data.cutting import cut_text
 from data.documents import SPLITS, Block, Document, Part, Source
-from data.held_out import with_all_splits
 from data.options import VocabularyKind
 from data.prepare import DataConfig, prepare
 from data.shards import Shards
+from data.splits import cut_text, with_all_splits
 
 Write = Callable[[dict[str, bytes]], Path]
 RUSSIAN = "Все счастливые семьи похожи друг на друга."  # noqa: RUF001

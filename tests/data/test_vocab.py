@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.common import integrity
-from data.vocab import (
+from data.tokenizers.registry import (
     ByteVocabulary,
     MuLawVocabulary,
     SubwordVocabulary,
@@ -24,8 +24,8 @@ from data.vocab import (
     WordVocabulary,
     load_vocabulary,
 )
-from data.vocabularies.subwords import Method
-from data.vocabularies.words import split_words
+from data.tokenizers.subwords import Method
+from data.tokenizers.words import split_words
 from tests.damage import flip, rewrite
 
 TEXT = [

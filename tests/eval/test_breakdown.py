@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from data.shards import Shards
-from data.vocab import ByteVocabulary
+from data.tokenizers.registry import ByteVocabulary
 from eval import breakdown
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.breakdown import BreakdownConfig, by_position
-from eval.records import Breakdown, read_result
-from lm.model import CompressiveTransformer, ModelConfig
+from eval.results import Breakdown, read_result
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Scorer, ScoringConfig, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of

@@ -12,11 +12,11 @@ import torch
 pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 
 from data.shards import Shards
-from data.vocab import ByteVocabulary
+from data.tokenizers.registry import ByteVocabulary
 from eval import compress
-from eval.packing import SIZE, pack, unpack
+from eval.compress import SIZE, pack, unpack
+from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelPredictor
-from lm.loading import LoadedRun, load_run
 from lm.scoring import ScoringConfig, score
 from tests.texts import split_of, vocabularies
 

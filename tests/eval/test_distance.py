@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from data import recall
 from data.options import DataConfig
 from data.prepare import prepare
-from data.vocab import ByteVocabulary
-from eval import distance, recall
+from data.recall import TASKS, RecallConfig
+from data.tokenizers.registry import ByteVocabulary
+from eval import distance
 from eval.distance import RecallScorer, buckets, read_answers
-from eval.recall import TASKS, RecallConfig
 from eval.score import ScoreConfig
-from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import ScoringConfig, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of

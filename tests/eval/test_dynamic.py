@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.vocab import ByteVocabulary
+from data.tokenizers.registry import ByteVocabulary
 from eval import dynamic
 from eval.dynamic import DynamicConfig, DynamicScorer
-from eval.records import Dynamic, read_result
-from lm.model import CompressiveTransformer, ModelConfig
+from eval.results import Dynamic, read_result
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import ScoringConfig, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of

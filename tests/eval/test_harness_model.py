@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from data.vocab import ByteVocabulary
+from data.tokenizers.registry import ByteVocabulary
 from eval.harness_model import LongRangeLM
 from lm.scoring import ScoringConfig, score
 from tests.texts import TEXT, split_of

@@ -13,17 +13,17 @@ import pytest
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards
-from data.vocab import MuLawVocabulary, WordVocabulary
-from data.vocabularies.words import split_words
+from data.tokenizers.registry import MuLawVocabulary, WordVocabulary
+from data.tokenizers.words import split_words
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
 from eval.protocol import compressors
-from eval.records import Breakdown, Dynamic, read_result
+from eval.results import Breakdown, Dynamic, read_result
 from eval.score import ProgramConfig
 from eval.units import all_units, sizes
+from lm.runs.run_config import RunConfig
 from lm.scoring import Score
-from lm.training.config import RunConfig
 from tests.runs import WORDS, finished
 from tests.texts import split_of
 

@@ -12,12 +12,13 @@ import pytest
 from matplotlib import pyplot as plt
 
 from data.split_files import DocumentDetails
-from data.vocab import ByteVocabulary
-from eval import figures, sparse_figures
+from data.tokenizers.registry import ByteVocabulary
+from eval import figures
 from eval.breakdown import COLUMNS, write_documents
-from eval.labels import drawn, marked, plain, short
 from eval.pages import Section, html, markdown, with_files
+from eval.units import drawn, marked, plain, short
 from tests.texts import split_of
+from tools import plot
 
 NAMES = [
     "caf\udce9.txt",
@@ -99,10 +100,10 @@ FIGURES = {
     "distance": lambda name: figures.distance(
         {name: {"distance": {"reach": {"memory": 8}, "buckets": [{"from": 8, "accuracy": 1.0}]}}}
     ),
-    "pruning": lambda name: sparse_figures.pruning(
+    "pruning": lambda name: plot.pruning(
         {name: {"pruning": [{"zero": 0.5, "value": 2.0}], "alpha": 1.0, "unit": name}}
     ),
-    "experiment": lambda name: sparse_figures.experiment(
+    "experiment": lambda name: plot.experiment(
         [{"variant": name, "bits_per_byte": 2.0, "deviation": None}]
     ),
 }

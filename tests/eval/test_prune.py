@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from eval import prune, score
 from eval.prune import PruneConfig
 from eval.score import ProgramConfig
-from tools import checkpoint, plot
+from tools import compact, plot
 
 
 def test_scores_against_sparsity(
@@ -83,6 +83,6 @@ def test_weights_are_written_as_one_file(sparse_run: Path, tmp_path: Path) -> No
     sizes = {}
     for form in ("dense", "sparse"):
         file = tmp_path / f"{form}.safetensors"
-        checkpoint.main(sparse_run, file, form)
+        compact.main(sparse_run, file, form)
         sizes[form] = sum(tensor.numel() for tensor in load_file(file).values())
     assert sizes["sparse"] < 0.9 * sizes["dense"]

@@ -14,9 +14,8 @@ from eval import breakdown, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
 from eval.logs import step_of, trained, training_log
-from eval.records import Breakdown, Compressed, Distance, Dynamic, Score, read_result
-from eval.score import ProgramConfig
-from eval.sweep import SweepConfig
+from eval.results import Breakdown, Compressed, Distance, Dynamic, Score, read_result
+from eval.score import ProgramConfig, SweepConfig
 from tools import evaluate, plot
 
 NAMES = {

@@ -12,10 +12,9 @@ from eval import breakdown, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
 from eval.pages import Section, html, markdown
-from eval.records import Breakdown, read_result
-from eval.score import ProgramConfig
-from eval.sweep import SweepConfig
-from lm.loading import Lengths
+from eval.results import Breakdown, read_result
+from eval.score import ProgramConfig, SweepConfig
+from lm.inference.loading import Lengths
 
 
 def test_a_sweep_chooses_on_validation_and_reports_on_test(

@@ -12,20 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.batches import Batch
+from data import recall
 from data.common.tensors import save_tensors
-from eval import breakdown, dynamic, prune, recall, score
+from data.orders import Batch
+from data.recall import RecallConfig
+from eval import breakdown, dynamic, prune, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
 from eval.keeping import Keeper
 from eval.prune import PruneConfig
-from eval.recall import RecallConfig
-from eval.score import ProgramConfig
-from eval.sweep import SweepConfig
-from lm import loading
-from lm.loading import load_run
+from eval.score import ProgramConfig, SweepConfig
+from lm.inference import loading
+from lm.inference.loading import load_run
 from lm.scoring import Scorer
-from tools import checkpoint, sets
+from tools import compact, sets
 
 Program = Callable[[Path, Path], None]
 PROGRAMS: dict[str, Program] = {
@@ -35,7 +35,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "dynamic": lambda run, to: dynamic.main(run, DynamicConfig(lanes=2, limit=1), json=to),
     "prune": lambda run, to: prune.main(run, PruneConfig(lanes=2, sparsities=(0.5,)), json=to),
-    "checkpoint": lambda run, to: checkpoint.main(run, to),
+    "checkpoint": lambda run, to: compact.main(run, to),
     "sets": lambda run, to: sets.main([run], json=to),
 }
 

@@ -16,7 +16,7 @@ from data.lanes import Batch
 from data.shards import Shards
 from eval import report, score
 from eval.protocol import require_comparable
-from eval.records import read_result
+from eval.results import read_result
 from eval.score import ProgramConfig
 from lm.scoring import Scorer
 from tests.damage import flip, rewrite

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from data.vocab import ByteVocabulary
+from data.tokenizers.registry import ByteVocabulary
 from eval.units import Sizes, all_units, characters, convert, interval, sizes
 from lm.inference.predictor import ModelPredictor
-from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Score, ScoringConfig, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of, vocabularies

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.vocab import ByteVocabulary
-from data.vocabularies.words import LINE_END
-from eval import words
-from eval.words import by_frequency, split_words, training_counts, word_costs
+from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.words import LINE_END
+from eval import per_word
+from eval.per_word import by_frequency, split_words, training_counts, word_costs
 from tests.texts import TEXT, split_of, vocabularies
 
 VOCABULARIES = {name: v for name, v in vocabularies().items() if name != "mulaw"}
@@ -50,7 +50,7 @@ def test_equals_a_loop_however_the_bytes_are_grouped(text, line_ends, data) -> N
         sizes.append(data.draw(st.integers(1, left)))
         left -= sizes[-1]
     nats = [float(i + 1) for i in range(len(sizes))]
-    found = words.word_of_each_token(
+    found = per_word.word_of_each_token(
         np.frombuffer(content, dtype=np.uint8), np.array(sizes, dtype=np.int64), line_ends
     )
     expected = naive(content, sizes, nats, line_ends)
@@ -77,7 +77,7 @@ def test_costs_add_up_for_every_vocabulary(kind: str, line_ends: bool) -> None:
 
 
 def test_frequencies_are_those_of_the_training_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(per_word, "BLOCK_TOKENS", 7)
     train = split_of(ByteVocabulary(), [b"a a a bb bb\nccc ", b"a\n"])
     assert training_counts(train, False) == {b"a": 4, b"bb": 2, b"ccc": 1}
     counts = training_counts(train, True)

@@ -18,11 +18,11 @@ from data.shards import Shards
 from data.stated import require_stated
 from lm import continual
 from lm.continual import PackingConfig, data_of, load_packed
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
 from lm.scoring import ScoringConfig, score
-from lm.sparse.config import PowerConfig
-from lm.sparse.packing import Capacity, Packed, compressed, expanded, fewest, largest_masks
-from lm.training import checkpoint
-from lm.training.config import RunConfig
+from lm.sparse.packnet import Capacity, Packed, compressed, expanded, fewest, largest_masks
+from lm.sparse.sparse_config import PowerConfig
 from tests.damage import flips, rewrite
 from tests.lm.sparse.test_config import tiny
 from tests.predictors import predictor
@@ -103,7 +103,7 @@ def test_a_later_corpus_does_not_touch_an_earlier_one(
     assert 0 < scores[1]["claimed"] < scores[1]["density"] and scores[1]["claimed_together"] <= 1
     packed = [Packed.of_tensors(load_file(f / "packed.safetensors")) for f in (first, second)]
     name = "blocks.0.feedforward.inner"
-    newest = checkpoint.newest(second)
+    newest = checkpoints.newest(second)
     assert newest is not None
     trained = load_file(newest / "model.safetensors")[f"{name}.weight"]
     claimed = packed[0].masks[name]

@@ -18,17 +18,17 @@ from transformers import AutoTokenizer
 from data.common.command import dump_config
 from data.common.files import hash_file
 from data.shards import Shards
-from data.vocab import MuLawVocabulary, SubwordVocabulary, Vocabulary, WordVocabulary
-from data.vocabularies.words import split_words
+from data.tokenizers.registry import MuLawVocabulary, SubwordVocabulary, Vocabulary, WordVocabulary
+from data.tokenizers.words import split_words
 from lm import export, import_folder
 from lm.export import tokenizer_of
 from lm.hub.code import code_files
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.tokenization import VocabularyTokenizer
-from lm.loading import load_run
-from lm.sparse.config import PowerConfig, SparseConfig
+from lm.inference.loading import load_run
+from lm.runs.run_config import RunConfig
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.training import dist
-from lm.training.config import RunConfig
 from lm.training.loop import Loop
 from lm.training.trainer import Trainer
 

@@ -19,14 +19,14 @@ from safetensors.torch import load
 
 from data.common import command
 from data.common.command import dump_config, load_config
-from data.vocab import MuLawVocabulary, SubwordVocabulary, WordVocabulary
-from data.vocabularies.words import LINE_END
+from data.tokenizers.registry import MuLawVocabulary, SubwordVocabulary, WordVocabulary
+from data.tokenizers.words import LINE_END
 from lm import generate
 from lm.generate import GenerateConfig, tell_unknown
-from lm.loading import Lengths, load_run
-from lm.sampling import Sampler
-from lm.session import Session, encode
-from lm.training.config import RunConfig
+from lm.inference.loading import Lengths, load_run
+from lm.inference.sampling import Sampler
+from lm.inference.session import Session, encode
+from lm.runs.run_config import RunConfig
 from tests.streams import refusing
 
 Capture = pytest.CaptureFixture[str]

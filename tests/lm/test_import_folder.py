@@ -20,9 +20,8 @@ from data.common.integrity import SUMS
 from lm import export, import_folder
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
-from lm.loading import load_run
-from lm.model import ModelConfig
-from lm.model.config import JOINED
+from lm.inference.loading import load_run
+from lm.model.model_config import JOINED, ModelConfig
 from tests.damage import flips
 
 

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from data.shards import Shards
-from lm.loading import load_run
-from lm.memory_file import load_memory, save_memory
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+from lm.inference.loading import load_run
+from lm.inference.memory_file import load_memory, save_memory
+from lm.inference.sampling import SamplingConfig
+from lm.inference.session import Session, Writing, encode
 from lm.model.incremental import Reader
-from lm.model.memory import LayerMemory
+from lm.model.memory import LayerMemory, MemoryState
+from lm.model.model_config import ModelConfig
 from lm.model.pinned import PINNED, PinnedMemory
-from lm.sampling import SamplingConfig
-from lm.session import Session, Writing, encode
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import RunConfig
 from lm.training import dist
-from lm.training.config import RunConfig
 from lm.training.trainer import Trainer
 from tests.lm.model.cases import TINY, build, run, stream
 from tests.runs import finished, saved

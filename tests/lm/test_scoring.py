@@ -10,10 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from data.shards import Shards
-from data.vocab import ByteVocabulary
-from data.vocabularies.words import WordVocabulary
-from lm.model import CompressiveTransformer, ModelConfig
+from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.words import WordVocabulary
 from lm.model.incremental import Reader
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Scorer, ScoringConfig, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of

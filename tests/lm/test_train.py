@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lm.training.checkpoint import read_state
-from lm.training.config import RunConfig
-from lm.training.optim import OptimConfig
+from lm.runs.checkpoints import read_state
+from lm.runs.run_config import OptimConfig, RunConfig
 from lm.training.stopping import STOPPED
 from tests.processes import (
     assert_close_records,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.common.integrity import read_sealed
-from lm.model import ModelConfig
+from lm.model.model_config import ModelConfig
 from tools import bench
 from tools.benchmarks import growth, integrity, keys
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm.model import ModelConfig
+from lm.model.model_config import ModelConfig
 from tools.benchmarks import generate
 
 TINY = ModelConfig(

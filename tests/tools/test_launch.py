@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lm.training.config import RunConfig
+from lm.runs.run_config import RunConfig
 from lm.training.stopping import STOPPED
 from tests.networks import two_nodes
 from tests.processes import assert_same_end, ends, start, train, write_config

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lm.training import checkpoint
-from lm.training.config import RunConfig
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
 from lm.training.stopping import LAUNCHERS, STOPPED, program_of
 from tests.processes import wait_for, write_config
 from tests.tools.test_launch import launch
@@ -95,7 +95,7 @@ def test_what_ends_the_launcher_saves_and_leaves_nobody_behind(
         time.sleep(0.2)
     said = (tmp_path / "log").read_text()
     assert len(re.findall(r"stopped by .* at step \d+, saved; the same command", said)) == 1, said
-    assert "Traceback" not in said and checkpoint.newest(run) is not None
+    assert "Traceback" not in said and checkpoints.newest(run) is not None
 
 
 @pytest.mark.slow

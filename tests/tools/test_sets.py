@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from data.shards import Shards
-from lm.loading import load_run
-from lm.sparse.config import SparseConfig
-from lm.training.config import RunConfig
+from lm.inference.loading import load_run
+from lm.runs.run_config import RunConfig
+from lm.sparse.sparse_config import SparseConfig
 from tests.runs import finished, with_training
 from tools import sets
 

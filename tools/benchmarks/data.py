@@ -25,8 +25,8 @@ from data.corpora.pg19 import open_pg19
 from data.encode import whole_lines
 from data.lanes import LaneReader
 from data.shards import Split, open_shards
-from data.vocab import ByteVocabulary, Vocabulary, WordVocabulary
-from data.vocabularies.words import split_words
+from data.tokenizers.registry import ByteVocabulary, Vocabulary, WordVocabulary
+from data.tokenizers.words import split_words
 from lm.feeding import ReadAhead
 from tools.timing import machine, report, take_turns
 

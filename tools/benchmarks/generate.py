@@ -19,8 +19,8 @@ from data.common.schema import Size
 from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
-from lm.model import ModelConfig
 from lm.model.incremental import Reader
+from lm.model.model_config import ModelConfig
 from tools.timing import machine, pick_device, report, take_turns
 
 mpl.use("Agg")

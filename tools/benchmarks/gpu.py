@@ -23,16 +23,17 @@ from data.common.say import say
 from data.common.schema import Positive
 from data.options import DataConfig
 from data.shards import Shards
-from lm.model import CompressiveTransformer, ModelConfig
-from lm.model.attention import MemoryAttention
+from lm.model.attention.base import MemoryAttention
+from lm.model.attention.relative import FUSED_WIDTH, RelativeAttention
+from lm.model.attention.rotary import RotaryAttention
 from lm.model.flops import training_flops
 from lm.model.incremental import Reader
-from lm.model.relative import FUSED_WIDTH, RelativeAttention
-from lm.model.rotary import RotaryAttention
-from lm.sparse.config import SparseConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import RunConfig
+from lm.sparse.sparse_config import SparseConfig
 from lm.training import dist
-from lm.training.config import RunConfig
-from lm.training.throughput import matmul_rate
+from lm.training.meter import matmul_rate
 from lm.training.trainer import Trainer
 from tools.material import random_shards
 from tools.sections import Sections

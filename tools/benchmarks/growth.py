@@ -14,7 +14,8 @@ from torch import Tensor
 from data.common.outputs import check_output
 from data.common.schema import Count, Size
 from eval.figures import check_kind, save
-from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from tools.benchmarks.step import BYTES, SMALL, own_step
 from tools.timing import core_clock, machine, pick_device, report, take_turns
 

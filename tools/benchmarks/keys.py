@@ -8,8 +8,9 @@ import torch
 
 from data.common.outputs import check_output
 from data.common.schema import Size
-from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import scoring_flops
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from tools.benchmarks.step import BYTES, SMALL
 from tools.timing import core_clock, machine, pick_device, report, take_turns
 

@@ -22,10 +22,10 @@ from data.lanes import LaneReader
 from data.options import DataConfig
 from data.shards import Shards
 from lm.feeding import tensors
-from lm.model import CompressiveTransformer
+from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import segment_loss
+from lm.runs.run_config import RunConfig
 from lm.training import dist
-from lm.training.config import RunConfig
 from lm.training.loop import Loop
 from lm.training.optim import build_optimizer
 from lm.training.trainer import Trainer

@@ -18,12 +18,12 @@ from data.common.files import write_json
 from data.common.schema import Size
 from data.lanes import LaneReader
 from data.shards import Shards, open_shards
-from data.vocab import Vocabulary
+from data.tokenizers.registry import Vocabulary
 from lm.feeding import tensors
 from lm.inference.predictor import Predictor
-from lm.model import ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.runs.run_config import RunConfig
 from lm.scoring import Scorer, ScoringConfig
-from lm.training.config import RunConfig
 from lm.training.optim import build_optimizer, lr_scale, set_lr
 from tools import others
 from tools.experiments import RESULT, Experiment

@@ -15,9 +15,11 @@ import torch
 from data.common.outputs import check_output
 from data.common.schema import Positive, Size
 from data.shards import DOCUMENT_DTYPE, Split, split_files
-from data.vocab import ByteVocabulary
+from data.tokenizers.registry import ByteVocabulary
 from lm.inference.predictor import ModelPredictor, ModelState
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+from lm.model.memory import MemoryState
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Scorer, ScoringConfig
 from tools.benchmarks.step import SMALL
 from tools.timing import core_clock, machine, pick_device, report, take_turns

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 
 from data.common.outputs import check_output
 from data.common.schema import Size
-from lm.model import CompressiveTransformer, ModelConfig
-from lm.model.linear import Linear
+from lm.model.components import Linear
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import segment_loss
-from lm.sparse.config import Granularity, PowerConfig, SparseConfig
 from lm.sparse.layout import Layout
-from lm.sparse.linear import SparseLinear
 from lm.sparse.routes import measured, take
+from lm.sparse.sparse_config import Granularity, PowerConfig, SparseConfig
+from lm.sparse.sparse_linear import SparseLinear
 from lm.sparse.topkast import TopKast, kind_of, sparsify
 from tools.timing import core_clock, machine, report, take_turns
 
@@ -109,7 +110,7 @@ class MaskedLinear(nn.Module):
         return F.linear(x, self.matrix(), self.bias)
 
     def rows(self, x: Tensor, first: int, constant: bool = False) -> Tensor:
-        """See lm.model.linear.LinearMap."""
+        """See lm.model.components.LinearMap."""
         weight = self.matrix()[first:]
         return F.linear(x, weight.detach() if constant else weight)
 

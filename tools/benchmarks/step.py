@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from data.common.outputs import check_output
 from data.common.schema import Size
-from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import training_flops
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import segment_loss
 from tools import others
 from tools.timing import core_clock, machine, pick_device, report, take_turns

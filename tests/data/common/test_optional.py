@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from data.common.optional import extra
+from data.common.requirements import extra
 
 
 def test_a_package_that_is_missing_or_broken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

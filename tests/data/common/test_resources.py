@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.common import resources
-from data.common.resources import in_bytes, machine_memory, require_memory
+from data.common import requirements
+from data.common.requirements import in_bytes, machine_memory, require_memory
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
@@ -28,7 +28,7 @@ def test_a_container_has_less_than_its_machine(
     (tmp_path / "limit").write_text("12345\n")
     (tmp_path / "none").write_text("max\n")
     limits = tuple(str(tmp_path / name) for name in ("none", "lacks", "limit"))
-    monkeypatch.setattr(resources, "LIMITS", limits)
+    monkeypatch.setattr(requirements, "LIMITS", limits)
     assert machine_memory() == 12345
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
-from lm.model import ModelConfig
+from lm.model.model_config import ModelConfig
 from tests.lm.model.cases import TINY, VOCABULARY, build
 
 

@@ -16,8 +16,8 @@ from lm.hub import modeling
 from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.padding import compacted, mean_loss
-from lm.model import ModelConfig
 from lm.model.incremental import Reader
+from lm.model.model_config import ModelConfig
 from tests.lm.hub.conftest import hub_model
 from tests.lm.model.cases import SHAPES, TINY, VOCABULARY, run, stream
 

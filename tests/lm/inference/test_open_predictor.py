@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.vocabularies.fixed import ByteVocabulary
+from data.tokenizers.fixed import ByteVocabulary
 from eval.compress import compress, restore
 from lm.inference.predictor import Predictor
-from lm.sampling import SamplingConfig
+from lm.inference.sampling import SamplingConfig
+from lm.inference.session import Session, Writing
 from lm.scoring import Scorer, ScoringConfig, score
-from lm.session import Session, Writing
 from tests.texts import split_of
 
 TEXT = b"the long book of memory and time was read by one who wrote it down " * 20

@@ -5,7 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+from lm.model.memory import MemoryState
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 
 VOCABULARY = 11
 TINY = ModelConfig(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm.model import ModelConfig
 from lm.model.compression import LONGEST_TIME
+from lm.model.model_config import ModelConfig
 
 Slots = list[Tensor]
 

@@ -12,7 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig
+from lm.model.memory import MemoryState
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from tests.lm.model.naive_compression import NAIVE, Leaving, Slots
 from tests.lm.model.naive_scores import Pair, relative_score, rotary_score
 

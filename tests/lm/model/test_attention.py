@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lm.model import ModelConfig, blocked_attention
-from lm.model.attention import Reading, dropped_weights
-from lm.model.relative import RelativeAttention
+from lm.model.attention import blocked
+from lm.model.attention.base import Reading, dropped_weights
+from lm.model.attention.relative import RelativeAttention
+from lm.model.model_config import ModelConfig
 from tests.lm.model.cases import TINY, build
 
 
@@ -21,9 +22,9 @@ def test_blocks_of_lanes_and_queries_read_what_the_shift_reads(
     chunk has fewer lanes than the others.
     """
     config = replace(TINY, attention_dropout=0.4, segment=segment, memory=7, compressed=compressed)
-    monkeypatch.setattr(blocked_attention, "FAR_QUERIES", far_queries)
+    monkeypatch.setattr(blocked, "FAR_QUERIES", far_queries)
     scores_of_a_lane = config.heads * segment * (config.slots + segment)
-    monkeypatch.setattr(blocked_attention, "CHUNK_ELEMENTS", 2 * scores_of_a_lane)
+    monkeypatch.setattr(blocked, "CHUNK_ELEMENTS", 2 * scores_of_a_lane)
     attention = build(config).layers[0].attention
     torch.manual_seed(1)
     inputs = torch.randn(3, segment, 8, dtype=torch.float64, requires_grad=True)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer, MemoryState
+from lm.model.memory import MemoryState
+from lm.model.transformer import CompressiveTransformer
 from tests.lm.model.cases import SHAPES, VOCABULARY, build, stream
 
 QUICK = (

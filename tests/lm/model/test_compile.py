@@ -25,7 +25,9 @@ def test_a_layer_is_one_graph(name, monkeypatch):
         # The first break is an error.
         block.compile(backend="eager", fullgraph=True, dynamic=False)
     if name.startswith("few sinusoids"):
-        monkeypatch.setattr("lm.model.relative.RelativeAttention.route", lambda _: "widened")
+        monkeypatch.setattr(
+            "lm.model.attention.relative.RelativeAttention.route", lambda _: "widened"
+        )
     logits, _ = run(model, tokens)
     torch.testing.assert_close(logits, expected)
     kinds = 1 if config.memory_layers is None else 2

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from lm.model import CompressiveTransformer, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layers": 0}, "model.layers must be at least 1"),

@@ -9,8 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.flops import scoring_flops, training_flops
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from tests.lm.model.cases import SHAPES, TINY, VOCABULARY
 
 LANES = 3
@@ -62,7 +63,7 @@ def shares(config: ModelConfig, targets) -> list[float] | None:
 @pytest.fixture(autouse=True)
 def _plain_products(monkeypatch):
     """The route whose products torch's counter sees."""
-    monkeypatch.setattr("lm.model.relative.RelativeAttention.route", lambda _: "shift")
+    monkeypatch.setattr("lm.model.attention.relative.RelativeAttention.route", lambda _: "shift")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lm.model.config import GateName
 from lm.model.gates import GATES
+from lm.model.model_config import GateName
 
 CARRIED = {"output": 0.27, "highway": 0.27, "sigmoid_tanh": 0.27, "gru": 0.12}
 """How much a gate opens when its matrices contribute nothing: sigmoid(-1), or sigmoid(-2)."""

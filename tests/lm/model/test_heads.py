@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from tests.lm.model.cases import TINY, VOCABULARY, build, run, stream
 
 ADAPTIVE = replace(TINY, cutoffs=(3, 7), cluster_divisor=2)

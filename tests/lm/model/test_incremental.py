@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.model import CompressiveTransformer, MemoryState, ModelConfig
 from lm.model.incremental import Reader
+from lm.model.memory import MemoryState
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 
 LANES = {name: SHAPES[name] for name in ("memory longer", "rotary", "most_used, memory longer")}

@@ -18,8 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from lm.model import CompressiveTransformer, ModelConfig
 from lm.model.incremental import Reader
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 37,
@@ -148,7 +149,7 @@ class ExactRotary(nn.Module):
 
 def make_exact(theirs: PreTrainedModel, ours: CompressiveTransformer) -> None:
     """Have their model compute in float64 where it always goes through float32."""
-    from lm.model.rotary import frequencies
+    from lm.model.attention.rotary import frequencies
 
     def exact_norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
         epsilon = module.variance_epsilon

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.model import MemoryState
-from lm.model.relative import RelativeAttention
+from lm.model.attention.relative import RelativeAttention
+from lm.model.memory import MemoryState
 from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 from tests.lm.model.oracle import LaneMemory, Oracle, empty_lane, live_slots
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lm.model.linear import Linear
-from lm.sparse.config import PowerConfig, SparseConfig
-from lm.sparse.optimizer import PowerAdamW, power_group
+from lm.model.components import Linear
+from lm.sparse.powerprop import PowerAdamW, power_group
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import TopKast, sparsify
 
 

@@ -7,7 +7,7 @@ sort. Slow, and nothing like the product in structure; that is compared with it.
 import torch
 from torch import Tensor
 
-from lm.sparse.config import PowerConfig, SparseConfig
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
 
 
 def unit_of(row: int, column: int, columns: int, block: int) -> int:

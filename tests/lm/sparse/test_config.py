@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from lm.model import CompressiveTransformer, ModelConfig
-from lm.sparse.config import PowerConfig, SparseConfig
-from lm.sparse.linear import SparseLinear
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
+from lm.sparse.sparse_linear import SparseLinear
 from lm.sparse.topkast import sparsify
 
 

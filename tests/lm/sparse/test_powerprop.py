@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lm.sparse.config import PowerConfig, SparseConfig
 from lm.sparse.powerprop import PowerLinear, effective, power, root
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from tests.lm.sparse.cases import holder, optimizer_of
 from tests.lm.sparse.oracle import MaskedMatrix
 

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from data.common.tensors import TensorFile, save_tensors
-from lm.loading import load_run, load_trained
-from lm.sparse.compact import read_dense, write_compact
-from lm.sparse.prune import dense_matrices, largest, prune
+from lm.inference.loading import load_run, load_trained
+from lm.sparse.pruning import dense_matrices, largest, prune
 from tests.damage import flips
 from tests.lm.sparse.test_config import tiny
+from tools.compact import read_dense, write_compact
 
 
 def test_the_largest_weights_stay() -> None:

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lm.sparse import routes
-from lm.sparse.config import PowerConfig, SparseConfig
-from lm.sparse.linear import SparseLinear
 from lm.sparse.patterns import feature_major
 from lm.sparse.routes import PATTERNS, Route, candidates, measured, take
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
+from lm.sparse.sparse_linear import SparseLinear
 from tests.lm.sparse.cases import PlainStore, holder, optimizer_of
 
 KINDS = ("feedforward",)

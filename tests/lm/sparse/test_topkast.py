@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm.sparse.config import PowerConfig, SparseConfig
-from lm.sparse.linear import SparseLinear
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
+from lm.sparse.sparse_linear import SparseLinear
 from lm.sparse.topkast import TopKast
 from tests.lm.sparse.cases import Holder, PlainStore, holder, optimizer_of
 from tests.lm.sparse.oracle import MaskedMatrix

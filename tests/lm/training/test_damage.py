@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from data.common import integrity
 from data.common.command import dump_config, load_config
 from data.shards import Shards
-from lm.loading import load_run
-from lm.training import checkpoint, dist
-from lm.training.config import RunConfig, read_config, write_config
+from lm.inference.loading import load_run
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig, read_config, write_config
+from lm.training import dist
 from lm.training.trainer import Trainer
 from tests.damage import flip, flips
 
@@ -30,7 +31,7 @@ def copied(trained_run: Path, sparse_run: Path, tmp_path: Path) -> Callable[[str
 
     def copy(name: str) -> Path:
         run = shutil.copytree(sparse_run if name in SPARSE_FILES else trained_run, tmp_path / "run")
-        folder = checkpoint.newest(run)
+        folder = checkpoints.newest(run)
         assert folder is not None
         # Hard links, by which checkpoints share files, are copied as files of their own.
         return folder / name
@@ -182,17 +183,17 @@ WRONG: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("key", WRONG)
 def test_every_field_of_the_state_is_checked(trained_run: Path, key: str, tmp_path: Path) -> None:
-    folder = checkpoint.newest(trained_run)
+    folder = checkpoints.newest(trained_run)
     assert folder is not None
-    state = json.loads((folder / checkpoint.STATE).read_text())
+    state = json.loads((folder / checkpoints.STATE).read_text())
     del state["sha256"]
     values = [{**state, key: value} for value in WRONG[key]]
     if key in ("step", "ranks", "shards"):
         values.append({k: v for k, v in state.items() if k != key})
     for value in values:
-        (tmp_path / checkpoint.STATE).write_text(json.dumps(value))
+        (tmp_path / checkpoints.STATE).write_text(json.dumps(value))
         with pytest.raises(ValueError, match=f"state.json: {key}.*use another checkpoint"):
-            checkpoint.read_state(tmp_path)
+            checkpoints.read_state(tmp_path)
 
 
 def test_a_checkpoint_without_hashes_is_read_and_that_is_said(
@@ -206,9 +207,9 @@ def test_a_checkpoint_without_hashes_is_read_and_that_is_said(
     folder = copied("state.json").parent
     for file in folder.glob("*.safetensors"):
         rewritten(file, lambda _: None)
-    state = json.loads((folder / checkpoint.STATE).read_text())
+    state = json.loads((folder / checkpoints.STATE).read_text())
     del state["sha256"]
-    (folder / checkpoint.STATE).write_text(json.dumps(state | {"sparse": {}}))
+    (folder / checkpoints.STATE).write_text(json.dumps(state | {"sparse": {}}))
     assert trainer_of(folder / "x", shards, world).step == 12
     assert capsys.readouterr().err.count("is read unchecked") == 1
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from data.shards import Shards
+from lm.runs.run_config import RunConfig
 from lm.training import dist
-from lm.training.config import RunConfig
 from lm.training.trainer import Trainer
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from data.common.command import load_config
 from data.common.locks import alone
-from lm.training import checkpoint
-from lm.training.config import RunConfig
-from lm.training.runlog import read_metrics
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
+from lm.runs.runlog import read_metrics
+from lm.training.resume import Snapshot
 from lm.training.trainer import Trainer
 from lm.training.writer import Writer
 from tests.processes import assert_same_end, ends, records, start, train, write_config
@@ -35,7 +36,7 @@ def train_until(step: int, config: RunConfig, run: Path, name: str | None = None
 
     begin = Writer.start
 
-    def written_at_once(writer: Writer, snapshot: checkpoint.Snapshot) -> None:
+    def written_at_once(writer: Writer, snapshot: Snapshot) -> None:
         begin(writer, snapshot)
         writer.wait()
 
@@ -65,7 +66,7 @@ def killed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, killed in its eleventh step, with checkpoints of steps 3, 6 and 9."""
     run = tmp_path_factory.mktemp("killed")
     train_until(10, config, run)
-    assert list(checkpoint.listed(run)) == [3, 6, 9]
+    assert list(checkpoints.listed(run)) == [3, 6, 9]
     return run
 
 
@@ -153,12 +154,12 @@ def another_model(run: Path) -> None:
 
 
 def only_backup(run: Path) -> None:
-    for step, path in checkpoint.listed(run).items():
+    for step, path in checkpoints.listed(run).items():
         path.rename(path.with_name(f"backup-{step}"))
 
 
 def no_checkpoints(run: Path) -> None:
-    for path in checkpoint.listed(run).values():
+    for path in checkpoints.listed(run).values():
         shutil.rmtree(path)
 
 
@@ -281,12 +282,12 @@ def test_a_run_is_set_back_with_all_that_came_later_kept(
     run: Path, config: RunConfig, whole: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Killed and given again, the same command goes on instead of going back once more."""
-    later = {step: tree(path) for step, path in checkpoint.listed(run).items() if step > 3}
+    later = {step: tree(path) for step, path in checkpoints.listed(run).items() if step > 3}
     train_until(8, config, run, "step-00000003")
     place = run / "checkpoints"
     assert "from step 3; later checkpoints (2) are set aside" in capfd.readouterr().err
     for step, files in later.items():
-        assert tree(place / "set-aside-1" / checkpoint.name_of(step)) == files
+        assert tree(place / "set-aside-1" / checkpoints.name_of(step)) == files
     logged = [record["step"] for record in read_metrics(place / "set-aside-1" / "metrics.jsonl")]
     assert logged == [4, 6, 8]
     assert train_here(config, run, "step-00000003") == 0
@@ -341,7 +342,7 @@ def test_rates_and_lengths_change_and_the_change_is_recorded(
         *("training.precision", "training.accumulate", "training.unroll"),
     }
     assert load_config(RunConfig, run / "config.yaml") == wanted
-    assert max(checkpoint.listed(run)) == 14
+    assert max(checkpoints.listed(run)) == 14
     # The same command changes nothing more.
     assert train_here(wanted, run) == 0
     assert len((run / "changes.jsonl").read_text().splitlines()) == 1
@@ -350,13 +351,13 @@ def test_rates_and_lengths_change_and_the_change_is_recorded(
 def test_a_run_with_minutes_goes_on_with_more(run_config: RunConfig, tmp_path: Path) -> None:
     short = with_training(run_config, steps=None, minutes=0.002, save_every=1000)
     assert train_here(short, tmp_path) == 0
-    first = max(checkpoint.listed(tmp_path))
+    first = max(checkpoints.listed(tmp_path))
     assert train_here(short, tmp_path) == 0
-    assert max(checkpoint.listed(tmp_path)) == first
+    assert max(checkpoints.listed(tmp_path)) == first
     assert train_here(with_training(short, minutes=0.01), tmp_path) == 0
-    second = max(checkpoint.listed(tmp_path))
+    second = max(checkpoints.listed(tmp_path))
     assert train_here(with_training(short, minutes=None, steps=second + 2), tmp_path) == 0
-    assert list(checkpoint.listed(tmp_path))[-1] == second + 2 > second > first
+    assert list(checkpoints.listed(tmp_path))[-1] == second + 2 > second > first
 
 
 def test_a_second_training_in_a_folder_is_told_so(run: Path, config: RunConfig) -> None:

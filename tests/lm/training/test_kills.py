@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lm.training.config import RunConfig
+from lm.runs.run_config import RunConfig
 from tests.killing import POINTERS, POINTS
 from tests.processes import assert_same_end, write_config
 

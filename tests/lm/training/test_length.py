@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from data.shards import Shards
-from lm.training import checkpoint, dist, length
-from lm.training.checkpoint import CheckpointState
-from lm.training.config import RunConfig, TrainingConfig
-from lm.training.length import Length
+from lm.runs import checkpoints
+from lm.runs.checkpoints import CheckpointState
+from lm.runs.run_config import RunConfig, TrainingConfig
+from lm.runs.runlog import read_metrics
+from lm.training import dist, stopping
 from lm.training.loop import Loop
-from lm.training.runlog import read_metrics
+from lm.training.stopping import Length
 from lm.training.trainer import Trainer
 
 MINUTE = TrainingConfig(minutes=1.0)
@@ -69,7 +70,7 @@ def test_a_run_with_minutes_goes_on_for_the_time_that_was_left(
     config = replace(run_config, training=replace(training, log_every=1, save_every=1000))
     trainer = Trainer(config, shards, world)
     clock = [1000.0]
-    monkeypatch.setattr(length.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
 
     def run(trainer: Trainer) -> Loop:
         loop, step = Loop(trainer, tmp_path), trainer.train_step
@@ -86,11 +87,11 @@ def test_a_run_with_minutes_goes_on_for_the_time_that_was_left(
     assert not run(trainer).train()
     assert trainer.step == 10
     clock[0] += 5000.0
-    trainer = Trainer(config, shards, world, checkpoint.newest(tmp_path))
+    trainer = Trainer(config, shards, world, checkpoints.newest(tmp_path))
     assert run(trainer).train()
     assert trainer.step == 30
     clock[0] += 5000.0
-    trainer = Trainer(config, shards, world, checkpoint.newest(tmp_path))
+    trainer = Trainer(config, shards, world, checkpoints.newest(tmp_path))
     assert run(trainer).train()
     assert trainer.step == 30
     records = read_metrics(tmp_path / "metrics.jsonl")

@@ -10,8 +10,8 @@ import pytest
 from torch._C._distributed_c10d import HashStore, Store
 
 from data.shards import Shards
+from lm.runs.run_config import RunConfig
 from lm.training import meeting
-from lm.training.config import RunConfig
 from lm.training.meeting import Place, agree, facts_of, meet, patience
 from tests.runs import with_training
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lm.training import checkpoint
-from lm.training.config import RunConfig
-from lm.training.runlog import read_metrics
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
+from lm.runs.runlog import read_metrics
 from lm.training.trainer import Trainer
 from tests.runs import train_here, with_training
 
@@ -36,4 +36,4 @@ def test_steps_that_were_left_out_are_told_at_the_end(
     for _ in range(2):
         with pytest.raises(ValueError, match=r"9 of 12 steps were left out, .*lower optim\.lr"):
             train_here(config, tmp_path / "most")
-    assert max(checkpoint.listed(tmp_path / "most")) == 12
+    assert max(checkpoints.listed(tmp_path / "most")) == 12

@@ -17,16 +17,15 @@ import torch
 
 from data.common.files import parse_json
 from data.shards import Shards
-from lm.attention_mass import AttentionMass
+from lm.inference.attention_mass import AttentionMass
+from lm.runs.run_config import ReportConfig, RunConfig
+from lm.runs.runlog import MetricsLog, read_metrics
 from lm.scoring import ScoringConfig, score
 from lm.training import dist, engine
-from lm.training.config import RunConfig
+from lm.training.loggers import ProfileWindow, open_sinks
 from lm.training.loop import Loop
 from lm.training.meter import in_unit
 from lm.training.observer import Observer
-from lm.training.profiling import ProfileWindow
-from lm.training.report import ReportConfig, open_sinks
-from lm.training.runlog import MetricsLog, read_metrics
 from lm.training.trainer import Trainer
 from tests.predictors import predictor
 

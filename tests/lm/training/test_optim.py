@@ -6,10 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lm.model import CompressiveTransformer, ModelConfig
-from lm.sparse.config import PowerConfig, SparseConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import OptimConfig
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import kind_of, sparsify
-from lm.training.optim import OptimConfig, build_optimizer, lr_scale, set_lr
+from lm.training.optim import build_optimizer, lr_scale, set_lr
 
 SMALL = ModelConfig(
     layers=1, width=8, heads=2, feedforward=16, segment=4, memory=4, compressed=2, rate=2

@@ -17,12 +17,16 @@ import pytest
 
 from data.common.command import load_config
 from data.shards import DOCUMENT_DTYPE, Shards, Split
-from lm.model import CompressiveTransformer, ModelConfig
-from lm.sparse.config import PowerConfig, SparseConfig
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import RunConfig
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import sparsify
 from lm.training import dist
-from lm.training.config import RunConfig
-from lm.training.planning import (
+from tests.processes import write_config
+from tests.runs import with_training
+from tools.plan import balance, divisors, plan, sentence, table
+from tools.planning import (
     Cluster,
     activations,
     checkpoints,
@@ -34,9 +38,6 @@ from lm.training.planning import (
     speed,
     traffic,
 )
-from tests.processes import write_config
-from tests.runs import with_training
-from tools.plan import balance, divisors, plan, sentence, table
 
 BOOKS = 28_602
 TINY = ModelConfig(layers=2, width=32, heads=2, feedforward=64, segment=8, memory=8, compressed=4)
@@ -142,7 +143,7 @@ def test_sparse_sizes_are_the_sparse_models() -> None:
 def test_activations_on_the_meta_device_are_those_of_the_same_route(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lm.model.relative import RelativeAttention
+    from lm.model.attention.relative import RelativeAttention
 
     monkeypatch.setattr(RelativeAttention, "route", lambda _: "shift")
     # The reconstruction loss goes through attention kernels that differ.

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.shards import Shards
-from lm.model import MemoryState
-from lm.training import checkpoint, dist
-from lm.training.config import RunConfig
+from lm.model.memory import MemoryState
+from lm.runs import checkpoints
+from lm.runs.run_config import OptimConfig, RunConfig
+from lm.training import dist
 from lm.training.loop import Loop
-from lm.training.optim import OptimConfig
 from lm.training.trainer import Trainer
 from tests.damage import rewrite
 from tests.runs import saved, with_training
@@ -79,10 +79,10 @@ def test_a_run_that_has_grown_is_the_longer_run(
     short, long = (with_training(config, steps=steps) for steps in (3, 6))
     for name, plans in (("whole", [long]), ("grown", [short, long])):
         for plan in plans:
-            newest = checkpoint.newest(tmp_path / name)
+            newest = checkpoints.newest(tmp_path / name)
             Loop(Trainer(plan, shards, world, newest), tmp_path / name).train()
-    files = [checkpoint.newest(tmp_path / name) for name in ("whole", "grown")]
-    whole, grown = (load_file(file / checkpoint.WEIGHTS) for file in files if file is not None)
+    files = [checkpoints.newest(tmp_path / name) for name in ("whole", "grown")]
+    whole, grown = (load_file(file / checkpoints.WEIGHTS) for file in files if file is not None)
     assert all(torch.equal(whole[name], weight) for name, weight in grown.items())
     with pytest.raises(ValueError, match=r"has 6 steps; training\.steps 3 is less"):
         Trainer(short, shards, world, files[1])
@@ -114,10 +114,10 @@ def test_a_checkpoint_that_does_not_give_its_loss_is_refused(
     trainer = Trainer(run_config, shards, world)
     trainer.train_step(12)
     folder = saved(trainer, tmp_path)
-    tensors = load_file(folder / checkpoint.WEIGHTS)
+    tensors = load_file(folder / checkpoints.WEIGHTS)
     weight = tensors["blocks.1.feedforward.outer.weight"]
     weight[0] = weight[0].flip(0) + 0.5
-    save_file(tensors, folder / checkpoint.WEIGHTS)
+    save_file(tensors, folder / checkpoints.WEIGHTS)
     with pytest.raises(ValueError, match="does not give the loss it was saved with"):
         Trainer(run_config, shards, world, folder)
 
@@ -126,7 +126,7 @@ def test_damaged_files_and_other_shards_are_refused(
     run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
 ) -> None:
     folder = saved(Trainer(run_config, shards, world), tmp_path)
-    for name in (checkpoint.WEIGHTS, "rank-0.safetensors", "optimizer-0.safetensors"):
+    for name in (checkpoints.WEIGHTS, "rank-0.safetensors", "optimizer-0.safetensors"):
         copy = shutil.copytree(folder, tmp_path / name)
         (copy / name).write_bytes((copy / name).read_bytes()[:-10])
         with pytest.raises(ValueError, match=rf"{name} cannot be read"):
@@ -150,5 +150,5 @@ def test_no_file_of_a_checkpoint_is_a_pickle(
             "rank-0.safetensors",
             "state.json",
         ]
-        weights = load_file(folder / checkpoint.WEIGHTS)
+        weights = load_file(folder / checkpoints.WEIGHTS)
         assert all(tensor.numel() > 0 for tensor in weights.values())

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from data.common.command import dump_config
 from data.shards import Shards
-from lm.loading import load_run
+from lm.inference.loading import load_run
+from lm.runs.run_config import RunConfig
 from lm.scoring import ScoringConfig, score
-from lm.sparse.config import PowerConfig, SparseConfig
-from lm.sparse.csr import CsrDensePattern
-from lm.sparse.linear import SparseLinear
-from lm.training import dist, sparsity, whole
-from lm.training.config import RunConfig
+from lm.sparse.kernels import CsrDensePattern
+from lm.sparse.sparse_config import PowerConfig, SparseConfig
+from lm.sparse.sparse_linear import SparseLinear
+from lm.training import dist, sparsity
+from lm.training.bptt import on_device, scored_tokens
+from lm.training.engine import full_weights
 from lm.training.trainer import Trainer
-from lm.training.unroll import on_device, scored_tokens
 from tests.lm.sparse.cases import PlainStore
 from tests.predictors import predictor
 from tests.runs import saved
@@ -49,7 +50,7 @@ def sparse_run(
 
 def reservoirs(trainer: Trainer) -> dict[str, Tensor]:
     """Parameters of all weights, those of B from the masters."""
-    weights = dict(whole.weights(trainer.engine, trainer.stored))
+    weights = dict(full_weights(trainer.engine, trainer.stored))
     found = {}
     for name, matrix in trainer.sparsity.topkast.matrices.items():
         units = matrix.reservoir.clone()
@@ -226,7 +227,7 @@ def payload(path: Path) -> int:
 def dense_parameters(trainer: Trainer) -> list[tuple[str, Tensor]]:
     """Whole parameters that are not sparse."""
     sparse = trainer.sparsity.topkast.matrices.keys()
-    return [kv for kv in whole.weights(trainer.engine, trainer.stored) if kv[0] not in sparse]
+    return [kv for kv in full_weights(trainer.engine, trainer.stored) if kv[0] not in sparse]
 
 
 def test_settings_that_do_not_go_together_are_refused(run_config: RunConfig) -> None:

@@ -10,11 +10,12 @@ from torch import nn
 
 from data.shards import Shards
 from lm.objectives import chosen
-from lm.training import dist, whole
-from lm.training.config import RunConfig
+from lm.runs.run_config import RunConfig
+from lm.training import dist
+from lm.training.bptt import Unroll, on_device, scored_tokens
+from lm.training.engine import full_weights
 from lm.training.optim import build_optimizer
 from lm.training.trainer import Trainer
-from lm.training.unroll import Unroll, on_device, scored_tokens
 from tests.runs import with_training
 
 FLOAT32_STAGES = [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)]
@@ -82,7 +83,7 @@ def assert_updates_agree(config: RunConfig, shards: Shards, world: dist.World, t
         nats, norm = plain.update(reader, result["lr"])
         assert result["nats"] / result["tokens"] == pytest.approx(nats, rel=1e-5 if tight else 1e-3)
         assert result["grad_norm"] == pytest.approx(norm, rel=1e-4 if tight else 2e-2)
-    weights = dict(whole.weights(trainer.engine, trainer.stored))
+    weights = dict(full_weights(trainer.engine, trainer.stored))
     wrong = [weights[name] - p.detach() for name, p in plain.masters.named_parameters()]
     moved = [weight - start[name] for name, weight in weights.items()]
     error = nn.utils.get_total_norm(wrong) / nn.utils.get_total_norm(moved)

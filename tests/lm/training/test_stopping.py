@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from data.common.signals import ENDING
+from lm.runs import checkpoints
+from lm.runs.run_config import ReportConfig, RunConfig
 from lm.scoring import Scorer
-from lm.training import checkpoint, samples, writer
-from lm.training.config import RunConfig
-from lm.training.report import ReportConfig
+from lm.training import observer, writer
 from lm.training.stopping import STATUS, STOPPED, launchers, stopped_status
 from lm.training.trainer import Trainer
 from tests import processes
@@ -26,7 +26,7 @@ POINTS: dict[str, tuple[Any, str, int]] = {
     "a step": (Trainer, "train_step", 4),
     "validation": (Scorer, "advance", 3),
     "the last validation": (Scorer, "advance", 7),
-    "a sample": (samples, "Sampler", 1),
+    "a sample": (observer, "Sampler", 1),
     "writing a checkpoint": (writer, "publish_folder", 1),
 }
 """What is going on when a signal comes, and at which call of it."""
@@ -84,7 +84,7 @@ def test_a_signal_at_any_point_is_heeded_there_and_the_run_goes_on_exactly(
     reached = int(said[0])
     expected = {"a step": 4, "validation": 6, "the last validation": 12, "a sample": 6}
     assert len(said) == 1 and reached == expected.get(point, reached)
-    folder = checkpoint.newest(run)
+    folder = checkpoints.newest(run)
     assert folder is not None and folder.name == f"step-{reached:08}"
     assert records(run)[-1]["step"] == reached
     assert train_here(config, run) == 0

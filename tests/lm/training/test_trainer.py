@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from data.shards import Shards
-from lm.model import CompressiveTransformer, MemoryState
+from lm.model.memory import MemoryState
+from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import RunConfig, changed, identity
 from lm.training import dist
-from lm.training.config import RunConfig, changed, identity
-from lm.training.nonfinite import NonFiniteError
+from lm.training.gradients import NonFiniteError
 from lm.training.trainer import Trainer
 
 

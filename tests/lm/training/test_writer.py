@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from data.shards import Shards
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
+from lm.runs.runlog import read_metrics
 from lm.scoring import Score
-from lm.training import checkpoint, dist, writer
-from lm.training.config import RunConfig
+from lm.training import dist, writer
 from lm.training.loop import Loop
-from lm.training.runlog import read_metrics
 from lm.training.trainer import Trainer
 from tests.runs import with_training
 
@@ -36,10 +37,10 @@ def test_the_newest_and_every_nth_checkpoint_are_kept(
     assert Loop(Trainer(config, shards, world), tmp_path).train()
     assert names(tmp_path) == folders(5, 10, 11, 12)
     (tmp_path / "checkpoints" / ".step-00000013.partial").mkdir()
-    newest = checkpoint.newest(tmp_path)
+    newest = checkpoints.newest(tmp_path)
     assert newest is not None and newest.name == "step-00000012"
     with pytest.raises(ValueError, match="step-00000011, step-00000012"):
-        checkpoint.find(tmp_path, "step-00000001")
+        checkpoints.find(tmp_path, "step-00000001")
 
 
 def test_the_best_checkpoint_is_kept(
@@ -141,7 +142,7 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
 
 def test_a_log_that_finds_no_room_goes_on_later(tmp_path: Path) -> None:
     """A file size limit stands for a full disk: half a line is cut back and written again."""
-    from lm.training.runlog import MetricsLog
+    from lm.runs.runlog import MetricsLog
 
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.write({"step": 1})

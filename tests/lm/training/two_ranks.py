@@ -17,9 +17,10 @@ from torch import Tensor
 
 from data.common.command import load_config
 from data.shards import Shards, open_shards
-from lm.sparse.config import SparseConfig
-from lm.training import checkpoint, dist, engine
-from lm.training.config import RunConfig
+from lm.runs import checkpoints
+from lm.runs.run_config import RunConfig
+from lm.sparse.sparse_config import SparseConfig
+from lm.training import dist, engine
 from lm.training.loop import Loop
 from lm.training.trainer import Trainer
 
@@ -72,7 +73,7 @@ def train(config: RunConfig, shards: Shards, world: dist.World, run: Path) -> di
     loop.save()
     loop.close_checkpoint()
     world.barrier()
-    folder = checkpoint.newest(run)
+    folder = checkpoints.newest(run)
     assert folder is not None
     again = Trainer(config, shards, world, folder)
     resumed = again.train_step(12) == trainer.train_step(12) and digest(again) == digest(trainer)

@@ -1,0 +1,1 @@
+"""Texts to tokens and back: one file a kind of vocabulary."""

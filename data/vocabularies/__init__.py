@@ -1,1 +1,0 @@
-"""One file per kind of vocabulary; `data.vocab` is the entry point."""

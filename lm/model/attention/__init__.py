@@ -1,0 +1,1 @@
+"""Attention over memory and segment, and its ways to compute."""

@@ -1,0 +1,134 @@
+"""Rotary positions by time (Su et al., arXiv 2104.09864), with compressed memory on the same axis.
+
+Shapes as in base.py. Queries and keys are turned by angles in proportion to their place, so a
+score depends on the distance in tokens, and scaled-dot-product attention applies as it is.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lm.model.attention.base import (
+    MemoryAttention,
+    Reading,
+    Slots,
+    dropped_weights,
+    joined,
+    visible,
+)
+from lm.model.attention.decode import OpenKeys, Places, content_scores
+from lm.model.model_config import ModelConfig
+
+
+class Rotation(NamedTuple):
+    """Angles of every slot of [pinned ; compressed ; memory ; segment], for the r dimensions of a
+    head that are turned.
+    """
+
+    cos_Sr: Tensor
+    sin_Sr: Tensor
+
+
+def places(config: ModelConfig, pinned: int, device: torch.device) -> Tensor:
+    """Where slots stand in time, in tokens from the first of the segment, [S] float64.
+
+    Compressed slots end where memory begins. Each stands at the centre of the tokens it was made
+    from (`rotary`) or counts as one token (`rotary_slots`). Pinned slots stand directly before all
+    that compressed memory can reach.
+    """
+    age = torch.arange(config.compressed - 1, -1, -1, dtype=torch.float64, device=device)
+    span = config.segment / config.windows if config.positions == "rotary" else 1.0
+    compressed = -config.memory - age * span - (span + 1) / 2
+    recent = torch.arange(-config.memory, config.segment, dtype=torch.float64, device=device)
+    reach = config.memory + config.compressed * span
+    pinned_k = torch.arange(-pinned, 0, dtype=torch.float64, device=device) - reach
+    return torch.cat([pinned_k, compressed, recent])
+
+
+def frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """Radians a token of each turned pair of dimensions, [r / 2] float64, fastest first."""
+    half = config.turned // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=device) / half
+    fast = config.rotary_base**-exponents
+    if config.rotary_scaling == "none":
+        return fast
+    if config.rotary_scaling == "linear":
+        return fast / config.rotary_factor
+    assert config.rotary_trained is not None
+    # Llama 3: how many turns a pair makes within the trained length decides.
+    low, high = config.rotary_bounds
+    turns = config.rotary_trained * fast / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return fast * kept + fast / config.rotary_factor * (1 - kept)
+
+
+def rotate(x_BHnd: Tensor, cos_nr: Tensor, sin_nr: Tensor) -> Tensor:
+    """Turn each pair (channel of the first half, channel of the second) of the first r dimensions
+    by its angle; the others stay.
+    """
+    turned = cos_nr.shape[-1]
+    if turned < x_BHnd.shape[-1]:
+        left, right = x_BHnd.split([turned, x_BHnd.shape[-1] - turned], dim=-1)
+        return torch.cat([rotate(left, cos_nr, sin_nr), right], dim=-1)
+    first, second = x_BHnd.chunk(2, dim=-1)
+    return x_BHnd * cos_nr + torch.cat([-second, first], dim=-1) * sin_nr
+
+
+class RotaryAttention(MemoryAttention[Rotation]):
+    """Multi-head attention with rotary positions; they need no parameters."""
+
+    def positions(self) -> Rotation:
+        """Cosines and sines [S, r]; angles are formed in float64."""
+        weight = next(self.parameters())
+        place_S = places(self.config, self.pinned, weight.device)
+        angles = place_S[:, None] * frequencies(self.config, weight.device)
+        angles = torch.cat([angles, angles], dim=-1)
+        return Rotation(angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
+
+    def place(self, key_BHnd: Tensor, positions: Rotation, first: int) -> Tensor:
+        """Keys turned to their places."""
+        part = slice(first, first + key_BHnd.shape[2])
+        return rotate(key_BHnd, positions.cos_Sr[part], positions.sin_Sr[part])
+
+    def lift(self, key_BHnd: Tensor, positions: Rotation, first: int) -> Tensor:
+        """Keys turned back."""
+        part = slice(first, first + key_BHnd.shape[2])
+        return rotate(key_BHnd, positions.cos_Sr[part], -positions.sin_Sr[part])
+
+    def open_keys(self, key_BHtd: Tensor, tables: Rotation, places: Places) -> Tensor:
+        """Keys turned to their places."""
+        slot_Bt = self.pinned + self.config.slots + places.place_Bt
+        return rotate(key_BHtd, tables.cos_Sr[slot_Bt][:, None], tables.sin_Sr[slot_Bt][:, None])
+
+    def open_scores(
+        self, query_BHtd: Tensor, keys: OpenKeys, tables: Rotation, places: Places
+    ) -> Tensor:
+        """See MemoryAttention.open_scores."""
+        return content_scores(self.open_keys(query_BHtd, tables, places), keys, places.keys)
+
+    def read(
+        self,
+        query_BHTd: Tensor,
+        slots: Sequence[Slots],
+        positions: Rotation,
+        reading: Reading,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See MemoryAttention.read."""
+        query = self.place(query_BHTd, positions, self.pinned + self.config.slots)
+        key, value = joined(slots).for_heads(self.config.heads)
+        key, mask = self.place(key, positions, 0), visible(reading, query.shape[2])
+        if not reading.received:
+            read = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=reading.dropout, scale=1.0
+            )
+            return read, None
+        scores = (query @ key.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(dim=-1)
+        received = weights.detach().sum(dim=(1, 2))
+        dropped = dropped_weights(query, key.shape[2], reading)
+        weights = weights if dropped is None else weights * dropped
+        return weights @ value, received

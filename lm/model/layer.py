@@ -1,0 +1,233 @@
+"""One layer: attention over memory, feed-forward, and the layer's own compression.
+
+Shapes as in attention.py.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.model.attention.base import Attended, MemoryAttention, Slots, section
+from lm.model.attention.relative import RelativeAttention
+from lm.model.attention.rotary import RotaryAttention
+from lm.model.components import FeedForward, make_norm, total_penalty
+from lm.model.compression import COMPRESSIONS, Evicted
+from lm.model.gates import GATES
+from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
+from lm.model.model_config import ModelConfig
+from lm.model.pinned import PinnedMemory, pinned_memories
+from lm.model.reconstruction import (
+    Decoder,
+    LossSum,
+    attention_reconstruction,
+    auto_encoding,
+)
+
+
+class LayerStep(NamedTuple):
+    """What a layer returns for one segment."""
+
+    hidden_BTD: Tensor
+    memory: LayerMemory
+    reconstruction: LossSum | None
+    penalty: Tensor | None
+    """What the layer's linear maps add to the loss."""
+
+
+class Entering(NamedTuple):
+    """A segment that is to enter memory."""
+
+    inputs_BTD: Tensor
+    """What is stored."""
+    slots: Slots
+    """What it is projected to."""
+    received_BS: Tensor | None
+    """Attention that each slot and token received from it, if compression asks for it."""
+
+
+class Compressed(NamedTuple):
+    """A block that left memory and what it was compressed to."""
+
+    old_BnD: Tensor
+    new_BwD: Tensor
+
+
+class Block(nn.Module):
+    """A layer with memory."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_norm = make_norm(config)
+        self.pinned = nn.ModuleList(pinned_memories(config))
+        pinned = sum(part.number for part in self.pinned_memories)
+        self.attention: MemoryAttention[Any]
+        if config.positions == "relative":
+            self.attention = RelativeAttention(config, pinned)
+        else:
+            self.attention = RotaryAttention(config, pinned)
+        self.feedforward_norm = make_norm(config)
+        self.feedforward = FeedForward(config)
+        self.attention_gate = GATES[config.gate](config.width)
+        self.feedforward_gate = GATES[config.gate](config.width)
+        if config.compressed:
+            self.compression = COMPRESSIONS[config.compression](config)
+            if config.reconstruction == "auto_encoding":
+                self.decoder = Decoder(config)
+
+    @property
+    def pinned_memories(self) -> list[PinnedMemory]:
+        """The kinds of memory beside the two, farthest first."""
+        return [part for part in self.pinned if isinstance(part, PinnedMemory)]
+
+    def empty(self, memory: LayerMemory) -> LayerMemory:
+        """What lanes that have read nothing keep in this layer.
+
+        Args:
+            memory: both memories of the lanes.
+        """
+        kept = dict(memory)
+        like_BD = memory["memory"].new_empty(len(memory["memory"]), self.config.width)
+        for part in self.pinned_memories:
+            kept |= part.init(like_BD)
+        return kept
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        memory: LayerMemory,
+        live_BN: Tensor,
+        counts: Counts,
+        losses: bool,
+    ) -> LayerStep:
+        """Read memory, transform the segment, and move the segment into memory.
+
+        Args:
+            hidden_BTD: the residual stream.
+            memory: this layer's memory before the segment.
+            live_BN: live slots of [pinned ; compressed ; memory] of layers with memory.
+            counts: how the live counts move with this segment.
+            losses: whether the reconstruction loss is computed.
+        """
+        inputs = self.inputs(hidden_BTD)
+        attended = self.attention(inputs, self.slots(memory), self.live(live_BN))
+        hidden = self.after_attention(hidden_BTD, attended.output_BTD)
+        entering = Entering(inputs, attended.slots[-1], attended.received_BS)
+        after, block = self.move(entering, memory, counts)
+        loss = None
+        if block is not None and losses and self.config.reconstruction != "none":
+            loss = self._reconstruction(block, counts, attended)
+        penalty = total_penalty(self) if self.training else None
+        return LayerStep(hidden, after, loss, penalty)
+
+    def slots(self, memory: LayerMemory) -> list[Slots]:
+        """What [pinned ; compressed ; memory] is projected to, in parts."""
+        lanes = len(memory["memory"])
+        pinned = [part.read(memory, lanes) for part in self.pinned_memories]
+        if not pinned:
+            return self.stored_slots(memory)
+        return [*self.attention.project(*pinned), *self.stored_slots(memory)]
+
+    def stored_slots(self, memory: LayerMemory) -> list[Slots]:
+        """What [compressed ; memory] is projected to, in parts."""
+        if "keys" in memory:
+            return [Slots(memory["keys"], memory["values"])]
+        stored = (memory["compressed"], memory["memory"])
+        return self.attention.project(*stored[0 if self.config.compressed else 1 :])
+
+    def live(self, live_BN: Tensor) -> Tensor:
+        """Of the slots of layers with memory, those that this layer has: all or none."""
+        return live_BN[:, live_BN.shape[1] - self.config.slots - self.attention.pinned :]
+
+    def inputs(self, hidden_BTD: Tensor) -> Tensor:
+        """What attention reads of the segment, and what enters memory."""
+        normed: Tensor = (
+            self.attention_norm(hidden_BTD) if self.config.norm == "pre" else hidden_BTD
+        )
+        return normed
+
+    def after_attention(self, hidden_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
+        """Join attention to the stream, and the feed-forward after it."""
+        dropout = self.config.dropout
+        attention = F.dropout(attention_BTD, dropout, self.training)
+        hidden = self.attention_gate(hidden_BTD, attention)
+        if self.config.norm == "post":
+            hidden = self.attention_norm(hidden)
+            outer = F.dropout(self.feedforward(hidden), dropout, self.training)
+            return self.feedforward_norm(self.feedforward_gate(hidden, outer))
+        outer = self.feedforward(self.feedforward_norm(hidden))
+        return self.feedforward_gate(hidden, F.dropout(outer, dropout, self.training))
+
+    def move(
+        self, entering: Entering, memory: LayerMemory, counts: Counts
+    ) -> tuple[LayerMemory, Compressed | None]:
+        """Commit a segment to memory and compress what falls out.
+
+        Args:
+            entering: the segment.
+            memory: this layer's memory before the segment.
+            counts: how the live counts move with this segment.
+
+        Returns:
+            Memory afterwards, and the block that was compressed, if any.
+        """
+        config = self.config
+        old, live, recent = evict(config, memory["memory"], entering.inputs_BTD, counts.evicted)
+        compressed, block, new_kept = memory["compressed"], None, None
+        if config.compressed:
+            received = entering.received_BS
+            if received is not None:
+                received = received[:, self.attention.pinned :]
+            used = None if received is None else average_use(config, received)
+            new = self.compression(Evicted(old, live, used, compressed[:, -1], counts.begun))
+            compressed, block = push(compressed, new), Compressed(old, new)
+            new_kept = self.attention.project(new)[0] if "keys" in memory else None
+        after = {"memory": recent, "compressed": compressed}
+        if "keys" in memory:
+            after |= self._move_kept(memory, entering.slots, new_kept)
+        for part in self.pinned_memories:
+            after |= part.commit(memory, counts.before, entering.inputs_BTD.detach())
+        return after, block
+
+    def _move_kept(
+        self, memory: LayerMemory, tokens: Slots, new: Slots | None
+    ) -> dict[str, Tensor]:
+        """Kept keys and values take the way of the slots that they belong to."""
+        moved = {}
+        for index, name in enumerate(("keys", "values")):
+            far, near = memory[name].split([self.config.compressed, self.config.memory], dim=2)
+            old = [far] if new is None else queue(far, new[index])
+            moved[name] = torch.cat([*old, *queue(near, tokens[index])], dim=2)
+        return moved
+
+    def _reconstruction(self, block: Compressed, counts: Counts, attended: Attended) -> LossSum:
+        """The loss that trains this layer's compression function."""
+        config = self.config
+        if config.reconstruction == "auto_encoding":
+            old = block.old_BnD[:, : config.windows * config.rate]
+            return auto_encoding(
+                old, self.decoder(block.new_BwD), live_mask(counts.evicted, old.shape[1])
+            )
+        tokens, first = config.segment, self.attention.pinned + config.compressed
+        leaving = section(attended.slots, first, first + tokens).for_heads(config.heads)
+        (new,) = self.attention.project(block.new_BwD, detached=True)
+        new = new.for_heads(config.heads)
+        return attention_reconstruction(
+            attended.query_BHTd[:, :, tokens - config.reconstructing :],
+            (*leaving, live_mask(counts.evicted, tokens)),
+            (*new, live_mask(counts.new_compressed, config.windows)),
+        )
+
+
+def average_use(config: ModelConfig, received_BS: Tensor) -> Tensor:
+    """Average attention [B, w c] that each slot of the evicted block received, over heads and the
+    queries that can see it; `received_BS` has the sums.
+    """
+    tokens, first = config.segment, config.compressed
+    received = received_BS[:, first : first + tokens]
+    # The block begins in memory, which every query sees; a token is seen from its own place on.
+    place = torch.arange(tokens, device=received.device) - config.memory
+    average = received / (config.heads * (tokens - place.clamp(min=0)))
+    return F.pad(average, (config.windows * config.rate - tokens, 0))
