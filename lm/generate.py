@@ -267,10 +267,6 @@ def write_out(path: Path, prompts: list[bytes], texts: list[bytes], config: Gene
         place.write_bytes(whole)
 
 
-if __name__ == "__main__":
-    command.run(main, section="sampling")
-
-
 def content(path: Path) -> bytes:
     """What a file or a pipe holds; ValueError for a device, which may have no end, and for a file
     whose tokens would not fit into memory.
@@ -299,3 +295,7 @@ def look_at(text: bytes, name: str) -> None:
     refuse_wide(name, text, begins=True)
     if not is_text(text):
         warn(f"{name} {complaint(text)}; it is read as its bytes")
+
+
+if __name__ == "__main__":
+    command.run(main, section="sampling")

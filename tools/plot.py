@@ -68,10 +68,6 @@ def main(
     print(target)
 
 
-if __name__ == "__main__":
-    command.run(main)
-
-
 DEVICE = ("parameters", "gradients", "moments", "places")
 HOST = ("reservoir", "bits")
 DRAWN = (
@@ -175,3 +171,7 @@ def experiment(rows: list[dict[str, Any]]) -> Figure:
     axes.set_xlim(lowest - 3 * room, highest + room)
     axes.invert_yaxis()
     return figure
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -316,7 +316,7 @@ def test_what_transformers_saved_in_half_precision_becomes_a_run(
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "config.json", "vocabulary.json", "lm_model_blocks.py", SUMS],
+    ["model.safetensors", "config.json", "vocabulary.json", "lm_model_layer.py", SUMS],
 )
 def test_a_flipped_bit_of_any_file_of_an_export_is_found(
     exported: Path, tmp_path: Path, name: str

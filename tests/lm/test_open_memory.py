@@ -81,7 +81,9 @@ def test_it_remembers_and_matters(positions: str) -> None:
     logits, memory = run(model, tokens)
     plain = CompressiveTransformer(replace(shape, memories=()), model.vocabulary).double().eval()
     plain.load_state_dict(model.state_dict())
-    assert torch.equal(run(plain, tokens)[0][:, : shape.segment], logits[:, : shape.segment])
+    # Not to the bit: fused attention over one more slot sums in another order on some processors.
+    first = slice(0, shape.segment)
+    torch.testing.assert_close(run(plain, tokens)[0][:, first], logits[:, first])
     assert not torch.allclose(run(plain, tokens)[0], logits)
     # A few tokens at a time, and lanes moved about, give the same.
     reader = Reader(model, model.empty_memory(2))

@@ -65,7 +65,7 @@ def test_a_flipped_bit_of_a_compact_file_is_not_read(sparse_run: Path, tmp_path:
     file = tmp_path / "sparse.safetensors"
     write_compact(load_trained(sparse_run), file)
     for _ in flips(file, 12):
-        with pytest.raises(ValueError, match=r"write it again with python -m tools\.checkpoint"):
+        with pytest.raises(ValueError, match=r"write it again with python -m tools\.compact"):
             read_dense(file)
     tensors, shapes = load_file(file), TensorFile(file, "").about["shapes"]
     name = next(iter(json.loads(shapes)))
@@ -80,5 +80,5 @@ def test_a_flipped_bit_of_a_compact_file_is_not_read(sparse_run: Path, tmp_path:
         ({}, "["),
     ):
         save_tensors(tensors | changed, file, {"shapes": about})
-        with pytest.raises(ValueError, match=r"write it again with python -m tools\.checkpoint"):
+        with pytest.raises(ValueError, match=r"write it again with python -m tools\.compact"):
             read_dense(file)
