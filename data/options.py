@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data.common.near import did_you_mean
+from data.common.values import did_you_mean
 from data.tokenizers.registry import description_of
 from data.tokenizers.subwords import LEAST_SIZE, MOST_SIZE
 from data.tokenizers.vocabulary import DESCRIPTION

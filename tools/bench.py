@@ -26,8 +26,8 @@ def main(argv: list[str]) -> None:
     # As a script this file's own folder is on the path, and the checkout is not.
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.common.near import did_you_mean
     from data.common.say import say
+    from data.common.values import did_you_mean
 
     known = benchmarks()
     if not argv or argv[0] in ("-h", "--help"):

@@ -1,4 +1,4 @@
-"""A model's weights as a file that has of each sparse matrix what is not zero, and where it is.
+"""Program: a model's weights in one file, of sparse matrices what is not zero and where it is.
 
     NAME.values  weights of A, by unit: [k, side, side] of blocks, [k] of single ones
     NAME.index   numbers of the units, row by row, int32

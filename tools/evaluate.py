@@ -1,7 +1,7 @@
-"""Program: all results and figures of some runs in one report: scores at swept lengths, breakdowns,
-dynamic evaluation, a compressed file.
+"""Program: all results and figures of some runs in one report.
 
-What a run's folder holds already is not computed again; remove a file to have it made anew.
+Scores at swept lengths, breakdowns, dynamic evaluation, a compressed file. What a run's folder
+holds already is not computed again; remove a file to have it made anew.
 """
 
 from dataclasses import dataclass, field

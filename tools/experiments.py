@@ -24,7 +24,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from data.common import command
-from data.common.command import ConfigError, dump_config, load_config
+from data.common.command import ConfigError, dump_config, find_preset, load_config
 from data.common.files import as_json
 from data.common.integrity import write_sealed
 from data.common.outputs import writing_folder
@@ -90,7 +90,7 @@ class Experiment:
         Raises:
             ValueError: no variants, or a name that cannot be a folder's.
         """
-        content = read_yaml(path)
+        content = read_yaml(find_preset(path))
         more = {key: content.pop(key) for key in Compared.model_fields if key in content}
         if not more.get("variants"):
             raise ValueError(
@@ -130,7 +130,8 @@ def main(
     """Train every variant of an experiment with every seed and compare their validation scores.
 
     Args:
-        experiment: YAML file: a preset with variants; see configs/experiments/.
+        experiment: YAML file: a preset with variants; see configs/experiments/. One of these is
+            also found by its name, such as experiments/sparse.
         out: folder of the runs, and of the table as table.md and table.json.
         shards: the shards, if they are not where the file says.
         threads: threads that each run computes with.

@@ -135,12 +135,12 @@ def main(
 
     Args:
         run: folder of the run.
-        preset: config file of the run.
+        preset: config file of the run, or the name of a preset.
         cluster: machines.
         options: further options of lm.train; they may also stand after "--" at the end.
         dry_run: only print and write it.
     """
-    if not preset.is_file():
+    if not command.find_preset(preset).is_file():
         raise ValueError(f"there is no preset {preset}")
     if cluster.hostfile is not None:
         check_hostfile(cluster)
@@ -202,7 +202,9 @@ class Place:
         for path in (self.checkout, self.scripts):
             printable("the folder", str(path))
         checkout, scripts = shlex.quote(str(self.checkout)), shlex.quote(str(self.scripts))
-        return f"cd -- {checkout} || exit\nexport PATH={scripts}:$PATH"
+        # As here: whether Python looks for modules in the working folder.
+        safe = "\nexport PYTHONSAFEPATH=1" if sys.flags.safe_path else ""
+        return f"cd -- {checkout} || exit\nexport PATH={scripts}:$PATH{safe}"
 
     def number(self, run: str) -> int:
         """A number that follows from the run's folder, on every machine the same."""

@@ -33,11 +33,13 @@ from data.common.settings import (
     wrong_type,
 )
 from data.common.signals import Interrupted, handling, interrupt
-from data.common.values import as_written, list_of
+from data.common.values import as_written, list_of, nearest
 from data.common.yamlfile import YamlError, dump_yaml
 
-__all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "load_config", "run"]
+__all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "find_preset", "load_config", "run"]
 
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
+"""Presets of this software, in a checkout and in an installation alike."""
 LONGEST_MESSAGE = 2000
 """Characters of a sentence that are shown; a value may be longer than any screen."""
 
@@ -92,6 +94,29 @@ def run(
             warn(f"not all was shown: standard output took no more ({shown.error.strerror})")
 
 
+def find_preset(path: Path) -> Path:
+    """The file that a path names, or of the presets that come with this software that of the name.
+
+    Args:
+        path: of a file, such as `configs/quickstart.yaml`, or a preset's name, such as `quickstart`
+            or `experiments/sparse`; a file goes before a preset.
+
+    Raises:
+        ConfigError: there is neither, and a preset's name is near.
+    """
+    if path.exists():
+        return path
+    known = {
+        str(file.relative_to(PRESETS).with_suffix("")): file for file in PRESETS.rglob("*.yaml")
+    }
+    near = nearest(str(path), known)
+    if str(path) not in known and near is not None:
+        raise ConfigError(
+            f"there is no file {path} and no preset of this name; did you mean {near}?"
+        )
+    return known.get(str(path), path)
+
+
 def _arguments(
     main: Callable[..., None],
     section: str | None,
@@ -105,7 +130,7 @@ def _arguments(
     if {"-h", "--help"} & {*rest}:
         sys.stdout.write(_help(main, options, called))
         return None
-    given = {} if file is None else read_options(file, options, sections)
+    given = {} if file is None else read_options(find_preset(file), options, sections)
     given |= _parsed(rest, options)
     missing = [o.name for o in options if o.default is REQUIRED and o.name not in given]
     values = {o.key: given.get(o.name, o.default) for o in options if o.name not in missing}
@@ -173,7 +198,9 @@ class _Help(argparse.HelpFormatter):
 
 
 def _called() -> str:
-    """What one types for the program that runs."""
+    """What one types for the program that runs; lm.command_line says it where it started it."""
+    if longrange := os.environ.get("LONGRANGE_CALLED"):
+        return longrange
     module = sys.modules["__main__"].__spec__
     return f"python -m {module.name}" if module else Path(sys.argv[0]).name
 
@@ -186,7 +213,9 @@ def _help(main: Callable[..., None], options: list[Option], called: str) -> str:
         description=(inspect.getdoc(main) or "").partition("\n\n")[0],
         formatter_class=_Help,
     )
-    parser.add_argument("--config", metavar="FILE", help="read options from this YAML file")
+    parser.add_argument(
+        "--config", metavar="FILE", help="read options from this YAML file or preset, as quickstart"
+    )
     parser.add_argument("--print_config", action="store_true", help="print all options and stop")
     groups: dict[str, Any] = {"options": parser}
     for option in options:

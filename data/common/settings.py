@@ -17,8 +17,15 @@ from typing import Any, Literal, TypeVar
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
-from data.common.near import nearest
-from data.common.values import alternatives, complaint, list_of, names_nothing, no_number, shown
+from data.common.values import (
+    alternatives,
+    complaint,
+    list_of,
+    names_nothing,
+    nearest,
+    no_number,
+    shown,
+)
 from data.common.yamlfile import YamlError, dump_yaml, read_yaml
 
 Config = TypeVar("Config")

@@ -1,13 +1,16 @@
 """What a single value may be, whichever option of whichever program it is given to.
 
 Numbers are finite and below 2^63, or what their annotation says beside; a path has a name without
-control characters; a bare value for a list is a list of one.
+control characters; a bare value for a list is a list of one. Of a name that does not exist, the one
+that was meant is told where one is near.
 """
 
 import math
 import operator
 import types
 import typing
+from collections.abc import Collection
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ RULES = (
     ("lt", "below", operator.lt),
 )
 """Bounds that an annotation may have: Annotated[int, Field(ge=1)]."""
+NEAR = 0.6
+"""Share of letters that two names must have in common, in order."""
 SHOWN = 80
 """Characters of a wrong value that are shown."""
 
@@ -126,3 +131,33 @@ def shown(value: Any) -> str:
     """A value in a sentence, however long it is."""
     written = "null" if value is None else repr(value)
     return written if len(written) <= SHOWN else f"{written[: SHOWN - 3]}..."
+
+
+def nearest(written: str, known: Collection[str]) -> str | None:
+    """The known name that is nearest to what was written, or None where none is near.
+
+    Of dotted names the last words must be near by themselves: `optim.` before both is no likeness.
+    """
+    scores = {name: _likeness(written, name) for name in known}
+    best = max(scores, key=lambda name: scores[name], default=None)
+    return best if best is not None and scores[best] >= NEAR else None
+
+
+def did_you_mean(written: str, known: Collection[str], dashes: str = "") -> str:
+    """What to say after a name that does not exist: the nearest one, or all that there are."""
+    near = nearest(written, known)
+    if near is not None:
+        return f"did you mean {dashes}{near}?"
+    return f"there are {', '.join(dashes + name for name in known)}"
+
+
+def _likeness(written: str, name: str) -> float:
+    whole = _ratio(written, name)
+    *above, last = written.split(".")
+    *their_above, their_last = name.split(".")
+    return min(whole, _ratio(last, their_last)) if above and their_above else whole
+
+
+def _ratio(one: str, other: str) -> float:
+    # Long texts cost their product, and are near to no name.
+    return SequenceMatcher(None, one[:100].lower(), other.lower(), autojunk=False).ratio()

@@ -70,6 +70,8 @@ from tests.data.toy import train as toy_train
         ("--config", "--config needs a value"),
         ("--config a --config b", "--config is given more than once; give one file"),
         ("--config a", "a: No such file or directory"),
+        ("--config quikstart", "there is no file quikstart and no preset of this name; did you "
+         "mean quickstart?"),
         ("--run r --data.source s --optim.lr -1", "optim.lr is -1.0; it must be above 0"),
     ],
 )  # fmt: skip

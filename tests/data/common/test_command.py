@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.common.command import ConfigError, dump_config, load_config
+from data.common.command import PRESETS, ConfigError, dump_config, find_preset, load_config
 from tests.data.common.conftest import ENVIRONMENT, TOY
 from tests.data.toy import DataConfig, OptimConfig, refusal
 
@@ -65,6 +65,21 @@ def test_own_section_is_flat_and_other_sections_are_passed_over(toy, tmp_path):
     assert refusal(toy("prepare", "--config", "d.yaml")).startswith(
         "d.yaml: unknown key trainign; "
     )
+
+
+def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "experiments/sparse"):
+        assert find_preset(Path(name)) == PRESETS / f"{name}.yaml"
+        # A file of the name goes before it.
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        assert find_preset(Path(name)) == Path(name)
+
+
+def test_help_shows_what_was_typed(toy, monkeypatch):
+    monkeypatch.setenv("LONGRANGE_CALLED", "longrange toy")
+    assert toy("train", "--help").stdout.startswith("usage: longrange toy [--config FILE]")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""The command `longrange`: every program as a sub-command, from whichever folder one is in.
+
+A sub-command is `python -m MODULE` in the place of this process, with the working folder off the
+path that modules are looked for on: people have packages `data`, `eval` and `tools` of their own.
+"""
+
+import ast
+import os
+import sys
+from pathlib import Path
+
+from data.common.say import say
+from data.common.values import did_you_mean
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Where this and the other packages lie: a checkout, or an environment's site-packages."""
+
+PROGRAMS = {
+    "prepare": "data.prepare",
+    "recall": "data.recall",
+    "train": "lm.train",
+    "continual": "lm.continual",
+    "experiments": "tools.experiments",
+    "plan": "tools.plan",
+    "launch": "tools.launch",
+    "ranks": "tools.ranks",
+    "score": "eval.score",
+    "breakdown": "eval.breakdown",
+    "compress": "eval.compress",
+    "distance": "eval.distance",
+    "dynamic": "eval.dynamic",
+    "prune": "eval.prune",
+    "harness": "eval.harness",
+    "evaluate": "tools.evaluate",
+    "report": "eval.report",
+    "plot": "tools.plot",
+    "sets": "tools.sets",
+    "generate": "lm.generate",
+    "export": "lm.export",
+    "import": "lm.import_folder",
+    "compact": "tools.compact",
+}
+"""Sub-commands and their modules, in the order of a model's life."""
+
+
+def main() -> None:
+    """Become the program that the first argument names, or say which there are.
+
+    Raises:
+        SystemExit: status 2, no sub-command of that name.
+    """
+    name, *options = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name == "--version":
+        from importlib.metadata import version
+
+        print(f"longrange {version('longrange-lm')}")
+    elif name in PROGRAMS:
+        os.environ |= environment(os.environ.get("PYTHONPATH", ""), Path.cwd())
+        os.environ["LONGRANGE_CALLED"] = f"longrange {name}"
+        # The same process under the same number, so that signals and job schedulers find it.
+        os.execv(sys.executable, [sys.executable, "-m", PROGRAMS[name], *options])
+    else:
+        say(f"longrange: error: unknown command {name}; {did_you_mean(name, PROGRAMS)}")
+        raise SystemExit(2)
+
+
+def usage() -> str:
+    """The sub-commands, each with the first sentence of its program's docstring."""
+    width = max(map(len, PROGRAMS))
+    lines = [f"  {name:<{width}}  {summary(module)}" for name, module in PROGRAMS.items()]
+    return "\n".join(
+        [
+            "usage: longrange COMMAND [--config FILE] [--OPTION VALUE ...]",
+            "       longrange COMMAND --help",
+            "       longrange --version",
+            "",
+            *lines,
+        ]
+    )
+
+
+def summary(module: str) -> str:
+    """The first line of a program's docstring, which is read without importing it."""
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    line = (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0]
+    return line.removeprefix("Program: ").rstrip(".,:")
+
+
+def environment(search: str, folder: Path) -> dict[str, str]:
+    """Variables that keep modules of the working folder from this process and those it starts.
+
+    Args:
+        search: PYTHONPATH as it is.
+        folder: the working folder; it stays on the path only if these packages are in it.
+    """
+    kept = [
+        entry
+        for entry in search.split(os.pathsep)
+        if entry and (Path(entry).resolve() != folder.resolve() or folder.resolve() == ROOT)
+    ]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(kept)}

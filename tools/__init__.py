@@ -1,0 +1,1 @@
+"""Programs around runs, and the scripts and benchmarks of a checkout."""
