@@ -5,9 +5,9 @@ Shapes: B lanes of this rank, T tokens a segment.
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,11 +26,13 @@ class Segment(NamedTuple):
     reset_B: Tensor
     """bool, lanes that begin with empty memory."""
 
+    def lanes(self, rows: slice) -> "Segment":
+        """Some of its lanes."""
+        return Segment(*(tensor[rows] for tensor in self))
+
 
 def tensors(batch: Batch, rows: slice, device: torch.device) -> Segment:
     """Some lanes of a batch on the device."""
-    if isinstance(batch, DeviceBatch):
-        return Segment(*(tensor[rows] for tensor in batch.tensors))
     arrays = (batch.inputs_BT, batch.targets_BT, batch.scored_BT, batch.reset_B)
     hosted = [torch.from_numpy(array[rows]) for array in arrays]
     if device.type == "cuda":
@@ -39,15 +41,20 @@ def tensors(batch: Batch, rows: slice, device: torch.device) -> Segment:
     return Segment(*(tensor.to(device, non_blocking=True) for tensor in hosted))
 
 
-@dataclass(frozen=True)
-class DeviceBatch(Batch):
-    """A batch that is on the device too, as `tensors` gives it."""
+class Ahead(NamedTuple):
+    """A batch that waits to be asked for."""
 
-    tensors: Segment
+    segment: Segment
+    scored: int
+    """Targets that count."""
+    state: State
+    """Of the lanes after it."""
+    copied: torch.cuda.Event | None
+    """Tells on a GPU that it is there."""
 
 
 class ReadAhead:
-    """The batches of a LaneReader, on the device before they are asked for.
+    """The segments of a LaneReader, on the device before they are asked for.
 
     A thread reads and copies them, on a GPU in a stream of its own, while the model computes with
     those before. `state` is that of the last batch handed out, so nothing read ahead is lost.
@@ -62,29 +69,28 @@ class ReadAhead:
         self._lanes, self._device, self._ahead = lanes, device, ahead
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, "read-ahead")
-        self._waiting: deque[Future[tuple[DeviceBatch, State, torch.cuda.Event | None]]] = deque()
+        self._waiting: deque[Future[Ahead]] = deque()
         self._state = lanes.state()
 
-    def next(self) -> Batch:
-        """The next segment of each lane; on the device too, where `tensors` finds it."""
+    def next(self) -> tuple[Segment, int]:
+        """The next segment of each lane, and how many of its targets count."""
         while len(self._waiting) <= self._ahead:
             self._waiting.append(self._thread.submit(self._read))
-        batch, self._state, copied = self._waiting.popleft().result()
+        segment, scored, self._state, copied = self._waiting.popleft().result()
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)
-            for tensor in batch.tensors:
+            for tensor in segment:
                 # Its memory was taken for the other stream and must outlast the work in this one.
                 tensor.record_stream(stream)
-        return batch
+        return segment, scored
 
-    def _read(self) -> tuple[DeviceBatch, State, torch.cuda.Event | None]:
-        """A batch, the lanes' state after it, and on a GPU what tells that it is there."""
+    def _read(self) -> Ahead:
         batch = self._lanes.next()
         with torch.cuda.stream(self._stream):
-            copies = tensors(batch, slice(None), self._device)
+            segment = tensors(batch, slice(None), self._device)
             copied = self._stream.record_event() if self._stream else None
-        return DeviceBatch(**vars(batch), tensors=copies), self._lanes.state(), copied
+        return Ahead(segment, int(np.count_nonzero(batch.scored_BT)), self._lanes.state(), copied)
 
     def state(self) -> State:
         """Where reading is, as LaneReader has it: after the last batch that `next` returned."""

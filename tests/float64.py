@@ -28,7 +28,7 @@ def main(preset: str, out: str) -> None:
     get_accelerator().supported_dtypes = lambda: [torch.float64]
     torch.set_default_dtype(torch.float64)
     trainer = Trainer(config, open_shards(config.data.shards), world)
-    trainer.engine.communication_data_type = torch.float64
+    trainer.engine.deepspeed.communication_data_type = torch.float64
     results = [trainer.train_step(STEPS) for _ in range(STEPS)]
     weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     assert weights.dtype == torch.float64

@@ -3,17 +3,19 @@
 A term is a sum and a count. Sums stay whole across segments, micro-batches and ranks until one
 division by what all of them counted together, so every token of an update weighs the same.
 
-Shapes: B lanes, T tokens of a segment, V vocabulary.
+Shapes: K segments, B lanes, T tokens of a segment, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lm.feeding import Segment
 from lm.model.embedding import cross_entropy
+from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer, SegmentOutput, SegmentStates
 
 Divisor = Literal["scored", "elements"]
@@ -40,8 +42,7 @@ class SegmentRead:
     Args:
         model: what has read it.
         states: final hidden states, and what the model itself wants minimised.
-        targets_BT: the tokens to predict, int64.
-        scored_BT: bool, those that count.
+        segment: the tokens that were read, and those to predict.
         logits: whether some objective asks for probabilities of all tokens.
     """
 
@@ -49,11 +50,11 @@ class SegmentRead:
         self,
         model: CompressiveTransformer,
         states: SegmentStates,
-        targets_BT: Tensor,
-        scored_BT: Tensor,
+        segment: Segment,
         logits: bool,
     ) -> None:
-        self.states, self.targets_BT, self.scored_BT = states, targets_BT, scored_BT
+        self.states, targets_BT = states, segment.targets_BT
+        self.targets_BT, self.scored_BT = targets_BT, segment.scored_BT
         self._logits = model.head(states.hidden_BTD) if logits else None
         if self._logits is None:
             self.nats_BT: Tensor = model.head(states.hidden_BTD, targets_BT)
@@ -105,6 +106,42 @@ def add_terms(sums: dict[str, Term], more: Mapping[str, Term]) -> None:
         if before is not None:
             term = Term(before.total + term.total, before.counted + term.counted, term.divisor)
         sums[name] = term
+
+
+class Unroll(nn.Module):
+    """The model over the K segments that one back-propagation spans (the BPTT window).
+
+    The gradient passes from segment to segment through compressed memory and ends at the first; the
+    memory returned is cut off. Plain tensors come out, as DeepSpeed needs of a module.
+    """
+
+    def __init__(self, model: CompressiveTransformer, objectives: Sequence[Objective]) -> None:
+        super().__init__()
+        self.model, self.objectives = model, objectives
+        self.logits = any(objective.logits for objective in objectives)
+
+    def forward(
+        self, segments: list[Segment], memory: MemoryState
+    ) -> tuple[dict[str, Term], dict[str, Term], MemoryState]:
+        """Read segments in order.
+
+        Args:
+            segments: of the B lanes.
+            memory: of the lanes, before the first segment and its resets.
+
+        Returns:
+            The terms by name, the likelihood in nats first; losses that are known by layer, [l]
+            each, to be looked at only; and memory.
+        """
+        terms: dict[str, Term] = {}
+        by_layer: dict[str, Term] = {}
+        for segment in segments:
+            states = self.model.read_segment(segment.inputs_BT, memory.reset(segment.reset_B))
+            memory = states.memory
+            read = SegmentRead(self.model, states, segment, self.logits)
+            add_terms(terms, terms_of(self.objectives, read))
+            add_terms(by_layer, {name: Term(*loss) for name, loss in states.by_layer.items()})
+        return terms, by_layer, memory.detach()
 
 
 def segment_loss(output: SegmentOutput) -> Tensor:

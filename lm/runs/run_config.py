@@ -126,10 +126,6 @@ class TrainingConfig:
         if any(number < 1 for _, number in self.accumulate):
             raise ValueError("training.accumulate must gather at least 1 back-propagation a step")
 
-    def accumulated(self, step: int) -> int:
-        """Back-propagations of a step (0 for the first)."""
-        return [number for first, number in self.accumulate if first <= step][-1]
-
 
 @dataclass(frozen=True)
 class OptimConfig:

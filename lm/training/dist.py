@@ -3,7 +3,6 @@
 Sums and counts stay whole until one division by what all ranks counted together.
 """
 
-import logging
 import os
 import socket
 import traceback
@@ -19,6 +18,7 @@ from torch._C._distributed_c10d import Store
 
 from data.common.say import say
 from lm.objectives.objective import Term
+from lm.training.engine import start_deepspeed
 from lm.training.meeting import Place, meet, patience
 
 Result = TypeVar("Result")
@@ -48,6 +48,22 @@ class World:
         if self.size == 1:
             return values
         return self.sum(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def random_state(self) -> dict[str, Tensor]:
+        """State of this rank's random generators, by `rng.DEVICE`.
+
+        Nothing in training draws from Python's or numpy's global generators.
+        """
+        state = {"rng.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def set_random_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `random_state` returned, perhaps on another device."""
+        torch.set_rng_state(state["rng.cpu"])
+        if "rng.cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng.cuda"], self.device)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -162,14 +178,6 @@ def join(timeout: float = 10.0, agree: Callable[[Store, Place], None] | None = N
     os.environ.setdefault("WORLD_SIZE", "1")
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
-    # Imported here because it takes seconds and writes to the log.
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    # DeepSpeed would compile this shared-memory helper with c++, or fail where there is none; only
-    # its inference engine uses it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cpu")
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", place.size))
@@ -194,22 +202,8 @@ def join(timeout: float = 10.0, agree: Callable[[Store, Place], None] | None = N
                 world_size=place.size,
                 timeout=timedelta(minutes=timeout),
             )
-    # What torch has joined is taken over.
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    _name_collectives(deepspeed.comm.comm.cdb)
+    start_deepspeed()
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-
-
-def _name_collectives(backend: Any) -> None:
-    """Have DeepSpeed call two collectives by their present names; torch warns at each call by the
-    former ones.
-    """
-    for attribute, name in (
-        ("all_gather_function", "all_gather_single"),
-        ("reduce_scatter_function", "reduce_scatter_single"),
-    ):
-        if hasattr(torch.distributed, name):
-            setattr(backend, attribute, getattr(torch.distributed, name))
 
 
 Pair = tuple[float, float]

@@ -1,24 +1,48 @@
-"""The DeepSpeed engine: its configuration, and what is read from and written to its inside.
+"""The engine: DeepSpeed around a model and its optimiser, and all that is known of its inside.
 
-Nothing else knows DeepSpeed's private fields. Weights and optimiser state come as whole tensors by
-parameter name (full state), whatever the ZeRO stage. All of it is collective.
+No other file knows DeepSpeed's private fields.
 """
 
+import logging
+import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lm.feeding import Segment
 from lm.model.layer import Block
+from lm.model.memory import MemoryState
+from lm.objectives.objective import Term, Unroll
 from lm.runs.run_config import RunConfig
-from lm.training.bptt import Unroll
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from lm.training.optim import Masters, build_optimizer, clip_gradients
 
 PERSISTENT = 10_000
 """At stage 3, parameters with fewer elements stay whole on every rank."""
+STEP = "step"
+"""State of AdamW that is one number; its other entries have the parameter's shape."""
+
+
+def start_deepspeed() -> None:
+    """Have DeepSpeed take over the ranks that torch has joined."""
+    # Imported here because it takes seconds and writes to the log.
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed would compile this shared-memory helper with c++, or fail where there is none; only
+    # its inference engine uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    # torch warns at each call of two collectives by their former names.
+    for attribute, name in (
+        ("all_gather_function", "all_gather_single"),
+        ("reduce_scatter_function", "reduce_scatter_single"),
+    ):
+        if hasattr(torch.distributed, name):
+            setattr(deepspeed.comm.comm.cdb, attribute, getattr(torch.distributed, name))
 
 
 def bucket_elements(parameters: int) -> int:
@@ -33,11 +57,11 @@ def bucket_elements(parameters: int) -> int:
 def deepspeed_config(config: RunConfig, lanes_per_rank: int, parameters: int) -> dict[str, Any]:
     """DeepSpeed's JSON for a run.
 
-    At stage 0 DeepSpeed only sums gradients: clipping is left to the trainer, which knows the norm
-    before the weights move, and bf16 to lm/training/optim.py. From stage 1 on both are
-    DeepSpeed's, which leaves the weights alone when the norm is not finite.
+    At stage 0 DeepSpeed only sums gradients: clipping, which knows the norm before the weights
+    move, and bf16 are in lm/training/optim.py. From stage 1 on both are DeepSpeed's, which leaves
+    the weights alone when the norm is not finite.
 
-    The trainer sets the accumulation boundary itself.
+    The engine sets the accumulation boundary itself.
 
     Args:
         config: the run.
@@ -74,150 +98,219 @@ def deepspeed_config(config: RunConfig, lanes_per_rank: int, parameters: int) ->
     return settings
 
 
-def build_engine(
-    module: Unroll, optimizer: torch.optim.Optimizer, config: RunConfig, lanes_per_rank: int
-) -> "DeepSpeedEngine":
-    """Hand model and optimiser to DeepSpeed; every rank starts from the first one's weights.
+class Engine:
+    """A model, its optimiser and DeepSpeed, on one rank.
 
-    lm.training.dist.join must have been called.
+    Weights, gradients and optimiser state go in and out as whole tensors by parameter name (full
+    state), whatever the ZeRO stage. All methods are collective.
     """
-    # Imported here because importing it takes seconds and looks for an accelerator.
-    import deepspeed
 
-    if config.training.zero == 3:
-        # A layer uses its parameters across its parts, so they are gathered together.
-        deepspeed.utils.set_z3_leaf_modules(module, [Block])
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        config=deepspeed_config(config, lanes_per_rank, parameters),
-        dist_init_required=False,
-    )
-    if config.training.zero == 0 and torch.distributed.get_world_size() == 1:
-        # It would copy all gradients into one piece and back, to sum what one rank has alone.
-        engine.enable_backward_allreduce = False
-    return engine
+    def __init__(self, module: Unroll, config: RunConfig, lanes: int) -> None:
+        """Every rank starts from the first one's weights.
 
+        lm.training.dist.join must have been called.
 
-def clip_gradients(module: torch.nn.Module, limit: float) -> torch.Tensor:
-    """Bound the global norm of the gradients at stage 0; returns the norm before.
+        Args:
+            module: on its device; from now on the engine's.
+            config: the run's.
+            lanes: that this rank reads.
+        """
+        training = config.training
+        self.training, self.clip, self.module = training, config.optim.clip, module
+        half = training.precision == "bf16"
+        self.masters = Masters(module.model) if half and not training.zero else None
+        self.stored = self.masters.module if self.masters else module.model
+        """What the optimiser moves, and what checkpoints hold."""
+        self.parameters = dict(self.stored.named_parameters())
+        self.optimizer = build_optimizer(self.stored, config.optim)
+        # DeepSpeed rounds the weights to bf16 first and makes the masters of what is left.
+        rounded = module.parameters() if half and training.zero else ()
+        exact = {parameter: parameter.detach().clone() for parameter in rounded}
+        self.deepspeed = self._initialized(config, lanes)
+        for parameter, weight in exact.items():
+            _set_master(parameter, weight)
 
-    A norm that is not finite is returned with the gradients as they are.
-    """
-    parameters = [p for p in module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if norm.isfinite():
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+    def _initialized(self, config: RunConfig, lanes: int) -> Any:
+        # Imported here because importing it takes seconds and looks for an accelerator.
+        import deepspeed
 
+        if self.training.zero == 3:
+            # A layer uses its parameters across its parts, so they are gathered together.
+            deepspeed.utils.set_z3_leaf_modules(self.module, [Block])
+        count = sum(parameter.numel() for parameter in self.module.parameters())
+        engine, *_ = deepspeed.initialize(
+            model=self.module,
+            optimizer=self.optimizer,
+            config=deepspeed_config(config, lanes, count),
+            dist_init_required=False,
+        )
+        if self.training.zero == 0 and torch.distributed.get_world_size() == 1:
+            # It would copy all gradients into one piece and back, to sum what one rank has alone.
+            engine.enable_backward_allreduce = False
+        return engine
 
-STEP = "step"
-"""State of AdamW that is one number; its other entries have the parameter's shape."""
+    def forward(
+        self, segments: list[Segment], memory: MemoryState, last: bool
+    ) -> tuple[dict[str, Term], dict[str, Term], MemoryState]:
+        """Read segments as Unroll does; `last`: the next back-propagation ends the update."""
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        terms, by_layer, moved = self.deepspeed(segments, memory)
+        return terms, by_layer, moved
 
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients of an update; they are averaged over ranks."""
+        self.deepspeed.backward(loss)
 
-def full_weights(engine: "DeepSpeedEngine", model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter in float32: the master copy where there is one."""
-    for name, parameter in model.named_parameters():
-        yield name, full_weight(engine, parameter)
+    def update(self, finite: bool) -> float | None:
+        """Move the weights.
 
+        Args:
+            finite: whether the losses are; the gradients are looked at here.
 
-def full_weight(engine: "DeepSpeedEngine", parameter: nn.Parameter) -> Tensor:
-    """A parameter in float32: the master copy where there is one."""
-    from deepspeed.utils import safe_get_full_fp32_param
+        Returns:
+            The gradients' norm; None if something is not finite and the weights have not moved.
+        """
+        if self.training.zero == 0:
+            if self.masters:
+                self.masters.take_gradients()
+            norm = clip_gradients(self.stored, self.clip).item()
+            if not (finite and math.isfinite(norm)):
+                self.deepspeed.zero_grad()
+                return None
+            self.deepspeed.step()
+            if self.masters:
+                self.masters.give_weights()
+            return norm
+        if not finite and self.training.non_finite == "stop":
+            return None
+        self.deepspeed.step()
+        applied = self.deepspeed.was_step_applied()
+        return float(self.deepspeed.get_global_grad_norm()) if applied else None
 
-    whole = safe_get_full_fp32_param(parameter) if engine.zero_optimization() else None
-    return (parameter if whole is None else whole).detach()
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """The gradient of an update, between its last back-propagation and the update."""
+        from deepspeed.utils import safe_get_full_grad
 
+        return safe_get_full_grad(parameter) if self.training.zero else parameter.grad
 
-def full_optimizer_state(
-    engine: "DeepSpeedEngine",
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> Iterator[tuple[str, Tensor]]:
-    """The optimiser's state by `parameter/entry`; nothing before the first step."""
-    if not engine.zero_optimization():
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter by name in float32: the master copy where there is one."""
+        for name in self.parameters:
+            yield name, self.weight(name)
+
+    def weight(self, name: str) -> Tensor:
+        """A parameter in float32: the master copy where there is one."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        parameter = self.parameters[name]
+        whole = safe_get_full_fp32_param(parameter) if self.training.zero else None
+        return (parameter if whole is None else whole).detach()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each parameter's shape by name; at stage 3 a parameter is whole on no rank."""
+        return {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self.parameters.items()}
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Context in which every rank has all weights, which stage 3 divides otherwise."""
+        if self.training.zero < 3:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        context: AbstractContextManager[None] = GatheredParameters([*self.module.parameters()])
+        return context
+
+    def state(self, *names: str) -> Iterator[tuple[str, Tensor]]:
+        """The optimiser's state by `parameter/entry`, of all parameters or those named; nothing
+        before the first step.
+        """
+        parameters = {name: self.parameters[name] for name in names or self.parameters}
+        if not self.training.zero:
+            for name, parameter in parameters.items():
+                for entry, value in self.optimizer.state.get(parameter, {}).items():
+                    yield f"{name}/{entry}", torch.as_tensor(value)
+            return
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state = self.optimizer.state.get(self._partitions()[0], {})
+        self._link()
         for name, parameter in parameters.items():
-            for entry, value in optimizer.state.get(parameter, {}).items():
-                yield f"{name}/{entry}", torch.as_tensor(value)
-        return
-    from deepspeed.utils import safe_get_full_optimizer_state
+            for entry, value in state.items():
+                if entry == STEP:
+                    yield f"{name}/{entry}", value
+                else:
+                    yield f"{name}/{entry}", safe_get_full_optimizer_state(parameter, entry)
 
-    first = next(iter(_partitions(engine)))
-    state = optimizer.state.get(first, {})
-    _link(engine)
-    for name, parameter in parameters.items():
-        for entry, value in state.items():
-            if entry == STEP:
-                yield f"{name}/{entry}", value
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Give the optimiser what `state` gave; an empty one leaves it new."""
+        entries = {key.rpartition("/")[2] for key in state}
+        if state and self.training.zero:
+            self._new_partition_state(state, entries)
+            entries -= {STEP}
+        for name, parameter in self.parameters.items() if state else ():
+            found = {entry: state[key] for entry in entries if (key := f"{name}/{entry}") in state}
+            if self.training.zero:
+                for entry, value in found.items():
+                    _set_master(parameter, value, entry)
             else:
-                yield f"{name}/{entry}", safe_get_full_optimizer_state(parameter, entry)
+                self.optimizer.state[parameter] = {
+                    entry: value.clone() if value.ndim == 0 else value.to(parameter.device)
+                    for entry, value in found.items()
+                }
+
+    def _new_partition_state(self, state: Mapping[str, Tensor], entries: set[str]) -> None:
+        steps = [value for key, value in state.items() if key.endswith("/" + STEP)]
+        # At stage 0 a parameter without gradient has not counted; here all count together.
+        step = torch.stack(steps).max()
+        for partition in self._partitions():
+            self.optimizer.state[partition] = {
+                STEP: step.clone(),
+                **{entry: torch.zeros_like(partition) for entry in sorted(entries - {STEP})},
+            }
+        self._link()
+
+    def _partitions(self) -> list[Tensor]:
+        """This rank's flat float32 parts of the weights, one a parameter group."""
+        optimizer = self.deepspeed.optimizer
+        if self.training.zero == 3:
+            return list(optimizer.fp32_partitioned_groups_flat)
+        return list(optimizer.single_partition_of_fp32_groups)
+
+    def _link(self) -> None:
+        """Tell each parameter its place in the flat optimiser state, at stages 1 and 2.
+
+        DeepSpeed does it once, when the first of the parameter groups has made its first step and
+        the others have no state yet.
+        """
+        if self.training.zero < 3:
+            self.deepspeed.optimizer._hp_optimizer_states_linked = False
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def read(self, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """See lm.sparse.topkast.Store."""
+        moments = {key.removeprefix(f"{name}/"): value for key, value in self.state(name)}
+        moments.pop(STEP, None)
+        return self.weight(name), moments
+
+    def write(self, name: str, values: Tensor, moments: Mapping[str, Tensor]) -> None:
+        """See lm.sparse.topkast.Store."""
+        parameter = self.parameters[name]
+        _set_weight(parameter, values, self.training.zero > 0)
+        for entry, moment in moments.items():
+            if self.training.zero:
+                _set_master(parameter, moment, entry)
+            else:
+                self.optimizer.state[parameter][entry].copy_(moment)
+
+    def give_weights(self) -> None:
+        """Have the model compute with what `write` has changed."""
+        if self.masters:
+            self.masters.give_weights()
 
 
-def set_full_optimizer_state(
-    engine: "DeepSpeedEngine",
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Tensor],
-) -> None:
-    """Give the optimiser the state that `optimizer_state` read; an empty one leaves it new."""
-    if not state:
-        return
-    if engine.zero_optimization():
-        _set_partitions(engine, model, optimizer, state)
-        return
-    for name, parameter in model.named_parameters():
-        entries = {key: state[key] for key in state if key.rpartition("/")[0] == name}
-        optimizer.state[parameter] = {
-            key.rpartition("/")[2]: value.clone() if value.ndim == 0 else value.to(parameter.device)
-            for key, value in entries.items()
-        }
-
-
-def _partitions(engine: "DeepSpeedEngine") -> list[Tensor]:
-    """This rank's flat float32 parts of the weights, one a parameter group."""
-    if engine.zero_optimization_stage() == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    return list(engine.optimizer.single_partition_of_fp32_groups)
-
-
-def _link(engine: "DeepSpeedEngine") -> None:
-    """Tell each parameter its place in the flat optimiser state, at stages 1 and 2.
-
-    DeepSpeed does it once, when the first of the parameter groups has made its first step and the
-    others have no state yet.
-    """
-    if engine.zero_optimization_stage() < 3:
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _set_partitions(
-    engine: "DeepSpeedEngine",
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Tensor],
-) -> None:
-    steps = [state[key] for key in state if key.endswith("/" + STEP)]
-    # At stage 0 a parameter without gradient has not counted; here all count together.
-    step = torch.stack(steps).max()
-    entries = {key.rpartition("/")[2] for key in state} - {STEP}
-    for partition in _partitions(engine):
-        optimizer.state[partition] = {
-            STEP: step.clone(),
-            **{entry: torch.zeros_like(partition) for entry in sorted(entries)},
-        }
-    _link(engine)
-    for name, parameter in model.named_parameters():
-        for entry in entries:
-            if f"{name}/{entry}" in state:
-                set_master(parameter, state[f"{name}/{entry}"], entry)
-
-
-def set_full_weight(engine: "DeepSpeedEngine", parameter: nn.Parameter, value: Tensor) -> None:
-    """Write a whole float32 weight: master and working copy."""
-    if engine.zero_optimization():
-        set_master(parameter, value)
+def _set_weight(parameter: nn.Parameter, value: Tensor, master: bool) -> None:
+    """Write a whole float32 weight: the working copy, and the master where there is one."""
+    if master:
+        _set_master(parameter, value)
     if hasattr(parameter, "ds_tensor"):
         part: Any = parameter.ds_tensor
         part.data.copy_(_part(value, part.numel()))
@@ -227,7 +320,7 @@ def set_full_weight(engine: "DeepSpeedEngine", parameter: nn.Parameter, value: T
     parameter.data.copy_(value.view_as(parameter))
 
 
-def set_master(parameter: nn.Parameter, value: Tensor, entry: str | None = None) -> None:
+def _set_master(parameter: nn.Parameter, value: Tensor, entry: str | None = None) -> None:
     """Write this rank's part of a whole float32 weight, or of an entry of its optimiser state."""
     from deepspeed.utils import (
         safe_get_local_fp32_param,

@@ -1,8 +1,7 @@
-"""What is looked at in gradients: how strongly compression is taught, and what is not finite."""
+"""What is looked at in gradients: what is not finite, and how strongly compression is taught."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from data.common.say import warn
 from lm.model.transformer import CompressiveTransformer
 from lm.training.dist import World
+from lm.training.engine import Engine
 
 
 class NonFiniteError(ValueError):
@@ -40,21 +40,6 @@ def judge_skipped(skipped: int, steps: int, speaking: bool) -> None:
         warn(line)
 
 
-def random_state(world: World) -> dict[str, Tensor]:
-    """State of this rank's random generators."""
-    state = {"cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(world.device)
-    return state
-
-
-def set_random_state(state: dict[str, Tensor], world: World) -> None:
-    """Go back to what `random_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], world.device)
-
-
 def first_bad(model: nn.Module, world: World, gradients: Callable[[], object]) -> str:
     """Name the first parameter with a gradient that is not finite on some rank, or the loss.
 
@@ -81,11 +66,7 @@ def first_bad(model: nn.Module, world: World, gradients: Callable[[], object]) -
     return f"the gradient of {names[min(bad)]}" if bad else "the loss"
 
 
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
-
-def compression_norms(engine: "DeepSpeedEngine", model: CompressiveTransformer) -> dict[str, float]:
+def compression_norms(engine: Engine, model: CompressiveTransformer) -> dict[str, float]:
     """Gradient norm of each compression function that learns, as `compression_grad_norm/LAYER`.
 
     Where back-propagation spans one segment, this is the gradient of the reconstruction loss and of
@@ -95,17 +76,10 @@ def compression_norms(engine: "DeepSpeedEngine", model: CompressiveTransformer) 
     for layer, block in enumerate(model.layers):
         function = getattr(block, "compression", None)
         parameters = [] if function is None else list(function.parameters())
-        gradients = [_gradient(engine, parameter) for parameter in parameters]
+        gradients = [engine.gradient(parameter) for parameter in parameters]
         known = [gradient for gradient in gradients if gradient is not None]
         if known:
             norms[f"compression_grad_norm/{layer}"] = nn.utils.get_total_norm(known)
     if not norms:
         return {}
     return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
-
-
-def _gradient(engine: "DeepSpeedEngine", parameter: nn.Parameter) -> Tensor | None:
-    """The whole gradient of an update, averaged over ranks."""
-    from deepspeed.utils import safe_get_full_grad
-
-    return safe_get_full_grad(parameter) if engine.zero_optimization() else parameter.grad

@@ -113,7 +113,11 @@ class Loop:
         validated = self.due(training.validate_every, trainer.step + 1)
         if self.profile is not None:
             self.profile.before(trainer.step)
-        record = self.meter.step(self.length.steps, watch=logged or validated)
+        watch = self.observer.see if logged or validated else None
+        with self.meter.timing():
+            result = trainer.train_step(self.length.steps, watch)
+        self.meter.count(result.pop("nats"), result.pop("tokens"))
+        record = {"step": trainer.step, **result}
         shown = {}
         if logged:
             record |= self.meter.summary() | self.skipped()

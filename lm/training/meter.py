@@ -4,8 +4,9 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -91,16 +92,19 @@ class Meter:
     def _restart(self) -> None:
         self.seconds = self.nats = self.tokens = 0.0
 
-    def step(self, steps: int, watch: bool) -> dict[str, Any]:
-        """Make one training step and count it; returns what else it gave, with its number."""
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Context whose time is a training step's."""
         start = time.perf_counter()
-        result = self.trainer.train_step(steps, watch)
+        yield
         seconds = time.perf_counter() - start
         self.seconds += seconds
         self.total_seconds += seconds
-        self.nats += result.pop("nats")
-        self.tokens += result.pop("tokens")
-        return {"step": self.trainer.step, **result}
+
+    def count(self, nats: float, tokens: float) -> None:
+        """Add what a step has read."""
+        self.nats += nats
+        self.tokens += tokens
 
     def peak(self) -> float | None:
         """What all ranks' matrix products come to now, operations a second.

@@ -1,17 +1,14 @@
 """What is looked at between two steps: validation, where attention goes, and samples."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.common.files import atomic_path
 from data.shards import Split
-from lm.feeding import tensors
+from lm.feeding import Segment
 from lm.inference.attention_mass import AttentionMass
 from lm.inference.predictor import ModelPredictor, evaluating
 from lm.inference.sampling import Sampler, SamplingConfig
@@ -21,6 +18,10 @@ from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Score, ScoringConfig, score
 from lm.training.dist import World
 from lm.training.trainer import Trainer
+
+SAMPLING = SamplingConfig(top_p=0.95)
+PROMPT_SEGMENTS = 2
+"""The prompt's second segment reads the first through memory."""
 
 
 class Observer:
@@ -39,6 +40,11 @@ class Observer:
         """
         self.trainer, self.world, self.between = trainer, trainer.world, between
         self.split = trainer.shards.split("validation")
+        self.seen: tuple[Segment, MemoryState] | None = None
+
+    def see(self, segment: Segment, memory: MemoryState) -> None:
+        """Keep the first segment of a step and memory before it; see Trainer.train_step."""
+        self.seen = segment, memory
 
     def validate(self) -> Score:
         """The validation split, or its first segments, by the one scorer; documents begin with
@@ -58,21 +64,21 @@ class Observer:
         )
 
     def attention(self) -> dict[str, float]:
-        """Where attention went in the last step, which must have been watched.
+        """Where attention went in the step that was seen last; see attention_shares.
 
-        Looks at the first segment of the first micro-batch; see attention_shares.
+        Looks at the first micro-batch, and forgets the step.
         """
-        assert self.trainer.watched is not None
-        (batch, memory), self.trainer.watched = self.trainer.watched, None
+        assert self.seen is not None
+        (segment, memory), self.seen = self.seen, None
         rows = slice(0, memory.lanes // self.trainer.config.training.micro_batches)
-        segment = tensors(batch, rows, self.world.device)
-        return attention_shares(self.trainer.model, segment, memory.lane_slice(rows), self.world)
+        mine, before = segment.lanes(rows), memory.lane_slice(rows)
+        return attention_shares(self.trainer.model, mine, before, self.world)
 
     def write_sample(self, path: Path) -> None:
         """Write the beginning of the validation split and how the model goes on."""
         trainer, length = self.trainer, self.trainer.config.report.sample_tokens
-        with whole_weights(trainer.engine, trainer.model):
-            if self.world.first or trainer.engine.zero_optimization_stage() == 3:
+        with trainer.engine.gathered():
+            if self.world.first or trainer.config.training.zero == 3:
                 text = continuation(trainer.model, self.split, length, trainer.step, self.between)
             else:
                 for _ in range(length):
@@ -85,7 +91,7 @@ class Observer:
 
 @torch.no_grad()
 def attention_shares(
-    model: CompressiveTransformer, segment: tuple[Tensor, ...], memory: MemoryState, world: World
+    model: CompressiveTransformer, segment: Segment, memory: MemoryState, world: World
 ) -> dict[str, float]:
     """Share of each layer's attention that falls on each store, as `attention/STORE/LAYER`.
 
@@ -93,17 +99,16 @@ def attention_shares(
 
     Args:
         model: read in evaluation mode; its mode is restored afterwards.
-        segment: of this rank's lanes, as lm.feeding.tensors gives it.
+        segment: of this rank's lanes.
         memory: of these lanes before the segment.
         world: all ranks' lanes count.
 
     Returns:
         Nothing as long as no lane has both memories full.
     """
-    inputs, _, _, reset = segment
     with evaluating(model), AttentionMass(model) as mass:
-        memory = memory.reset(reset)
-        model(inputs, memory)
+        memory = memory.reset(segment.reset_B)
+        model(segment.inputs_BT, memory)
         mass.add(mass.full_lanes(memory))
     mass.reduce(world.sum)
     if not mass.lanes:
@@ -115,14 +120,6 @@ def attention_shares(
     }
 
 
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
-SAMPLING = SamplingConfig(top_p=0.95)
-PROMPT_SEGMENTS = 2
-"""The prompt's second segment reads the first through memory."""
-
-
 @torch.no_grad()
 def continuation(
     model: CompressiveTransformer, split: Split, tokens: int, seed: int, between: Callable[[], None]
@@ -132,7 +129,7 @@ def continuation(
     Draws from a generator of its own, so that the training is the same with samples and without.
 
     Args:
-        model: all its weights are at hand (see `whole_weights`).
+        model: all its weights are at hand (see Engine.gathered).
         split: text to begin with.
         tokens: length of the continuation.
         seed: of the draws.
@@ -155,15 +152,3 @@ def continuation(
             written.append(token.item())
             pieces = token[:, None]
     return vocabulary.decode(prompt), vocabulary.decode(np.array(written))
-
-
-def whole_weights(
-    engine: "DeepSpeedEngine", model: CompressiveTransformer
-) -> AbstractContextManager[None]:
-    """Context in which every rank has all weights, which stage 3 divides otherwise; collective."""
-    if engine.zero_optimization_stage() < 3:
-        return nullcontext()
-    from deepspeed.runtime.zero import GatheredParameters
-
-    context: AbstractContextManager[None] = GatheredParameters(list(model.parameters()))
-    return context

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.common.tensors import TensorFile
 from data.lanes import LaneReader
 from data.shards import Shards
+from lm.feeding import tensors
 from lm.model.memory import MemoryState
-from lm.runs.checkpoints import MEND, CheckpointState
-from lm.training.bptt import Unroll, on_device
+from lm.objectives.objective import Unroll
+from lm.runs.checkpoints import MEND, CheckpointState, read_state
+from lm.runs.run_config import RunConfig, identity
 from lm.training.dist import World
 from lm.training.engine import STEP
 
@@ -33,6 +35,22 @@ class Snapshot:
     """Files that an earlier checkpoint has too."""
     state: dict[str, Any]
     """What goes to state.json beside the step, fields of CheckpointState: the same on all ranks."""
+
+
+def matching_state(folder: Path, shards: Shards, config: RunConfig) -> CheckpointState:
+    """state.json of a checkpoint; ValueError if it is of other shards or of another run."""
+    state = read_state(folder)
+    if state.shards != shards.hash:
+        raise ValueError(
+            f"{folder} was trained on other shards than {shards.path}; prepare the same "
+            "shards again or give another --run folder"
+        )
+    if state.identity not in (None, identity(config)):
+        raise ValueError(
+            f"{folder} is of another run than the config.yaml beside it describes: put back "
+            "the file, or the checkpoint where it belongs"
+        )
+    return state
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -61,9 +79,14 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def optimizer_tensors(
-    folder: Path, state: CheckpointState, parameters: Mapping[str, nn.Parameter]
+    folder: Path, state: CheckpointState, shapes: Mapping[str, tuple[int, ...]]
 ) -> Tensors:
     """The whole optimiser state of a checkpoint, as lm.training.engine wants it.
+
+    Args:
+        folder: a checkpoint.
+        state: its state.json.
+        shapes: of the parameters by name.
 
     Raises:
         ValueError: a file is damaged, or it is not the state of these parameters.
@@ -76,25 +99,18 @@ def optimizer_tensors(
     # Muon keeps other entries of matrices than of vectors, and none of them is a part of the other.
     kinds = {frozenset(has) for has in found.values()}
     for name, has in found.items():
-        parameter = parameters.get(name)
-        # At stage 3 a parameter is whole on no rank.
-        shape = None if parameter is None else getattr(parameter, "ds_shape", parameter.shape)
+        shape = shapes.get(name)
         cut = any(has.keys() < kind for kind in kinds)
         shaped = all(size == (() if entry == STEP else shape) for entry, size in has.items())
-        if parameter is None or cut or not shaped:
+        if shape is None or cut or not shaped:
             raise ValueError(f"{folder} has not the optimiser's whole state of {name}; {MEND}")
     return tensors
 
 
 def rank_tensors(memory: MemoryState, world: World) -> dict[str, Tensor]:
-    """What only this rank has: the memory of its lanes and its random generators.
-
-    Nothing in training draws from Python's or numpy's global generators.
-    """
-    tensors = {"rng.cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(world.device)
-    return tensors | {n: t.cpu().contiguous() for n, t in memory.tensors().items()}
+    """What only this rank has: the memory of its lanes and its random generators."""
+    kept = {name: tensor.cpu().contiguous() for name, tensor in memory.tensors().items()}
+    return world.random_state() | kept
 
 
 def restore_rank(
@@ -136,9 +152,7 @@ def restore_rank(
 
 def _set_generators(mine: TensorFile, world: World) -> None:
     try:
-        torch.set_rng_state(mine["rng.cpu"])
-        if "rng.cuda" in mine and world.device.type == "cuda":
-            torch.cuda.set_rng_state(mine["rng.cuda"], world.device)
+        world.set_random_state(mine)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{mine.path} holds no state of random generators ({error}); {MEND}"
@@ -178,10 +192,10 @@ def probe(module: Unroll, shards: Shards, device: torch.device) -> float:
     """
     model = module.model
     reader = LaneReader(shards.split("train"), lanes=1, segment=model.config.segment)
-    batches = [reader.next() for _ in range(SEGMENTS)]
+    segments = [tensors(reader.next(), slice(None), device) for _ in range(SEGMENTS)]
     training = model.training
     model.eval()
-    losses, _, _ = module(on_device(batches, slice(None), device), model.empty_memory(1))
+    losses, _, _ = module(segments, model.empty_memory(1))
     model.train(training)
     return losses["nats"][0].item()
 

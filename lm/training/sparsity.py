@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.common.tensors import TensorFile
 from lm.model.transformer import CompressiveTransformer
@@ -16,41 +16,10 @@ from lm.sparse import state
 from lm.sparse.routes import Route, candidates, measured, take
 from lm.sparse.topkast import sparsify
 from lm.training.dist import World
-from lm.training.engine import STEP, full_optimizer_state, full_weight, set_full_weight, set_master
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from lm.training.engine import Engine
 
 MEASURED_TOKENS = 2048
 """Most tokens that routes are measured with."""
-
-
-class EngineStore:
-    """Parameters and the optimiser's moments, whole, wherever the ZeRO stage keeps them."""
-
-    def __init__(
-        self, engine: "DeepSpeedEngine", model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
-        self.engine, self.optimizer = engine, optimizer
-        self.parameters = dict(model.named_parameters())
-
-    def read(self, name: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """See lm.sparse.topkast.Store."""
-        parameter = self.parameters[name]
-        entries = full_optimizer_state(self.engine, {"": parameter}, self.optimizer)
-        moments = {key.removeprefix("/"): value for key, value in entries}
-        moments.pop(STEP, None)
-        return full_weight(self.engine, parameter), moments
-
-    def write(self, name: str, values: Tensor, moments: Mapping[str, Tensor]) -> None:
-        """See lm.sparse.topkast.Store."""
-        parameter = self.parameters[name]
-        set_full_weight(self.engine, parameter, values)
-        for entry, moment in moments.items():
-            if self.engine.zero_optimization():
-                set_master(parameter, moment, entry)
-            else:
-                self.optimizer.state[parameter][entry].copy_(moment)
 
 
 class Sparsity:
@@ -100,12 +69,11 @@ class Sparsity:
         ways = ", ".join(f"{count} {route}" for route, count in sorted(counts.items()))
         return f"{len(self.routes)} sparse matrices multiply by {ways}"
 
-    def refresh(self, step: int, store: EngineStore) -> bool:
-        """Choose sets anew if that is due after `step` steps; returns whether it was."""
-        if not self.topkast.due(step):
-            return False
-        self.changed = self.topkast.refresh(step, store)
-        return True
+    def refresh(self, step: int, engine: Engine) -> None:
+        """Choose sets anew if that is due after `step` steps."""
+        if self.topkast.due(step):
+            self.changed = self.topkast.refresh(step, engine)
+            engine.give_weights()
 
     def save(
         self, step: int, files: dict[str, dict[str, Tensor]], previous: Path | None

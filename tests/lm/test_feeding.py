@@ -40,26 +40,26 @@ def test_state_is_that_of_the_last_batch_handed_out(
     plain, feed = new_reader(kind), ReadAhead(new_reader(kind), CPU, ahead)
     assert feed.state() == plain.state()
     for _ in range(before):
-        expected, found = plain.next(), feed.next()
-        for name, value in vars(expected).items():
-            assert np.array_equal(value, getattr(found, name)), name
+        expected, (found, scored) = plain.next(), feed.next()
+        for name, value in found._asdict().items():
+            assert np.array_equal(getattr(expected, name), value), name
+        assert scored == expected.scored_BT.sum()
         assert feed.state() == plain.state()
     state = json.loads(json.dumps(feed.state()))
     for _ in range(after):
         feed.next()
     fresh = ReadAhead(new_reader(kind), CPU, ahead)
-    expected_offsets = [plain.next().offset_B.tolist() for _ in range(3)]
+    expected_inputs = [plain.next().inputs_BT.tolist() for _ in range(3)]
     for continued in (feed, fresh):
         continued.load_state(state)
         assert continued.state() == state
-        assert [continued.next().offset_B.tolist() for _ in range(3)] == expected_offsets
+        assert [continued.next()[0].inputs_BT.tolist() for _ in range(3)] == expected_inputs
 
 
 def test_tensors_of_some_lanes_are_those_of_the_arrays(new_reader: MakeReader) -> None:
-    plain, ahead = new_reader().next(), ReadAhead(new_reader(), CPU, 1).next()
+    plain, (ahead, _) = new_reader().next(), ReadAhead(new_reader(), CPU, 1).next()
     for rows in (slice(None), slice(1, 3)):
-        for batch in (plain, ahead):
-            inputs, targets, scored, reset = tensors(batch, rows, CPU)
+        for inputs, targets, scored, reset in (tensors(plain, rows, CPU), ahead.lanes(rows)):
             assert torch.equal(inputs, torch.from_numpy(plain.inputs_BT[rows]))
             assert torch.equal(targets, torch.from_numpy(plain.targets_BT[rows]))
             assert torch.equal(scored, torch.from_numpy(plain.scored_BT[rows]))
@@ -87,7 +87,7 @@ def test_batches_reach_the_gpu_while_it_computes(new_reader: MakeReader) -> None
     for _ in range(4):
         expected = plain.next()
         with torch.cuda.stream(other):
-            inputs, targets, scored, reset = tensors(feed.next(), slice(None), device)
+            (inputs, targets, scored, reset), _ = feed.next()
             assert np.array_equal(inputs.cpu().numpy(), expected.inputs_BT)
             assert np.array_equal(targets.cpu().numpy(), expected.targets_BT)
             assert np.array_equal(scored.cpu().numpy(), expected.scored_BT)

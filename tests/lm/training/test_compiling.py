@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lm.training import bptt, dist
+from lm.training import compiling, dist
 from lm.training.trainer import Trainer
 
 
@@ -25,7 +25,7 @@ def _forget_graphs():
 
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}])
 def test_compiled_layers_train_as_others_do(run_config, shards, changes, monkeypatch, capsys):
-    monkeypatch.setattr(bptt, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     compiled = losses(run_config, shards, compile=True, **changes)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert compiled == pytest.approx(losses(run_config, shards), rel=1e-5)
@@ -34,7 +34,7 @@ def test_compiled_layers_train_as_others_do(run_config, shards, changes, monkeyp
 
 @pytest.mark.slow
 def test_the_usual_compiler_trains_as_no_compiler_does(run_config, shards):
-    reason = bptt.missing(torch.device("cpu"))
+    reason = compiling.missing(torch.device("cpu"))
     if reason is not None:
         pytest.skip(reason)
     compiled = losses(run_config, shards, compile=True)
@@ -42,7 +42,7 @@ def test_the_usual_compiler_trains_as_no_compiler_does(run_config, shards):
 
 
 def test_without_a_compiler_a_sentence_is_said(run_config, shards, monkeypatch, capsys):
-    monkeypatch.setattr(bptt, "BACKEND", "a compiler that is not here")
+    monkeypatch.setattr(compiling, "BACKEND", "a compiler that is not here")
     assert losses(run_config, shards, steps=1, compile=True) == losses(run_config, shards, steps=1)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "compile" in line]
     assert line.startswith("warning: training.compile has no effect, because nothing can be compil")

@@ -1,5 +1,6 @@
 """What is said of steps that were left out."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from lm.runs import checkpoints
 from lm.runs.run_config import RunConfig
 from lm.runs.runlog import read_metrics
-from lm.training.trainer import Trainer
+from lm.training.engine import Engine
 from tests.runs import train_here, with_training
 
 
@@ -18,13 +19,14 @@ def test_steps_that_were_left_out_are_told_at_the_end(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A few with a warning, most with an error, and again when nothing is left to do."""
-    original = Trainer._update
+    original, steps = Engine.update, Counter[Engine]()
     bad = {3, 4}
 
-    def update(trainer: Trainer, finite: bool) -> float | None:
-        return original(trainer, finite and trainer.step not in bad)
+    def update(engine: Engine, finite: bool) -> float | None:
+        steps[engine] += 1
+        return original(engine, finite and steps[engine] - 1 not in bad)
 
-    monkeypatch.setattr(Trainer, "_update", update)
+    monkeypatch.setattr(Engine, "update", update)
     config = with_training(run_config, non_finite="skip", log_every=5)
     assert train_here(config, tmp_path / "few") == 0
     assert "warning: 2 of 12 steps were left out" in capfd.readouterr().err

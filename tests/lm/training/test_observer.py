@@ -57,15 +57,15 @@ def test_attention_is_that_of_the_step_before(
     training = replace(run_config.training, micro_batches=2)
     trainer = Trainer(replace(run_config, training=training), shards, world)
     observer = Observer(trainer)
-    trainer.train_step(12, watch=True)
+    trainer.train_step(12, observer.see)
     assert observer.attention() == {}
     for _ in range(4):
         trainer.train_step(12)
     before = trainer.memory.lane_slice(slice(2))
-    trainer.train_step(12, watch=True)
-    assert trainer.watched is not None
+    trainer.train_step(12, observer.see)
+    assert observer.seen is not None
     random = torch.get_rng_state()
-    tokens = torch.from_numpy(trainer.watched[0].inputs_BT)[:2]
+    tokens = observer.seen[0].inputs_BT[:2]
     shares = observer.attention()
     assert torch.equal(torch.get_rng_state(), random) and trainer.model.training
     trainer.model.eval()

@@ -17,8 +17,6 @@ from lm.sparse.kernels import CsrDensePattern
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.sparse_linear import SparseLinear
 from lm.training import dist, sparsity
-from lm.training.bptt import on_device, scored_tokens
-from lm.training.engine import full_weights
 from lm.training.trainer import Trainer
 from tests.lm.sparse.cases import PlainStore
 from tests.predictors import predictor
@@ -29,6 +27,10 @@ POWER = PowerConfig(1.5)
 
 
 pytestmark = pytest.mark.usefixtures("partition_everything")
+
+
+def unseen(*_: Any) -> None:
+    """Watches a step, and looks at nothing."""
 
 
 def sparse_run(
@@ -50,7 +52,7 @@ def sparse_run(
 
 def reservoirs(trainer: Trainer) -> dict[str, Tensor]:
     """Parameters of all weights, those of B from the masters."""
-    weights = dict(full_weights(trainer.engine, trainer.stored))
+    weights = dict(trainer.engine.weights())
     found = {}
     for name, matrix in trainer.sparsity.topkast.matrices.items():
         units = matrix.reservoir.clone()
@@ -62,15 +64,14 @@ def reservoirs(trainer: Trainer) -> dict[str, Tensor]:
 
 def plain_updates(trainer: Trainer, steps: int) -> None:
     """Train a stage-0 trainer's model by autograd, torch's optimiser and a refresh by hand."""
-    module, optimizer = trainer.module, trainer.optimizer
+    module, optimizer = trainer.module, trainer.engine.optimizer
     for step in range(steps):
         if trainer.sparsity.topkast.due(step):
             trainer.sparsity.topkast.refresh(step, PlainStore(trainer.model, optimizer))
         reads = [trainer.lanes.next() for _ in range(2)]
-        tokens = sum(scored_tokens([batch]) for batch in reads)
-        for batch in reads:
-            segments = on_device([batch], slice(None), torch.device("cpu"))
-            losses, _, trainer.memory = module(segments, trainer.memory)
+        tokens = sum(scored for _, scored in reads)
+        for segment, _ in reads:
+            losses, _, trainer.memory = module([segment], trainer.memory)
             loss = losses["nats"][0] / tokens
             for name in ("reconstruction", "penalty"):
                 total, count, _ = losses[name]
@@ -97,7 +98,7 @@ def test_updates_equal_plain_torch(
         activation_checkpointing=zero == 2,
     )
     trainer = Trainer(config, shards, world)
-    results = [trainer.train_step(12, watch=True) for _ in range(7)]
+    results = [trainer.train_step(12, unseen) for _ in range(7)]
     plain = Trainer(sparse_run(run_config), shards, world)
     start = reservoirs(plain)
     plain.lrs = [result["lr"] for result in results]
@@ -145,9 +146,9 @@ def test_resume_is_bitwise(
     folder = saved(whole_run, tmp_path)
     base = folder / "reservoir-00000002.safetensors"
     assert base.samefile(first / base.name)
-    expected = [whole_run.train_step(12, watch=True) for _ in range(4)]
+    expected = [whole_run.train_step(12, unseen) for _ in range(4)]
     again = Trainer(config, shards, world, folder)
-    assert [again.train_step(12, watch=True) for _ in range(4)] == expected
+    assert [again.train_step(12, unseen) for _ in range(4)] == expected
     mine, theirs = reservoirs(again), reservoirs(whole_run)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     for name, tensors in whole_run.snapshot(folder).files.items():
@@ -164,7 +165,7 @@ def test_another_stage_continues_a_run(
     folder = saved(first, tmp_path)
     second = Trainer(sparse_run(run_config, zero=0), shards, world, folder)
     for _ in range(4):
-        mine, theirs = second.train_step(12, watch=True), first.train_step(12, watch=True)
+        mine, theirs = second.train_step(12, unseen), first.train_step(12, unseen)
         assert mine == pytest.approx(theirs, rel=1e-4)
     ours, other = reservoirs(second), reservoirs(first)
     for name in ours:
@@ -196,7 +197,7 @@ def test_bytes_are_those_of_the_backward_set(
     others = size([p for n, p in dense_parameters(trainer)])
     state = [
         value
-        for entries in trainer.optimizer.state.values()
+        for entries in trainer.engine.optimizer.state.values()
         for key, value in entries.items()
         if key != "step"
     ]
@@ -227,7 +228,7 @@ def payload(path: Path) -> int:
 def dense_parameters(trainer: Trainer) -> list[tuple[str, Tensor]]:
     """Whole parameters that are not sparse."""
     sparse = trainer.sparsity.topkast.matrices.keys()
-    return [kv for kv in full_weights(trainer.engine, trainer.stored) if kv[0] not in sparse]
+    return [kv for kv in trainer.engine.weights() if kv[0] not in sparse]
 
 
 def test_settings_that_do_not_go_together_are_refused(run_config: RunConfig) -> None:
@@ -281,8 +282,8 @@ def test_a_copy_of_the_weights_has_no_sets(
 ) -> None:
     """The masters of bf16 weights do not double what a sparse matrix needs."""
     trainer = Trainer(sparse_run(run_config, precision="bf16"), shards, world)
-    assert trainer.masters is not None
-    modules = list(trainer.masters.module.modules())
+    assert trainer.engine.masters is not None
+    modules = list(trainer.engine.masters.module.modules())
     assert any(isinstance(module, SparseLinear) for module in modules)
     assert not any(module._buffers for module in modules)
 

@@ -10,10 +10,9 @@ from torch import nn
 
 from data.shards import Shards
 from lm.objectives import chosen
+from lm.objectives.objective import Unroll
 from lm.runs.run_config import RunConfig
 from lm.training import dist
-from lm.training.bptt import Unroll, on_device, scored_tokens
-from lm.training.engine import full_weights
 from lm.training.optim import build_optimizer
 from lm.training.trainer import Trainer
 from tests.runs import with_training
@@ -45,12 +44,12 @@ class PlainTorch:
     def update(self, trainer: Trainer, lr: float) -> tuple[float, float]:
         """Read what the trainer's reader gives next; returns mean nats and gradient norm."""
         training = self.config.training
-        count = training.accumulated(trainer.step)
+        count = [n for first, n in training.accumulate if first <= trainer.step][-1]
         reads = [[trainer.lanes.next() for _ in range(training.unroll)] for _ in range(count)]
-        tokens = sum(map(scored_tokens, reads))
+        tokens = sum(scored for read in reads for _, scored in read)
         nats = 0.0
-        for batches in reads:
-            segments = on_device(batches, slice(None), torch.device("cpu"))
+        for read in reads:
+            segments = [segment for segment, _ in read]
             losses, _, self.memory = self.module(segments, self.memory)
             total, elements, _ = losses["reconstruction"]
             weight = 1 / (count * elements.clamp(min=1))
@@ -83,7 +82,7 @@ def assert_updates_agree(config: RunConfig, shards: Shards, world: dist.World, t
         nats, norm = plain.update(reader, result["lr"])
         assert result["nats"] / result["tokens"] == pytest.approx(nats, rel=1e-5 if tight else 1e-3)
         assert result["grad_norm"] == pytest.approx(norm, rel=1e-4 if tight else 2e-2)
-    weights = dict(full_weights(trainer.engine, trainer.stored))
+    weights = dict(trainer.engine.weights())
     wrong = [weights[name] - p.detach() for name, p in plain.masters.named_parameters()]
     moved = [weight - start[name] for name, weight in weights.items()]
     error = nn.utils.get_total_norm(wrong) / nn.utils.get_total_norm(moved)

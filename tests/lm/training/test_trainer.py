@@ -30,18 +30,17 @@ def test_a_step_equals_plain_torch(
     ours, plain = Trainer(config, shards, world), Trainer(config, shards, world)
     for _ in range(6):
         result = ours.train_step(12)
-        batch = plain.lanes.next()
-        inputs, targets = torch.from_numpy(batch.inputs_BT), torch.from_numpy(batch.targets_BT)
-        plain.memory = plain.memory.reset(torch.from_numpy(batch.reset_B))
-        output = plain.model(inputs, plain.memory)
-        nats = F.cross_entropy(output.predictions.flatten(0, 1), targets.flatten())
+        segment, _ = plain.lanes.next()
+        plain.memory = plain.memory.reset(segment.reset_B)
+        output = plain.model(segment.inputs_BT, plain.memory)
+        nats = F.cross_entropy(output.predictions.flatten(0, 1), segment.targets_BT.flatten())
         part = output.auxiliary["reconstruction"]
         (nats + part.total / part.elements.clamp(min=1)).backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.model.parameters(), config.optim.clip)
-        for group in plain.optimizer.param_groups:
+        for group in plain.engine.optimizer.param_groups:
             group["lr"] = result["lr"]
-        plain.optimizer.step()
-        plain.optimizer.zero_grad()
+        plain.engine.optimizer.step()
+        plain.engine.optimizer.zero_grad()
         plain.memory = output.memory.detach()
         assert result["nats"] / result["tokens"] == pytest.approx(nats.item(), rel=1e-5)
         assert result["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
@@ -163,9 +162,11 @@ def test_each_layers_reconstruction_is_watched(
         assert not any("/" in name for name in ours.train_step(12))
         plain.train_step(12)
     weights = checkpointed_model(plain)
-    result = ours.train_step(12, watch=True)
-    tokens = torch.from_numpy(plain.lanes.next().inputs_BT)
-    output = weights(tokens, plain.memory)
+    watched: list[Any] = []
+    result = ours.train_step(12, lambda *seen: watched.extend(seen))
+    segment, _ = plain.lanes.next()
+    assert torch.equal(watched[0].inputs_BT, segment.inputs_BT)
+    output = weights(segment.inputs_BT, plain.memory)
     total, elements = output.by_layer["reconstruction"]
     assert torch.equal(total.sum(), output.auxiliary["reconstruction"].total)
     auxiliary = output.auxiliary["reconstruction"]

@@ -15,7 +15,6 @@ from data.shards import Shards
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import SparseConfig
 from lm.training import dist
-from lm.training.engine import full_weights
 from lm.training.trainer import Trainer
 
 SPARSE = SparseConfig(0.1, 0.1, refresh=2)
@@ -76,6 +75,6 @@ def test_stages_and_ranks_agree(
         assert alone.train_step(12)["nats"] == pytest.approx(
             single.train_step(12)["nats"], rel=1e-4
         )
-    a, b = (dict(full_weights(t.engine, t.stored)) for t in (alone, single))
+    a, b = (dict(t.engine.weights()) for t in (alone, single))
     for name, weight in a.items():
         torch.testing.assert_close(weight, b[name], rtol=1e-3, atol=1e-4)

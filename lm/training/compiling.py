@@ -1,0 +1,48 @@
+"""How layers are computed in training: activations that are computed again, compiled graphs."""
+
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from data.common.say import warn
+from lm.model.transformer import CompressiveTransformer
+
+
+def checkpoint_activations(model: CompressiveTransformer) -> None:
+    """Make each layer keep its inputs alone and compute the rest again in the backward pass.
+
+    A layer is a pure function of its inputs and memory, so the second time gives the same values;
+    torch restores the random state for dropout.
+    """
+    for block in model.layers:
+        again = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = again  # type: ignore[method-assign]
+
+
+BACKEND = "inductor"
+GRAPHS = 32
+"""Graphs that a layer may be compiled to: training, scoring and samples differ in shapes and modes,
+and layers in whether they have memory. torch's usual 8 are soon used up."""
+
+
+def compile_layers(model: CompressiveTransformer, device: torch.device) -> None:
+    """Compile each layer; layers that are alike share one graph. Says so if it cannot be done."""
+    reason = missing(device)
+    if reason is not None:
+        warn(f"training.compile has no effect, because nothing can be compiled here ({reason})")
+        return
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, GRAPHS)
+    for block in model.layers:
+        block.compile(backend=BACKEND, dynamic=False)
+
+
+def missing(device: torch.device) -> str | None:
+    """Why nothing can be compiled for a device, found by trying; None if it can."""
+    try:
+        torch.compile(torch.exp, backend=BACKEND)(torch.ones(8, device=device))
+    except Exception as error:
+        # Compilers fail in many ways: none installed, one that does not run, Triton missing.
+        return str(error).strip().splitlines()[0]
+    return None
