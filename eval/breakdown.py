@@ -17,17 +17,16 @@ from data.common.files import as_json
 from data.common.integrity import sealed
 from data.common.outputs import check_folder, check_output, writing
 from data.common.schema import Size
-from data.shards import Shards, Split
+from data.shards import Split
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.keeping import read_to_end
+from eval.pages import plain
 from eval.per_word import by_frequency, counts_line_ends, training_counts
-from eval.protocol import record
-from eval.results import Result
-from eval.score import ScoreConfig, text_for
-from eval.units import bits_named, bits_of, convert, plain
+from eval.protocol import Reading, ScoreConfig, convert, open_reading, record
+from eval.results import Result, bits_named, bits_of, spoken
 from lm.feeding import Segment
 from lm.inference.attention_mass import AttentionMass
-from lm.inference.loading import LoadedRun, load_run, parts_of
+from lm.inference.loading import parts_of
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.reconstruction import LossSum
 from lm.scoring import BITS, Scorer
@@ -77,20 +76,19 @@ def main(
     for name in names(split):
         if folder.is_dir():
             check_output(folder / name)
-    loaded = load_run(run, checkpoint, scoring)
-    opened = text_for(loaded, shards)
-    part = opened.split(split)
+    reading = open_reading(run, scoring, split, shards, checkpoint)
+    loaded, part = reading.loaded, reading.split
     token_nats = np.full(len(part.tokens), np.nan, dtype=np.float32)
     scorer = WatchingScorer(loaded.predictor, part, scoring, token_nats=token_nats)
     with AttentionMass(loaded.model) as scorer.mass:
         read_to_end(scorer)
-    result = record(loaded, opened, split, scoring, scorer.result())
+    result = record(reading, scorer.result())
     result |= {
-        "frequency": frequency(opened, part, token_nats, scoring.edges),
+        "frequency": frequency(reading, token_nats, scoring.edges),
         "position": by_position(part, token_nats, loaded.model.config.segment),
         "attention": attention(scorer.mass),
         "reconstruction": scorer.reconstruction(),
-        "ablation": ablation(loaded, part, scoring),
+        "ablation": ablation(reading, scoring.ablations),
     }
     folder.mkdir(parents=True, exist_ok=True)
     record_name, documents_name = names(split)
@@ -132,11 +130,12 @@ class WatchingScorer(Scorer[ModelState]):
 
 
 def frequency(
-    shards: Shards, split: Split, token_nats: np.ndarray, edges: tuple[int, ...]
+    reading: Reading, token_nats: np.ndarray, edges: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     """Words by how often the training split has them (paper, table 7); none of audio or without
     training text.
     """
+    shards, split = reading.shards, reading.split
     if "train" not in shards.splits or split.vocabulary.kind == "mulaw":
         return []
     counts = training_counts(shards.split("train"), counts_line_ends(shards))
@@ -204,16 +203,17 @@ def attention(mass: AttentionMass) -> dict[str, Any]:
     }
 
 
-def ablation(loaded: LoadedRun, split: Split, config: BreakdownConfig) -> dict[str, float]:
+def ablation(reading: Reading, kinds: tuple[str, ...]) -> dict[str, float]:
     """Bits per byte (or per token) with compressed memory changed, and the share of segments for
     which exchanged memory was that of another document; none for a model without.
     """
-    if not loaded.model.config.compressed:
+    model, vocabulary = reading.loaded.model, reading.loaded.vocabulary
+    if not model.config.compressed:
         return {}
     found = {}
-    for name in config.ablations:
-        ablated = AblatedPredictor(loaded.model, loaded.vocabulary, CHANGES[name])
-        scorer = Scorer(ablated, split, config)
+    for name in kinds:
+        ablated = AblatedPredictor(model, vocabulary, CHANGES[name])
+        scorer = Scorer(ablated, reading.split, reading.config)
         read_to_end(scorer)
         found[name] = scorer.result().bits
     if "exchanged" in found:
@@ -243,7 +243,7 @@ def document_rows(split: Split, document_nats: np.ndarray) -> Iterator[list[Any]
 def table(result: Result) -> str:
     """The breakdowns in lines."""
     bits = bits_named(result["position"])
-    lines = [f"{result['value']:.4f} {result['protocol']['unit'].replace('_', ' ')}"]
+    lines = [f"{result['value']:.4f} {spoken(result['protocol']['unit'])}"]
     if result["frequency"]:
         lines.append("by occurrences of the word in training: words, perplexity a word")
         lines += [

@@ -25,9 +25,9 @@ from data.common.outputs import check_output, writing
 from data.common.progress import Progress
 from data.common.requirements import extra, require_memory
 from data.common.schema import Size
-from eval.keeping import require_finite
 from lm.inference.loading import LoadedRun, load_run, parts_of
 from lm.inference.predictor import Predictor
+from lm.scoring import require_finite
 
 MAGIC, VERSION = b"LRLM", 1
 LAYOUT = struct.Struct("<16s16sQIH")
@@ -287,7 +287,7 @@ class Coder:
                 hidden, state = predictor.read(last, state)
                 logits = predictor.logits(hidden)[:, -1]
                 probabilities = logits.float().softmax(dim=-1).cpu().numpy()
-                require_finite(bool(np.isfinite(probabilities).all()))
+                require_finite(probabilities)
                 going = np.flatnonzero(begins + step < ends)
                 tokens = choose(begins[going] + step, probabilities[going])
                 # Lanes that are through read on from whatever they have, so shapes never change.

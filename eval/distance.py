@@ -15,10 +15,9 @@ from data.common import command
 from data.common.outputs import check_output, write_result
 from data.shards import Split
 from eval.keeping import read_to_end
-from eval.protocol import record
-from eval.score import ScoreConfig, text_for
+from eval.protocol import ScoreConfig, open_reading, record
 from lm.feeding import Segment
-from lm.inference.loading import load_run, parts_of
+from lm.inference.loading import parts_of
 from lm.inference.predictor import StateT
 from lm.model.embedding import cross_entropy
 from lm.model.model_config import ModelConfig
@@ -49,15 +48,13 @@ def main(
     check_output(target, *parts_of(run), shards, answers)
     if not scoring.reset_documents:
         raise ValueError("give --reset-documents: what is asked about stands in the same document")
-    loaded = load_run(run, checkpoint, scoring)
-    opened = text_for(loaded, shards)
-    part = opened.split(split)
-    rows = read_answers(answers, part)
-    scorer = RecallScorer(loaded.predictor, part, scoring)
+    reading = open_reading(run, scoring, split, shards, checkpoint)
+    rows = read_answers(answers, reading.split)
+    scorer = RecallScorer(reading.loaded.predictor, reading.split, scoring)
     read_to_end(scorer)
-    result = record(loaded, opened, split, scoring, scorer.result())
+    result = record(reading, scorer.result())
     result["distance"] = {
-        "reach": reach(loaded.model.config),
+        "reach": reach(reading.loaded.model.config),
         "buckets": buckets(scorer.known_N, rows),
     }
     write_result(target, result)

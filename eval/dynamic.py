@@ -18,17 +18,14 @@ from torch import Tensor
 
 from data.common import command
 from data.common.outputs import check_output, write_result
-from data.common.progress import Progress
 from data.shards import Split
-from eval.keeping import ASTRAY, advance, require_finite
-from eval.protocol import record, spoken
-from eval.score import ScoreConfig, text_for
-from eval.units import convert
+from eval.protocol import ScoreConfig, convert, open_reading, record
+from eval.results import spoken
 from lm.feeding import Segment
-from lm.inference.loading import load_run, parts_of
+from lm.inference.loading import parts_of
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import BITS, Scorer
+from lm.scoring import ASTRAY, BITS, Scorer, require_finite
 
 WINDOWS = 50
 """Points of the curve of a pass."""
@@ -83,11 +80,11 @@ def main(
     """
     target = json or run / f"dynamic-{split}.json"
     check_output(target, *parts_of(run), shards)
-    loaded = load_run(run, checkpoint, scoring)
-    opened = text_for(loaded, shards)
-    part = opened.split(split)
-    plain, fixed = one_pass(Scorer(loaded.predictor, part, scoring), scoring.limit, "fixed weights")
-    result = record(loaded, opened, split, scoring, plain.result())
+    reading = open_reading(run, scoring, split, shards, checkpoint)
+    model, part = reading.loaded.model, reading.split
+    plain = Scorer(reading.loaded.predictor, part, scoring)
+    fixed = one_pass(plain, scoring.limit, "fixed weights")
+    result = record(reading, plain.result())
     unit, denominator = result["protocol"]["unit"], result["protocol"]["denominator"]
     if scoring.limit is not None:
         # Not the whole split: bytes of what was read are all that can be divided by, or tokens.
@@ -98,9 +95,9 @@ def main(
         result["protocol"] |= {"unit": unit, "denominator": denominator, "limit": scoring.limit}
     passes = [fixed | {"lr": None, "value": convert(fixed["nats"], unit, denominator)}]
     for lr in scoring.lrs:
-        moving = DynamicScorer(loaded.model, part, replace(scoring, lrs=(lr,)))
+        moving = DynamicScorer(model, part, replace(scoring, lrs=(lr,)))
         why = f"learning rate {lr:g} carried its weights away; leave it out of --lrs"
-        _, found = one_pass(moving, scoring.limit, f"learning rate {lr:g}", why)
+        found = one_pass(moving, scoring.limit, f"learning rate {lr:g}", why)
         passes.append(found | {"lr": lr, "value": convert(found["nats"], unit, denominator)})
     how = {name: getattr(scoring, name) for name in ("optimizer", "every", "decay", "clip")}
     result["dynamic"] = how | {"unit": unit, "passes": passes}
@@ -150,9 +147,9 @@ class DynamicScorer(Scorer[ModelState]):
 
 def one_pass(
     scorer: Scorer[ModelState], limit: int | None, name: str, why: str = ASTRAY
-) -> tuple[Scorer[ModelState], dict[str, Any]]:
-    """Read to the end or to the limit; the scorer, its nats, and a curve of bits per byte (or per
-    token, where these do not give the text back).
+) -> dict[str, Any]:
+    """Read to the end or to the limit; nats, and a curve of bits per byte (or per token, where
+    these do not give the text back).
 
     Raises:
         ValueError: they are not finite; `why` ends the sentence.
@@ -161,21 +158,19 @@ def one_pass(
     count = len(scorer) if limit is None else min(limit, len(scorer))
     ends = {count * number // WINDOWS for number in range(1, WINDOWS + 1)}
     marks = [(0.0, 0, 0)]
-    with Progress(name, count, "segment") as bar:
-        for step in range(1, count + 1):
-            advance(scorer, why)
-            bar.update()
-            if step in ends:
-                scorer.settle()
-                size = scorer.bytes if exact else scorer.tokens
-                marks.append((float(scorer.document_nats.sum()), size, scorer.tokens))
-    require_finite(math.isfinite(marks[-1][0]), why)
+    for _ in scorer.through(limit, name):
+        require_finite(scorer.document_nats, why)
+        if scorer.step in ends:
+            scorer.settle()
+            size = scorer.bytes if exact else scorer.tokens
+            marks.append((float(scorer.document_nats.sum()), size, scorer.tokens))
+    require_finite(marks[-1][0], why)
     curve = [
         {"tokens": after[2], BITS[not exact]: (after[0] - before[0]) / math.log(2) / size}
         for before, after in pairwise(marks)
         if (size := after[1] - before[1])
     ]
-    return scorer, {"nats": marks[-1][0], "curve": curve}
+    return {"nats": marks[-1][0], "curve": curve}
 
 
 def table(result: dict[str, Any]) -> str:

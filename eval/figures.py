@@ -17,14 +17,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.common.outputs import in_place, resolved, writing
-from eval.units import bits_named, bits_of, drawn
+from eval.pages import plain
+from eval.results import bits_named, bits_of, spoken
 from lm.scoring import BITS
 
 Results = Mapping[str, dict[str, Any]]
 """Results by the name of their run."""
+LONGEST = 80
+"""Characters of a name in a figure, whose layout a longer one would break."""
 KINDS = ("png", "svg")
 """What figures are drawn as."""
 VALIDATION = tuple(f"validation_{unit}" for unit in BITS)
+
+
+def short(name: object) -> str:
+    """As `plain`, cut in the middle where it is very long."""
+    text = plain(name)
+    if len(text) <= LONGEST:
+        return text
+    half = (LONGEST - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
+
+
+def drawn(name: object) -> str:
+    """A name for matplotlib, which reads what stands between dollar signs as TeX and leaves names
+    that begin with an underscore out of legends.
+    """
+    text = short(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def svg(figure: Figure) -> str:
@@ -93,7 +113,7 @@ def training_curves(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """
     logged = {key for records in metrics.values() for record in records for key in record}
     units = [unit for unit, key in zip(BITS, VALIDATION, strict=True) if key in logged]
-    unit = " or ".join(units or BITS[:1]).replace("_", " ")
+    unit = " or ".join(map(spoken, units or BITS[:1]))
     figure, axes = axes_of(
         "Training", "training steps", f"bits per token (training), {unit} (validation)"
     )
@@ -117,7 +137,7 @@ def sweep(swept: dict[str, Any]) -> Figure:
     values = {name: {p[name] for p in points} for name in ("compressed", "memory", "segment")}
     x = max(values, key=lambda name: len(values[name]))
     others = [name for name in values if name != x]
-    unit = points[0]["unit"].replace("_", " ")
+    unit = spoken(points[0]["unit"])
     figure, axes = axes_of(f"Lengths tried on {swept['split']} text", f"{x} slots", unit)
     for key in sorted({tuple(p[name] for name in others) for p in points}):
         line = sorted(

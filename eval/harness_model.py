@@ -13,12 +13,12 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from data.common.progress import Progress
-from eval.keeping import require_finite
 from lm.inference.loading import Lengths, LoadedRun, load_run
 from lm.inference.predictor import ModelState
 from lm.inference.sampling import SamplingConfig
 from lm.inference.session import Session, Writing, encode
 from lm.model.embedding import cross_entropy
+from lm.scoring import require_finite
 
 PART = 256
 """Tokens of each lane whose logits are held at once."""
@@ -174,7 +174,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
             nats_B += torch.where(there_Bt, cost_Bt, 0.0).sum(dim=1)
             best_Bt = (logits_BtV.argmax(dim=-1) == tokens_Bt).cpu()
             greedy_B &= (best_Bt | ~there_Bt).all(dim=1)
-        require_finite(bool(nats_B.isfinite().all()))
+        require_finite(nats_B.numpy())
         return nats_B.tolist(), greedy_B.tolist()
 
     def _continued(

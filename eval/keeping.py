@@ -4,16 +4,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.common.files import atomic_path, hash_json
 from data.common.outputs import check_folder
-from data.common.progress import Progress
 from data.common.say import warn
 from data.common.tensors import TensorFile, save_tensors
-from lm.scoring import Scorer
+from lm.scoring import Scorer, require_finite
 
-ASTRAY = "its weights are damaged or its training went astray; use another --checkpoint"
 FORMAT = 2
 """Of the kept state; an earlier one did not know the weights that it belongs to."""
 
@@ -67,28 +63,6 @@ class Keeper:
             warn(f"{self.file} was not written ({error.strerror}); the score goes on without it")
 
 
-def require_finite(finite: bool, why: str = ASTRAY) -> None:
-    """Refuse to report numbers of a model whose predictions are none.
-
-    Raises:
-        ValueError: they are not finite.
-    """
-    if not finite:
-        raise ValueError(
-            f"the model's predictions are not finite numbers, so there is nothing to report: {why}"
-        )
-
-
-def advance(scorer: Scorer[Any], why: str = ASTRAY) -> None:
-    """Read the next segment of every lane.
-
-    Raises:
-        ValueError: what was read before costs no finite number of nats.
-    """
-    scorer.advance()
-    require_finite(bool(np.isfinite(scorer.document_nats).all()), why)
-
-
 def read_to_end(
     scorer: Scorer[Any], keeper: Keeper | None = None, progress: bool = True, every: float = 60.0
 ) -> None:
@@ -99,24 +73,23 @@ def read_to_end(
         keeper: where its state is kept, if anywhere.
         progress: show progress.
         every: seconds between two states.
+
+    Raises:
+        ValueError: the text costs no finite number of nats.
     """
     if keeper is not None:
         keeper.restore(scorer)
     written = time.monotonic()
-    name, segments = f"score {scorer.split.name}", len(scorer)
-    with Progress(name, segments, "segment", enabled=progress, begun=scorer.step) as bar:
-        try:
-            while scorer.step < len(scorer):
-                advance(scorer)
-                bar.update()
-                if keeper is not None and time.monotonic() - written > every:
-                    keeper.save(scorer)
-                    written = time.monotonic()
-        except KeyboardInterrupt:
-            if keeper is not None:
+    try:
+        for _ in scorer.through(progress=progress):
+            require_finite(scorer.document_nats)
+            if keeper is not None and time.monotonic() - written > every:
                 keeper.save(scorer)
-            raise
-    scorer.settle()
-    require_finite(bool(np.isfinite(scorer.document_nats).all()))
+                written = time.monotonic()
+    except KeyboardInterrupt:
+        if keeper is not None:
+            keeper.save(scorer)
+        raise
+    require_finite(scorer.document_nats)
     if keeper is not None:
         keeper.save(scorer)

@@ -1,11 +1,10 @@
-"""One report as Markdown and as a web page that needs no other file."""
+"""Names as they are printed, and one report as Markdown and as a web page of its own."""
 
 import html as markup
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from eval.units import marked, plain
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -14,6 +13,34 @@ th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
 th:first-child, td:first-child { text-align: left; }
 svg { max-width: 100%; height: auto; }
 """
+MARKUP = re.compile(r"([\\`*_<>\[\]$|~#])")
+"""What Markdown may read as more than itself."""
+
+
+def plain(name: object) -> str:
+    """A name on one line; what cannot be read, such as control characters and bytes that are not
+    UTF-8, is written as escapes.
+    """
+    return "".join(map(_plain, str(name)))
+
+
+def _plain(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    if "\udc80" <= character <= "\udcff":
+        # How Python keeps a byte of a file's name that is not UTF-8.
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def marked(name: object) -> str:
+    """A name for Markdown, which shows it as it is."""
+    return MARKUP.sub(r"\\\1", plain(name))
+
+
+def escape(text: str) -> str:
+    """A text as it stands in a page, whatever it holds."""
+    return markup.escape(plain(text))
 
 
 @dataclass(frozen=True)
@@ -51,11 +78,6 @@ def markdown(title: str, sections: list[Section]) -> str:
         if section.figure:
             parts.append(f"![{marked(section.title)}]({file})")
     return "\n\n".join(parts) + "\n"
-
-
-def escape(text: str) -> str:
-    """A text as it stands in a page, whatever it holds."""
-    return markup.escape(plain(text))
 
 
 def html(title: str, sections: list[Section]) -> str:

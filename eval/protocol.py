@@ -1,188 +1,214 @@
-"""The record of a score: a number, and everything one must know to compare it."""
+"""The record of a score: a number in the units that the field compares, how sure it is, and all
+that one must know to compare it.
 
-import bz2
-import lzma
+A unit divides the same sum of nats by what its benchmark divides by: raw bytes, characters, tokens,
+or words whatever the tokens are (Compressive Transformer, section 4.2).
+"""
+
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.shards import Shards, Split
-from eval.keeping import require_finite
-from eval.results import FORMAT, Result
-from eval.units import LEVEL, RESAMPLES, all_units, convert, interval, plain, sizes
-from lm.inference.loading import LoadedRun
+import numpy as np
+
+from data.shards import Shards, Split, open_shards
+from eval.results import FORMAT, Result, spoken
+from lm.inference.loading import Lengths, LoadedRun, load_run
 from lm.model.flops import training_flops
 from lm.runs.runlog import commit
-from lm.scoring import Score, ScoringConfig, resolved_warmup
+from lm.scoring import Score, ScoringConfig, require_finite, resolved_warmup
 
-LENGTHS = ("segment", "memory", "compressed", "lanes", "warmup", "reset_documents", "dynamic")
-"""How the text was read; lengths in tokens, or slots a layer."""
-SAME_TEXT = ("corpus", "text", "split", "unit", "denominator")
-"""What the number is about. Shards may differ: another vocabulary reads the same text."""
+BLOCK_TOKENS = 1 << 22
+RESAMPLES = 1000
+LEVEL = 0.95
+MOST_NATS = 700.0
+"""Whose exponential is still a floating-point number."""
 
 
-def record(
-    loaded: LoadedRun, shards: Shards, split: str, config: ScoringConfig, result: Score
-) -> Result:
-    """A result as it is written to JSON.
+@dataclass(frozen=True)
+class ScoreConfig(ScoringConfig, Lengths):
+    """How a split is read when it is scored; lengths default to those of training."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model, the split that it reads, and how it reads it."""
+
+    loaded: LoadedRun
+    shards: Shards
+    split: Split
+    config: ScoringConfig
+
+
+def open_reading(
+    run: Path, config: ScoreConfig, split: str, shards: Path | None, checkpoint: str | None
+) -> Reading:
+    """A run's model before a split of the shards that it was trained on, or of others with the same
+    vocabulary.
 
     Raises:
-        ValueError: the number is not finite.
+        ValueError: there is no such run, checkpoint or split, the lengths are impossible, or the
+            shards have another vocabulary.
     """
-    part = shards.split(split)
-    size = sizes(part, result)
-    denominator = size.denominator(part.unit)
+    loaded = load_run(run, checkpoint, config)
+    opened = open_shards(shards or loaded.config.data.shards)
+    if opened.vocabulary.hash != loaded.vocabulary.hash:
+        raise ValueError(
+            f"{opened.path} has another vocabulary ({opened.vocabulary.name}) than the model "
+            f"({loaded.vocabulary.name}); prepare the text with the model's"
+        )
+    return Reading(loaded, opened, opened.split(split), config)
+
+
+def record(reading: Reading, score: Score) -> Result:
+    """A result as it is written to JSON; eval/results.py says what each field may be.
+
+    Raises:
+        ValueError: the number is not finite, or the text has none in its unit.
+    """
+    split, model = reading.split, reading.loaded.model
+    sizes = denominators(split, score)
+    denominator = sizes[split.unit]
     if denominator is None:
         raise ValueError(
-            f"{spoken(part.unit)} cannot be told of a text that its tokens do not give back; "
-            f"prepare {shards.path} with another vocabulary"
+            f"{spoken(split.unit)} cannot be told of a text that its tokens do not give back; "
+            f"prepare {reading.shards.path} with another vocabulary"
         )
-    value = convert(result.nats, part.unit, denominator)
-    require_finite(math.isfinite(result.nats))
+    require_finite(score.nats)
+    value = convert(score.nats, split.unit, denominator)
     if not math.isfinite(value):
         raise ValueError(
-            f"{result.nats:.6g} nats over {denominator:,} are a {spoken(part.unit)} beyond all "
+            f"{score.nats:.6g} nats over {denominator:,} are a {spoken(split.unit)} beyond all "
             "floating-point numbers; score a text of more words, or another model"
         )
     return {
         "format": FORMAT,
         "value": value,
         "interval": {
-            "bounds": interval(result, part, part.unit, denominator),
+            "bounds": interval(score, split, split.unit, denominator),
             "level": LEVEL,
             "resamples": RESAMPLES,
-            "documents": int((part.documents["tokens"] > 0).sum()),
+            "documents": int((split.documents["tokens"] > 0).sum()),
         },
-        "units": all_units(result, size, part.vocabulary.kind),
-        "nats": result.nats,
-        "bytes": bytes_read(part, result),
-        "characters": size.characters,
-        "words": size.words,
-        "exact": part.exact,
-        "unknown_words": part.unknown_words,
-        "official_words": part.denominator_words is not None,
-        "protocol": protocol(loaded, shards, split, config)
-        | {"denominator": denominator, "tokens": result.tokens},
-        "model": describe_model(loaded),
+        "units": all_units(score.nats, sizes, split.vocabulary.kind),
+        "nats": score.nats,
+        # Those of the source, which tokens may not give back, where all of it was read.
+        "bytes": split.bytes if score.tokens == len(split.tokens) else score.bytes,
+        "characters": sizes["bits_per_character"],
+        "words": sizes["word_perplexity"],
+        "exact": split.exact,
+        "unknown_words": split.unknown_words,
+        "official_words": split.denominator_words is not None,
+        "protocol": protocol(reading) | {"denominator": denominator, "tokens": score.tokens},
+        "model": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": model.config.layers,
+            "width": model.config.width,
+            "vocabulary": reading.loaded.vocabulary.name,
+            "training_flops_per_token": training_flops(
+                model.config, model.vocabulary, reading.loaded.config.training.lanes
+            ).total,
+        },
         "checkpoint": {
-            "name": loaded.checkpoint.name,
-            "sha256": loaded.weights,
+            "name": reading.loaded.checkpoint.name,
+            "sha256": reading.loaded.weights,
         },
         "commit": commit(),
     }
 
 
-def bytes_read(split: Split, score: Score) -> int | None:
-    """Bytes of the text that was scored: those of the source where all was; None if unknown."""
-    return split.bytes if score.tokens == len(split.tokens) else score.bytes
-
-
-def protocol(
-    loaded: LoadedRun, shards: Shards, split: str, config: ScoringConfig
-) -> dict[str, Any]:
-    """What decides a number besides the weights."""
-    model = loaded.model.config
+def protocol(reading: Reading) -> dict[str, Any]:
+    """What decides a number besides the weights; lengths in tokens, or slots a layer."""
+    model, config = reading.loaded.model.config, reading.config
     return {
-        "corpus": shards.corpus,
-        "text": shards.manifest.source.sha256,
-        "shards": shards.hash,
-        "split": split,
-        "unit": shards.split(split).unit,
+        "corpus": reading.shards.corpus,
+        "text": reading.shards.manifest.source.sha256,
+        "shards": reading.shards.hash,
+        "split": reading.split.name,
+        "unit": reading.split.unit,
         "segment": model.segment,
         "memory": model.memory,
         "compressed": model.compressed,
         "lanes": config.lanes,
-        "warmup": resolved_warmup(config, loaded.predictor),
+        "warmup": resolved_warmup(config, reading.loaded.predictor),
         "reset_documents": config.reset_documents,
     }
 
 
-def describe_model(loaded: LoadedRun) -> dict[str, Any]:
-    """Size and kind of a model."""
-    model = loaded.model
+def denominators(split: Split, score: Score) -> dict[str, int | None]:
+    """What the nats of a whole split are divided by in each unit; None where it has no such unit,
+    as text that its tokens do not give back has neither bytes nor characters. Words are the
+    published count where this is the full official split, else the split's own.
+    """
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": model.config.layers,
-        "width": model.config.width,
-        "vocabulary": loaded.vocabulary.name,
-        "training_flops_per_token": training_flops(
-            model.config, model.vocabulary, loaded.config.training.lanes
-        ).total,
+        "bits_per_byte": score.bytes,
+        "bits_per_character": characters(split) if split.exact else None,
+        "bits_per_sample": score.tokens,
+        "token_perplexity": score.tokens,
+        "word_perplexity": split.denominator_words or split.words,
     }
 
 
-def require_comparable(results: dict[str, Result], anyway: bool = False) -> None:
-    """Refuse to put results side by side that were not measured alike.
+def characters(split: Split) -> int:
+    """Unicode characters of a split, counted at the byte that each begins with."""
+    pieces = split.vocabulary.pieces
+    begins_V = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces])
+    blocks = range(0, len(split.tokens), BLOCK_TOKENS)
+    return sum(int(begins_V[split.tokens[at : at + BLOCK_TOKENS]].sum()) for at in blocks)
 
-    Raises:
-        ValueError: two of them differ in their protocol, and nobody said that this is meant.
+
+def convert(nats: float, unit: str, denominator: float) -> float:
+    """A sum of nats in a unit; a perplexity beyond all floating-point numbers is infinite."""
+    mean = nats / denominator
+    if not unit.endswith("perplexity"):
+        return mean / math.log(2)
+    return math.exp(mean) if mean < MOST_NATS else math.inf
+
+
+def all_units(nats: float, sizes: Mapping[str, int | None], kind: str) -> dict[str, float]:
+    """A score in every unit that makes sense for a kind of vocabulary.
+
+    Audio has samples, one a token; text has bytes, characters, tokens and words. What the score
+    does not fit into is left out, as are bytes and characters that the tokens do not give back.
+
+    Args:
+        nats: of the whole split.
+        sizes: its `denominators`.
+        kind: of the vocabulary.
     """
-    if anyway or len(results) < 2:
-        return
-    (first, reference), *others = results.items()
-    for name, result in others:
-        for key in (*SAME_TEXT, *LENGTHS):
-            a, b = reference["protocol"].get(key), result["protocol"].get(key)
-            if a != b:
-                raise ValueError(
-                    f"{first} and {name} were scored under different protocols ({key} {a} and {b});"
-                    " score them alike, or give --anyway to compare them all the same"
-                )
+    sound = "bits_per_sample"
+    names = [sound] if kind == "mulaw" else [name for name in sizes if name != sound]
+    found = {name: convert(nats, name, size) for name in names if (size := sizes[name])}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def compressors(split: Split) -> dict[str, float]:
-    """Bits per byte that general compressors reach on the split's bytes, on their own; none where
-    the tokens do not give these back.
+def interval(score: Score, split: Split, unit: str, denominator: int, seed: int = 0) -> list[float]:
+    """Bootstrap confidence interval of a score: documents drawn again, with replacement.
+
+    It says how far the number may be from that of other documents of the kind. Empty for fewer than
+    two documents, which say nothing of others.
+
+    Args:
+        score: of the split.
+        split: with the documents' sizes.
+        unit: of the interval.
+        denominator: of the whole split in this unit.
+        seed: of the draws.
     """
-    if not split.exact:
-        return {}
-    text = split.vocabulary.decode(split.tokens)
-    sizes = {"xz -9": len(lzma.compress(text, preset=9)), "bzip2 -9": len(bz2.compress(text, 9))}
-    return {name: 8 * size / len(text) for name, size in sizes.items()}
-
-
-def lengths(result: Result) -> str:
-    """How the text was read, in words."""
-    found = {name: result["protocol"][name] for name in LENGTHS if name in result["protocol"]}
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
-
-
-def spoken(unit: str) -> str:
-    """A unit in words."""
-    return unit.replace("_", " ")
-
-
-def table(result: Result) -> str:
-    """A result in a few lines, protocol included."""
-    protocol, bounds = result["protocol"], result["interval"]["bounds"]
-    lines = [f"{plain(protocol['corpus'])} {protocol['split']}: {result['value']:.4f}"]
-    lines[0] += f" {spoken(protocol['unit'])}"
-    if bounds:
-        lines[0] += f" ({LEVEL:.0%} of resampled documents: {bounds[0]:.4f} to {bounds[1]:.4f})"
-    rows = [(spoken(name), value) for name, value in result["units"].items()]
-    rows += [
-        (f"{name}, bits per byte", value) for name, value in result.get("compressors", {}).items()
-    ]
-    # The word perplexity of a text with few words may have hundreds of digits.
-    lines += [f"  {name:<24}{value:10{'.4f' if value < 1e6 else '.4g'}}" for name, value in rows]
-    official = "the published count" if result["official_words"] else "its own count"
-    lines.append(
-        f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "
-        f"{result['words']:,} words ({official})"
-    )
-    if result["unknown_words"] is not None:
-        lines[-1] += f"; {result['unknown_words']:.2%} of words unknown"
-    if not result["exact"]:
-        lines.append("  no bits per byte or character: the tokens do not give the text back")
-    lines.append(f"  {lengths(result)}")
-    lines.append(
-        f"  {result['model']['parameters']:,} parameters, {result['checkpoint']['name']} "
-        f"({result['checkpoint']['sha256'][:12]}), shards {protocol['shards'][:12]}, "
-        f"commit {(result['commit'] or 'unknown')[:12]}"
-    )
-    return "\n".join(lines)
-
-
-def default_json(run: Path, split: str) -> Path:
-    """Where a split's result is kept in a run's folder."""
-    return run / f"score-{split}.json"
+    documents = split.documents
+    name = {"word_perplexity": "words", "bits_per_byte": "bytes"}.get(unit, "tokens")
+    used = documents["tokens"] > 0
+    size, nats = documents[name][used].astype(float), score.document_nats[used]
+    if len(size) < 2:
+        return []
+    random = np.random.default_rng(seed)
+    means = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(random.integers(len(size), size=len(size)), minlength=len(size))
+        means.append(times @ nats / max(times @ size, 1))
+    # Published counts differ a little from the documents' own.
+    scale = size.sum() / denominator
+    tails = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) * scale
+    return [convert(float(mean), unit, 1.0) for mean in tails]

@@ -6,9 +6,10 @@ from typing import Any
 
 from data.common import command
 from data.common.outputs import check_output, write_result
-from eval.protocol import record, spoken
-from eval.score import ScoreConfig, scored, text_for, this_rank
-from lm.inference.loading import load_run, parts_of
+from eval.protocol import ScoreConfig, open_reading, record
+from eval.results import spoken
+from eval.score import scored, this_rank
+from lm.inference.loading import parts_of
 from lm.sparse.pruning import Scope, prune
 from lm.sparse.sparse_config import Kind
 from lm.training import dist
@@ -59,11 +60,9 @@ def main(
     points: list[dict[str, Any]] = []
     world = this_rank()
     for sparsity in pruning.sparsities:
-        loaded = load_run(run, checkpoint, pruning)
-        zero = prune(loaded.model, sparsity, pruning.kinds, pruning.scope)
-        opened = text_for(loaded, shards)
-        result = scored(loaded, opened, split, pruning, world).result(world.sum)
-        whole = record(loaded, opened, split, pruning, result)
+        reading = open_reading(run, pruning, split, shards, checkpoint)
+        zero = prune(reading.loaded.model, sparsity, pruning.kinds, pruning.scope)
+        whole = record(reading, scored(reading, world).result(world.sum))
         # The logarithm of a perplexity, because that of a heavily pruned model is astronomical.
         unit, value = whole["protocol"]["unit"], whole["value"]
         if LOGARITHMIC in whole["units"]:
@@ -73,7 +72,7 @@ def main(
             print(f"{sparsity:7.1%} zero  {value:.4f} {spoken(unit)}", flush=True)
     chosen = {"kinds": list(pruning.kinds), "scope": pruning.scope, "unit": unit}
     kept = {name: whole[name] for name in ("protocol", "model", "checkpoint")}
-    result_file = {"pruning": points, "alpha": loaded.config.power.alpha, **chosen, **kept}
+    result_file = {"pruning": points, "alpha": reading.loaded.config.power.alpha, **chosen, **kept}
     if world.first:
         write_result(json, result_file)
     if world.size > 1:

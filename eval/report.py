@@ -11,11 +11,23 @@ from eval import figures
 from eval.breakdown import perplexity_shown
 from eval.figures import Results
 from eval.logs import Line, step_of, trained, training_log
-from eval.pages import Section, html, markdown, with_files
-from eval.protocol import default_json, lengths, require_comparable, spoken
-from eval.results import Breakdown, Compressed, Distance, Dynamic, Result, read_result
-from eval.units import bits_named, plain
+from eval.pages import Section, html, markdown, plain, with_files
+from eval.results import (
+    LENGTHS,
+    Breakdown,
+    Compressed,
+    Distance,
+    Dynamic,
+    Result,
+    bits_named,
+    lengths,
+    read_result,
+    spoken,
+)
 from lm.inference.loading import parts_of
+
+SAME_TEXT = ("corpus", "text", "split", "unit", "denominator")
+"""What the number is about. Shards may differ: another vocabulary reads the same text."""
 
 
 def main(
@@ -42,7 +54,7 @@ def main(
     if len(folders) < len(runs):
         raise ValueError("the folders of the runs must have different names")
     check_folder(out, *(part for folder in runs for part in parts_of(folder)))
-    results = {name: read_result(default_json(at, split)) for name, at in folders.items()}
+    results = {name: read_result(at / f"score-{split}.json") for name, at in folders.items()}
     require_comparable(results, anyway)
     metrics = {name: training_of(at, results[name]) for name, at in folders.items()}
     if out is None:
@@ -70,6 +82,25 @@ def read_there(folders: dict[str, Path], file: str, kind: type[Record]) -> dict[
     """The results of that name, of the runs that have one."""
     paths = {name: folder / file for name, folder in folders.items()}
     return {name: read_result(path, kind) for name, path in paths.items() if path.exists()}
+
+
+def require_comparable(results: dict[str, Result], anyway: bool = False) -> None:
+    """Refuse to put results side by side that were not measured alike.
+
+    Raises:
+        ValueError: two of them differ in their protocol, and nobody said that this is meant.
+    """
+    if anyway or len(results) < 2:
+        return
+    (first, reference), *others = results.items()
+    for name, result in others:
+        for key in (*SAME_TEXT, *LENGTHS):
+            a, b = reference["protocol"].get(key), result["protocol"].get(key)
+            if a != b:
+                raise ValueError(
+                    f"{first} and {name} were scored under different protocols ({key} {a} and {b});"
+                    " score them alike, or give --anyway to compare them all the same"
+                )
 
 
 def require_same_weights(name: str, score: Result, other: Result, anyway: bool) -> None:

@@ -4,15 +4,19 @@ Every file is checked whole before anything is made of it, so that what reads it
 without asking. Numbers are finite: no JSON file has others.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.common.integrity import read_sealed
 from data.common.schema import Count, Record, Sha256, Size, as_record
+from lm.scoring import BITS
 
 FORMAT = 2
+LENGTHS = ("segment", "memory", "compressed", "lanes", "warmup", "reset_documents", "dynamic")
+"""How the text was read."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Some = Field(min_length=1)
 
@@ -251,81 +255,42 @@ class Compressed(Record):
     shards: Sha256 | None = None
 
 
-class PrunedPoint(Record):
-    """A score at one sparsity."""
-
-    sparsity: Share
-    zero: Share
-    value: float
+def spoken(unit: str) -> str:
+    """A unit in words."""
+    return unit.replace("_", " ")
 
 
-class Pruning(Record):
-    """Scores of a pruned model, of eval.prune."""
-
-    pruning: Annotated[list[PrunedPoint], Some]
-    alpha: float
-    kinds: list[str]
-    scope: str
-    unit: str
-    protocol: Protocol
-    model: Model
-    checkpoint: Checkpoint
+def bits_of(cost: Mapping[str, Any]) -> float:
+    """Bits per byte of a record or, where it has none, per token."""
+    bits: float = cost[unit_of(cost)]
+    return bits
 
 
-class Variant(Cost):
-    """A line of an experiment's table.json, as far as it is drawn."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    variant: str
-    deviation: Annotated[float, Field(ge=0)] | None = None
+def unit_of(cost: Mapping[str, Any]) -> str:
+    """The name that `bits_of` finds the cost by."""
+    return BITS[cost.get(BITS[0]) is None]
 
 
-class MemoryLine(Record):
-    """Bytes for each weight in one form of the matrices, of tools.bench sparse."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    form: str
-    parameters: float
-    gradients: float
-    moments: float
-    places: float
-    reservoir: float
-    bits: float
+def bits_named(costs: Iterable[Mapping[str, Any]]) -> str:
+    """The units of some records in words."""
+    units = {unit_of(cost) for cost in costs}
+    return " or ".join(spoken(unit) for unit in BITS if unit in units)
 
 
-class TimeLine(Record):
-    """Speed against dense matrices in one form, of tools.bench sparse."""
-
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
-
-    form: str
-    share: Annotated[str | None, Field(alias="forward/backward")] = None
-    x: float | None = None
-    both: Annotated[float | None, Field(alias="both x")] = None
-
-    @model_validator(mode="after")
-    def _timed(self) -> Self:
-        if self.x is None and self.both is None and not self.form.endswith("dense"):
-            raise ValueError("x or both x must be given")
-        return self
+def lengths(result: Result) -> str:
+    """How the text was read, in words."""
+    found = {name: result["protocol"][name] for name in LENGTHS if name in result["protocol"]}
+    return ", ".join(f"{spoken(name)} {value}" for name, value in found.items())
 
 
-class Sparse(Record):
-    """Figures of tools.bench sparse, each of which may be absent."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    memory: Annotated[list[MemoryLine], Some] | None = None
-    step: Annotated[list[TimeLine], Some] | None = None
-    matrix: Annotated[list[TimeLine], Some] | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.memory is None and self.step is None and self.matrix is None:
-            raise ValueError("it has none of memory, step and matrix")
-        return self
+MADE: dict[type[Record], tuple[str, str]] = {
+    Score: ("a score", "eval.score --json"),
+    Breakdown: ("a breakdown", "eval.breakdown"),
+    Dynamic: ("dynamic evaluation", "eval.dynamic"),
+    Distance: ("recall by distance", "eval.distance"),
+    Compressed: ("compression", "tools.evaluate"),
+}
+"""What each kind of file is called, and what makes it."""
 
 
 def read_result(path: Path, kind: type[Record] = Score) -> Result:
@@ -338,32 +303,16 @@ def read_result(path: Path, kind: type[Record] = Score) -> Result:
     Raises:
         ValueError: there is no such file, it is not whole, or another version wrote it.
     """
-    again = f"remove it and make it again{MAKERS.get(kind, '')}"
+    what, maker = MADE[kind]
+    again = f"remove it and make it again with python -m {maker}"
     if not path.is_file():
-        raise ValueError(f"{path} is not there; make it{MAKERS.get(kind, '')}")
+        raise ValueError(f"{path} is not there; make it with python -m {maker}")
     result = read_sealed(path, again)
     if isinstance(result, dict) and result.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path} was written by another version; {again}")
     try:
         as_record(kind, result)
     except ValueError as error:
-        said = f"{path} is not the result of {NAMES.get(kind, 'such a program')}"
-        raise ValueError(f"{said}: {error}; {again}") from None
+        raise ValueError(f"{path} is not the result of {what}: {error}; {again}") from None
     found: Result = result
     return found
-
-
-NAMES: dict[type[Record], str] = {
-    Score: "a score",
-    Breakdown: "a breakdown",
-    Dynamic: "dynamic evaluation",
-    Distance: "recall by distance",
-    Compressed: "compression",
-}
-MAKERS: dict[type[Record], str] = {
-    Score: " with python -m eval.score --json",
-    Breakdown: " with python -m eval.breakdown",
-    Dynamic: " with python -m eval.dynamic",
-    Distance: " with python -m eval.distance",
-    Compressed: " with python -m tools.evaluate",
-}

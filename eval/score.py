@@ -1,7 +1,8 @@
 """Program: what a split costs a trained model, with the protocol of the number."""
 
+import bz2
+import lzma
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -13,17 +14,17 @@ from data.common import command
 from data.common.files import hash_file
 from data.common.outputs import check_output, in_place, resolved, write_result, writing
 from data.common.schema import Count, Size
-from data.shards import Shards, open_shards
+from data.shards import Split
 from eval.keeping import Keeper, read_to_end
-from eval.protocol import compressors, protocol, record, table
-from eval.results import Result
-from lm.inference.loading import Lengths, LoadedRun, load_run, parts_of
+from eval.pages import plain
+from eval.protocol import LEVEL, Reading, ScoreConfig, open_reading, protocol, record
+from eval.results import Result, lengths, spoken
+from lm.inference.loading import Lengths, LoadedRun, parts_of
 from lm.inference.predictor import ModelState
 from lm.runs.checkpoints import SETS
-from lm.scoring import Scorer, ScoringConfig
+from lm.scoring import Scorer
 from lm.training import dist
 
-Point = dict[str, Any]
 NAMES = ("segment", "memory", "compressed")
 
 
@@ -52,41 +53,6 @@ class SweepConfig:
                 raise ValueError(f"give either --{name} or --sweep.{name}")
         choices = [getattr(self, name) or (getattr(fixed, name),) for name in NAMES]
         return [Lengths(*lengths) for lengths in product(*choices)]
-
-
-def sweep(
-    points: list[Lengths], score: Callable[[Lengths], Point]
-) -> tuple[Lengths, dict[str, Any]]:
-    """The best of some lengths, and what all of them give.
-
-    Args:
-        points: lengths to try.
-        score: scores the validation split; returns lengths, `value` (less is better) and `unit`.
-    """
-    found = [score(point) for point in points]
-    best = min(range(len(found)), key=lambda index: found[index]["value"])
-    return points[best], {"split": "validation", "points": found, "best": best}
-
-
-def sweep_table(swept: dict[str, Any]) -> str:
-    """The points in lines, the chosen one marked."""
-    unit = swept["points"][0]["unit"].replace("_", " ")
-    lines = [f"{'segment':>9}{'memory':>9}{'compressed':>12}  {unit}, {swept['split']}"]
-    for number, point in enumerate(swept["points"]):
-        lengths = f"{point['segment']:>9}{point['memory']:>9}{point['compressed']:>12}"
-        mark = "  <- chosen" if number == swept["best"] else ""
-        lines.append(f"{lengths}{point['value']:10.4f}{mark}")
-    return "\n".join(lines)
-
-
-def point(lengths: dict[str, Any], value: float, unit: str) -> Point:
-    """One point of a sweep; `lengths` has segment, memory and compressed, as a protocol has."""
-    return {name: lengths[name] for name in NAMES} | {"value": value, "unit": unit}
-
-
-@dataclass(frozen=True)
-class ScoreConfig(ScoringConfig, Lengths):
-    """How a split is read when it is scored; lengths default to those of training."""
 
 
 @dataclass(frozen=True)
@@ -127,24 +93,20 @@ def main(
     world = this_rank()
 
     def scored_at(lengths: Lengths, name: str, keep: Path | None = None) -> Result:
-        chosen = replace(scoring, **asdict(lengths))
-        loaded = load_run(run, checkpoint, lengths)
-        opened = text_for(loaded, shards)
-        scorer = scored(loaded, opened, name, chosen, world, keep)
-        result = record(loaded, opened, name, chosen, scorer.result(world.sum))
+        reading = open_reading(run, replace(scoring, **asdict(lengths)), name, shards, checkpoint)
+        result = record(reading, scored(reading, world, keep).result(world.sum))
         if compare and name == split:
-            result["compressors"] = compressors(opened.split(name))
+            result["compressors"] = compressors(reading.split)
         return result
-
-    def validated(lengths: Lengths) -> Point:
-        result = scored_at(lengths, "validation")
-        return point(result["protocol"], result["value"], result["protocol"]["unit"])
 
     lengths, swept = Lengths(scoring.segment, scoring.memory, scoring.compressed), None
     if scoring.sweep:
         if keep is not None:
             raise ValueError("keep has no effect on a sweep; score the chosen lengths with it")
-        lengths, swept = sweep(scoring.sweep.points(lengths), validated)
+        tried = scoring.sweep.points(lengths)
+        points = [point(scored_at(each, "validation")) for each in tried]
+        best = min(range(len(points)), key=lambda index: points[index]["value"])
+        lengths, swept = tried[best], {"split": "validation", "points": points, "best": best}
     result = scored_at(lengths, split, keep)
     if swept is not None:
         result["sweep"] = swept
@@ -155,6 +117,23 @@ def main(
         print((sweep_table(swept) + "\n" if swept else "") + table(result))
     if world.size > 1:
         dist.leave(world)
+
+
+def point(result: Result) -> dict[str, Any]:
+    """What a sweep keeps of a score at one choice of lengths; less is better."""
+    kept = {name: result["protocol"][name] for name in (*NAMES, "unit")}
+    return {"value": result["value"]} | kept
+
+
+def sweep_table(swept: dict[str, Any]) -> str:
+    """The points in lines, the chosen one marked."""
+    unit = spoken(swept["points"][0]["unit"])
+    lines = [f"{'segment':>9}{'memory':>9}{'compressed':>12}  {unit}, {swept['split']}"]
+    for number, point in enumerate(swept["points"]):
+        lengths = f"{point['segment']:>9}{point['memory']:>9}{point['compressed']:>12}"
+        mark = "  <- chosen" if number == swept["best"] else ""
+        lines.append(f"{lengths}{point['value']:10.4f}{mark}")
+    return "\n".join(lines)
 
 
 def figure_beside(json: Path) -> Path | None:
@@ -186,21 +165,6 @@ def this_rank() -> dist.World:
     return dist.World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def text_for(loaded: LoadedRun, shards: Path | None) -> Shards:
-    """The shards that a run was trained on, or others with the same vocabulary.
-
-    Raises:
-        ValueError: they have another vocabulary.
-    """
-    opened = open_shards(shards or loaded.config.data.shards)
-    if opened.vocabulary.hash != loaded.vocabulary.hash:
-        raise ValueError(
-            f"{opened.path} has another vocabulary ({opened.vocabulary.name}) than the model "
-            f"({loaded.vocabulary.name}); prepare the text with the model's"
-        )
-    return opened
-
-
 def identity(loaded: LoadedRun) -> dict[str, Any]:
     """All that decides what a model predicts, in plain values."""
     sets = loaded.checkpoint / SETS
@@ -214,32 +178,68 @@ def identity(loaded: LoadedRun) -> dict[str, Any]:
     }
 
 
-def scored(
-    loaded: LoadedRun,
-    shards: Shards,
-    split: str,
-    config: ScoringConfig,
-    world: dist.World,
-    keep: Path | None = None,
-) -> Scorer[ModelState]:
+def scored(reading: Reading, world: dist.World, keep: Path | None = None) -> Scorer[ModelState]:
     """A scorer that has read this rank's lanes to the end.
 
     Raises:
         ValueError: the lanes do not divide among the ranks, or `keep` holds another score.
     """
+    loaded, config = reading.loaded, reading.config
     if config.lanes % world.size:
         raise ValueError(
             f"lanes must be a multiple of the {world.size} processes, not {config.lanes}"
         )
     share = config.lanes // world.size
     rows = slice(world.rank * share, (world.rank + 1) * share)
-    scorer = Scorer(loaded.predictor, shards.split(split), config, rows=rows)
+    scorer = Scorer(loaded.predictor, reading.split, config, rows=rows)
     keeper = None
     if keep is not None:
-        what = protocol(loaded, shards, split, config)
-        keeper = Keeper(keep, what | identity(loaded) | {"ranks": world.size}, world.rank)
+        what = protocol(reading) | identity(loaded) | {"ranks": world.size}
+        keeper = Keeper(keep, what, world.rank)
     read_to_end(scorer, keeper, world.first)
     return scorer
+
+
+def compressors(split: Split) -> dict[str, float]:
+    """Bits per byte that general compressors reach on the split's bytes, on their own; none where
+    the tokens do not give these back.
+    """
+    if not split.exact:
+        return {}
+    text = split.vocabulary.decode(split.tokens)
+    sizes = {"xz -9": len(lzma.compress(text, preset=9)), "bzip2 -9": len(bz2.compress(text, 9))}
+    return {name: 8 * size / len(text) for name, size in sizes.items()}
+
+
+def table(result: Result) -> str:
+    """A result in a few lines, protocol included."""
+    protocol, bounds = result["protocol"], result["interval"]["bounds"]
+    lines = [f"{plain(protocol['corpus'])} {protocol['split']}: {result['value']:.4f}"]
+    lines[0] += f" {spoken(protocol['unit'])}"
+    if bounds:
+        lines[0] += f" ({LEVEL:.0%} of resampled documents: {bounds[0]:.4f} to {bounds[1]:.4f})"
+    rows = [(spoken(name), value) for name, value in result["units"].items()]
+    rows += [
+        (f"{name}, bits per byte", value) for name, value in result.get("compressors", {}).items()
+    ]
+    # The word perplexity of a text with few words may have hundreds of digits.
+    lines += [f"  {name:<24}{value:10{'.4f' if value < 1e6 else '.4g'}}" for name, value in rows]
+    official = "the published count" if result["official_words"] else "its own count"
+    lines.append(
+        f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "
+        f"{result['words']:,} words ({official})"
+    )
+    if result["unknown_words"] is not None:
+        lines[-1] += f"; {result['unknown_words']:.2%} of words unknown"
+    if not result["exact"]:
+        lines.append("  no bits per byte or character: the tokens do not give the text back")
+    lines.append(f"  {lengths(result)}")
+    lines.append(
+        f"  {result['model']['parameters']:,} parameters, {result['checkpoint']['name']} "
+        f"({result['checkpoint']['sha256'][:12]}), shards {protocol['shards'][:12]}, "
+        f"commit {(result['commit'] or 'unknown')[:12]}"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, Generic
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from data.common.progress import Progress
@@ -22,6 +23,7 @@ from lm.inference.predictor import Predictor, StateT
 BITS = ("bits_per_byte", "bits_per_token")
 LONGEST = 1 << 40
 """Tokens; no text has as many."""
+ASTRAY = "its weights are damaged or its training went astray; use another --checkpoint"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ScoringConfig:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the scored tokens; divide by what the unit asks for (eval.units)."""
+    """Sums over the scored tokens; divide by what the unit asks for (eval.protocol)."""
 
     nats: float
     """Negative log-likelihood of all scored tokens."""
@@ -142,8 +144,25 @@ class Scorer(Generic[StateT]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Read on to the end, or as far as one wants."""
-        while self.step < len(self):
-            yield self.advance()
+        return self.through(progress=False)
+
+    def through(
+        self, limit: int | None = None, name: str | None = None, progress: bool = True
+    ) -> Iterator[Batch]:
+        """Read on to the end, and stop after each segment.
+
+        Args:
+            limit: read only this many segments of each lane.
+            name: what progress calls it, by default a score of the split.
+            progress: show progress.
+        """
+        stop = len(self) if limit is None else min(limit, len(self))
+        name = name or f"score {self.split.name}"
+        with Progress(name, stop, "segment", enabled=progress, begun=self.step) as bar:
+            while self.step < stop:
+                batch = self.advance()
+                bar.update()
+                yield batch
         self.settle()
 
     def read(self, segment: Segment, state: StateT) -> tuple[Tensor, StateT]:
@@ -244,13 +263,21 @@ def score(
         limit: read only this many segments of each lane.
         reduce: sums a float64 tensor over ranks.
         progress: show progress.
-        between: called before each segment; what it raises ends the pass.
+        between: called after each segment; what it raises ends the pass.
     """
     scorer = Scorer(predictor, split, config, rows=rows)
-    count = len(scorer) if limit is None else min(limit, len(scorer))
-    with Progress(f"score {split.name}", count, "segment", enabled=progress) as bar:
-        while scorer.step < count:
-            between()
-            scorer.advance()
-            bar.update()
+    for _ in scorer.through(limit, progress=progress):
+        between()
     return scorer.result(reduce)
+
+
+def require_finite(numbers: ArrayLike, why: str = ASTRAY) -> None:
+    """Refuse to report numbers of a model whose predictions are none.
+
+    Raises:
+        ValueError: some are not finite; `why` ends the sentence.
+    """
+    if not np.isfinite(numbers).all():
+        raise ValueError(
+            f"the model's predictions are not finite numbers, so there is nothing to report: {why}"
+        )

@@ -33,8 +33,7 @@ from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
 from data.common.tensors import TensorFile
 from data.common.yamlfile import read_yaml
-from eval.results import Cost
-from eval.units import bits_named, bits_of, unit_of
+from eval.results import Cost, bits_named, bits_of, unit_of
 from lm import train
 from lm.runs import checkpoints
 from lm.runs.run_config import RunConfig

@@ -2,28 +2,37 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from data.common import command
 from data.common.integrity import read_sealed
 from data.common.outputs import check_output
-from data.common.schema import as_record
+from data.common.schema import Record, as_record
 from eval.figures import (
     Results,
     add_legend,
     axes_of,
     check_kind,
+    drawn,
     grouped_bars,
     save,
     training_curves,
 )
 from eval.logs import training_log
-from eval.protocol import spoken
-from eval.results import Pruning, Sparse, Variant
-from eval.units import bits_named, bits_of, drawn
+from eval.results import (
+    Checkpoint,
+    Cost,
+    Model,
+    Protocol,
+    Share,
+    Some,
+    bits_named,
+    bits_of,
+    spoken,
+)
 from lm.inference.loading import pieces
 
 
@@ -74,6 +83,83 @@ DRAWN = (
     "what is drawn is JSON of eval.prune, or one of tools.bench sparse, or one table.json of "
     "tools.experiments"
 )
+
+
+class PrunedPoint(Record):
+    """A score at one sparsity."""
+
+    sparsity: Share
+    zero: Share
+    value: float
+
+
+class Pruning(Record):
+    """Scores of a pruned model, of eval.prune."""
+
+    pruning: Annotated[list[PrunedPoint], Some]
+    alpha: float
+    kinds: list[str]
+    scope: str
+    unit: str
+    protocol: Protocol
+    model: Model
+    checkpoint: Checkpoint
+
+
+class Variant(Cost):
+    """A line of an experiment's table.json, as far as it is drawn."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    variant: str
+    deviation: Annotated[float, Field(ge=0)] | None = None
+
+
+class MemoryLine(Record):
+    """Bytes for each weight in one form of the matrices, of tools.bench sparse."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    form: str
+    parameters: float
+    gradients: float
+    moments: float
+    places: float
+    reservoir: float
+    bits: float
+
+
+class TimeLine(Record):
+    """Speed against dense matrices in one form, of tools.bench sparse."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    form: str
+    share: Annotated[str | None, Field(alias="forward/backward")] = None
+    x: float | None = None
+    both: Annotated[float | None, Field(alias="both x")] = None
+
+    @model_validator(mode="after")
+    def _timed(self) -> Self:
+        if self.x is None and self.both is None and not self.form.endswith("dense"):
+            raise ValueError("x or both x must be given")
+        return self
+
+
+class Sparse(Record):
+    """Figures of tools.bench sparse, each of which may be absent."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    memory: Annotated[list[MemoryLine], Some] | None = None
+    step: Annotated[list[TimeLine], Some] | None = None
+    matrix: Annotated[list[TimeLine], Some] | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.memory is None and self.step is None and self.matrix is None:
+            raise ValueError("it has none of memory, step and matrix")
+        return self
 
 
 def figure_of(results: Results) -> Figure:

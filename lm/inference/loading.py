@@ -1,6 +1,7 @@
 """A trained model out of a run's folder, for scoring and generation."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ class LoadedRun:
     weights: str
     """SHA-256 of the file of the weights as they were loaded; another may lie there by now."""
 
-    @property
+    @cached_property
     def predictor(self) -> ModelPredictor:
         """The model as whatever assigns probabilities to a text."""
         return ModelPredictor(self.model, self.vocabulary)

@@ -18,10 +18,9 @@ from data.tokenizers.words import split_words
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
 from eval.dynamic import DynamicConfig
-from eval.protocol import compressors
+from eval.protocol import all_units, denominators
 from eval.results import Breakdown, Dynamic, read_result
-from eval.score import ProgramConfig
-from eval.units import all_units, sizes
+from eval.score import ProgramConfig, compressors
 from lm.runs.run_config import RunConfig
 from lm.scoring import Score
 from tests.runs import WORDS, finished
@@ -112,7 +111,7 @@ def test_unknown_words_leave_no_bytes_and_no_characters() -> None:
     split = split_of(vocabulary, [b" a b c dddddddd a \n"], unit="word_perplexity")
     assert split.unknown_words == 2 / 5
     result = Score(10.0, 6, None, np.array([10.0]))
-    units = all_units(result, sizes(split, result), "words")
+    units = all_units(10.0, denominators(split, result), "words")
     assert set(units) == {"token_perplexity", "word_perplexity"}
     assert result.unit == "bits_per_token" and result.bits == pytest.approx(10 / 6 / 0.693147)
     with pytest.raises(ValueError, match="have no bits per byte"):

@@ -15,7 +15,7 @@ import pytest
 from data.lanes import Batch
 from data.shards import Shards
 from eval import report, score
-from eval.protocol import require_comparable
+from eval.report import require_comparable
 from eval.results import read_result
 from eval.score import ProgramConfig
 from lm.scoring import Scorer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data.tokenizers.registry import ByteVocabulary
-from eval.units import Sizes, all_units, characters, convert, interval, sizes
+from eval.protocol import all_units, characters, convert, denominators, interval
 from lm.inference.predictor import ModelPredictor
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
@@ -31,8 +31,14 @@ MODEL = ModelConfig(
 
 def test_units_divide_by_what_they_say() -> None:
     result = Score(100.0, 40, 50, np.array([100.0]))
-    size = Sizes(tokens=40, bytes=50, characters=48, words=10)
-    units = all_units(result, size, "bytes")
+    sizes = {
+        "bits_per_byte": 50,
+        "bits_per_character": 48,
+        "bits_per_sample": 40,
+        "token_perplexity": 40,
+        "word_perplexity": 10,
+    }
+    units = all_units(100.0, sizes, "bytes")
     assert units == {
         "bits_per_byte": pytest.approx(2 / math.log(2)),
         "bits_per_character": pytest.approx(100 / 48 / math.log(2)),
@@ -40,12 +46,11 @@ def test_units_divide_by_what_they_say() -> None:
         "word_perplexity": pytest.approx(math.exp(10.0)),
     }
     assert units["bits_per_byte"] == pytest.approx(result.bits_per_byte)
-    assert all_units(result, size, "mulaw") == {"bits_per_sample": pytest.approx(2.5 / math.log(2))}
+    assert all_units(100.0, sizes, "mulaw") == {"bits_per_sample": pytest.approx(2.5 / math.log(2))}
 
 
 def test_a_perplexity_beyond_all_numbers_is_left_out() -> None:
-    result = Score(5000.0, 1000, 1000, np.array([5000.0]))
-    units = all_units(result, Sizes(tokens=1000, bytes=1000, characters=1000, words=2), "bytes")
+    units = all_units(5000.0, {"token_perplexity": 1000, "word_perplexity": 2}, "bytes")
     assert "word_perplexity" not in units and units["token_perplexity"] == math.exp(5)
     assert convert(5000.0, "word_perplexity", 2) == math.inf
 
@@ -56,8 +61,8 @@ def test_published_words_count_where_there_are_any() -> None:
     official = type(split)(**{**vars_of(split), "denominator_words": 3_007_061})
     official.__dict__.update(tokens=split.tokens, documents=split.documents)
     result = Score(3_007_061 * 3.5, 10, 10, np.array([1.0]))
-    assert sizes(split, result).words == len(TEXT.split())
-    words = sizes(official, result).denominator("word_perplexity")
+    assert denominators(split, result)["word_perplexity"] == len(TEXT.split())
+    words = denominators(official, result)["word_perplexity"]
     assert convert(result.nats, "word_perplexity", words) == pytest.approx(math.exp(3.5))
 
 

@@ -15,8 +15,8 @@ from data.split_files import DocumentDetails
 from data.tokenizers.registry import ByteVocabulary
 from eval import figures
 from eval.breakdown import COLUMNS, write_documents
-from eval.pages import Section, html, markdown, with_files
-from eval.units import drawn, marked, plain, short
+from eval.figures import drawn, short
+from eval.pages import Section, html, markdown, marked, plain, with_files
 from tests.texts import split_of
 from tools import plot
 
