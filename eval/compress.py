@@ -11,7 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,7 @@ def restore(predictor: Predictor[Any], model: bytes, packed: bytes, file: Path) 
 
 def model_digest(loaded: LoadedRun) -> bytes:
     """What a compressed file knows its model by, 16 bytes: weights, shape and vocabulary."""
-    parts = [loaded.weights, loaded.vocabulary.hash, asdict(loaded.model.config)]
+    parts = [loaded.weights, loaded.vocabulary.hash, loaded.model.config.shape()]
     return bytes.fromhex(hash_json(parts))[:16]
 
 

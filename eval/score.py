@@ -171,7 +171,7 @@ def identity(loaded: LoadedRun) -> dict[str, Any]:
     return {
         "weights": loaded.weights,
         "sets": hash_file(sets) if sets.is_file() else None,
-        "model": asdict(loaded.model.config),
+        "model": loaded.model.config.shape(),
         "sparse": asdict(loaded.config.sparse) | {"reservoir": None},
         "power": asdict(loaded.config.power),
         "vocabulary": loaded.vocabulary.hash,

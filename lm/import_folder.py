@@ -76,7 +76,7 @@ def read_config(path: Path) -> tuple[RunConfig, int]:
         exported = as_record(ExportedConfig, values)
         refuse_foreign(values)
         names = [field.name for field in fields(ModelConfig)]
-        missing = [name for name in names if name not in values]
+        missing = [name for name in ModelConfig().shape() if name not in values]
         if missing and set(missing) != JOINED:
             raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301 - ends as the others do
         model = {name: values[name] for name in names if name in values}

@@ -28,7 +28,7 @@ class AttentionMass:
                 mass.add(mass.full_lanes(memory))
         mass.by_store()["compressed"]  # a share for each layer
 
-    What the model computes stays the same; attention may take a slower route meanwhile.
+    What the model computes stays the same; attention may go a slower way meanwhile.
     """
 
     def __init__(self, model: CompressiveTransformer) -> None:

@@ -68,7 +68,8 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
         changes.get("compressed") == 0 and changes.pop("compressed") < config.model.compressed
     )
     vocabulary = load_vocabulary(run / "vocabulary")
-    shorter = replace(config, model=replace(config.model, **changes))
+    # How training computes says nothing of the machine that reads.
+    shorter = replace(config, model=replace(config.model, backend="auto", **changes))
     model, weights = _filled(shorter, vocabulary.size, folder), hash_file(folder / WEIGHTS)
     densify(model)
     model = without_compressed(model) if forgotten else model

@@ -1,6 +1,5 @@
 """Memory on disk: what a model has read, to go on from later."""
 
-from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,7 +23,7 @@ MEND = "read the text again and write it with --save-memory"
 
 def model_hash(model: CompressiveTransformer) -> str:
     """SHA-256 of a model's configuration, lengths included, and of its weights."""
-    known = {field.name: getattr(model.config, field.name) for field in fields(ModelConfig)}
+    known = model.config.shape()
     # Settings that have joined since do not count at their defaults, so that old memory is known.
     kept = {n: v for n, v in known.items() if n not in JOINED or v != getattr(ModelConfig, n)}
     config = f"ModelConfig({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
@@ -55,7 +54,7 @@ def save_memory(path: Path, session: Session[ModelState]) -> None:
 def _rooms(reader: Reader, index: int) -> dict[str, Tensor]:
     """What a layer keeps of the open segment, by name."""
     layer = reader.layers[index]
-    rooms = {"key": layer.keys.key_BHTd, "value": layer.keys.value_BHTd}
+    rooms = {"key": layer.segment.key_BKnd, "value": layer.segment.value_BKnd}
     rooms["inputs"] = layer.inputs_BTD
     if layer.received_BS is not None:
         rooms["received"] = layer.received_BS

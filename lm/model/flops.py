@@ -1,15 +1,16 @@
-"""Floating-point operations and memory traffic, counted from the matrix products of each part.
+"""Floating-point operations, counted from the matrix products of each part.
 
-A product of [n, k] and [k, m] is 2 n k m operations and moves n k + k m + n m numbers; so does the
-product that makes the gradient of either operand. Tests compare these counts with the products that
-the model really does, in every variant. Masked scores count: they are computed. What is computed a
-second time to save memory does not, nor does what fused kernels add by widening queries. Scores of
-compressed memory's distances count as Transformer-XL's shift needs them; CPUs compute fewer.
+A product of [n, k] and [k, m] is 2 n k m operations; so is the product that makes the gradient of
+either operand. Tests compare these counts with those of torch's FlopCounterMode, in every variant;
+that needs 100 ms a shape on the meta device and cannot follow an adaptive vocabulary there, these a
+millisecond. Masked scores count: they are computed. What is computed a second time to save memory
+does not, nor does what fused kernels add by widening queries. Scores of compressed memory's
+distances count as Transformer-XL's shift needs them; CPUs compute fewer.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lm.model.adaptive import cluster_bounds
@@ -42,28 +43,20 @@ class Product(NamedTuple):
         """Operations."""
         return 2.0 * self.batch * self.n * self.k * self.m
 
-    @property
-    def numbers(self) -> float:
-        """Numbers read and written."""
-        return self.batch * (self.n * self.k + self.k * self.m + self.n * self.m)
-
 
 @dataclass(frozen=True)
 class Work:
-    """Work per token, by part of the model.
+    """Operations per token, by part of the model.
 
     projections: queries, keys, values and output of the segment; memory_projections: keys and
     values of memory, projected anew each segment, to which no gradient goes; sinks: those of
-    attention sinks, likewise; positions: projection
-    of the encoded distances, shared by the lanes; content_scores, position_scores; values: their
-    weighted sums; feedforward; gates; compression; reconstruction; embedding: projections of
-    adaptive input; head.
+    attention sinks, likewise; positions: projection of the encoded distances, shared by the lanes;
+    content_scores, position_scores; values: their weighted sums; feedforward; gates; compression;
+    reconstruction; embedding: projections of adaptive input; head.
     """
 
-    flops: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float]
     """Operations."""
-    numbers: dict[str, float] = field(default_factory=dict)
-    """Numbers that products read and write; times their size, bytes of memory traffic."""
 
     @property
     def total(self) -> float:
@@ -83,16 +76,9 @@ def training_flops(
         shares: share of the tokens in each cluster of an adaptive vocabulary; none: as Zipf's law
             has it.
     """
-    parts: dict[str, list[Product]] = {}
-    for layer in range(config.layers):
-        for name, products in _layer(config.at(layer), lanes).items():
-            parts.setdefault(name, []).extend(products)
-    parts |= _vocabulary(config, vocabulary, lanes * config.segment, shares)
+    parts = _parts(config, vocabulary, lanes, shares)
     tokens = lanes * config.segment
-    return Work(
-        {name: sum(p.times * p.flops for p in parts[name]) / tokens for name in parts},
-        {name: sum(p.times * p.numbers for p in parts[name]) / tokens for name in parts},
-    )
+    return Work({name: sum(p.times * p.flops for p in parts[name]) / tokens for name in parts})
 
 
 def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) -> Work:
@@ -104,22 +90,30 @@ def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) 
         lanes: lanes that share one projection of the encoded distances.
         kept: keys and values of memory are kept, so that only new compressed slots are projected.
     """
-    parts: dict[str, list[Product]] = {}
+    parts = _parts(config, vocabulary, lanes, None, kept)
+    del parts["reconstruction"]
     tokens = lanes * config.segment
+    return Work({name: sum(p.flops for p in parts[name]) / tokens for name in parts})
+
+
+def _parts(
+    config: ModelConfig,
+    vocabulary: int,
+    lanes: int,
+    shares: Sequence[float] | None,
+    kept: bool = False,
+) -> dict[str, list[Product]]:
+    """Products of all layers and of the two ends."""
+    parts: dict[str, list[Product]] = {}
     for layer in range(config.layers):
         at = config.at(layer)
         products = _layer(at, lanes)
-        del products["reconstruction"]
         if kept:
             new = Product(lanes * at.windows, at.width, 2 * at.stored_heads * at.head_width, 1)
             products["memory_projections"] = [new] if at.compressed else []
         for name, some in products.items():
             parts.setdefault(name, []).extend(some)
-    parts |= _vocabulary(config, vocabulary, tokens, None)
-    return Work(
-        {name: sum(p.flops for p in parts[name]) / tokens for name in parts},
-        {name: sum(p.numbers for p in parts[name]) / tokens for name in parts},
-    )
+    return parts | _vocabulary(config, vocabulary, lanes * config.segment, shares)
 
 
 def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lm.model.attention.base import Slots, joined
-from lm.model.attention.decode import OpenKeys, Places, read_open
+from lm.model.attention.base import Places, Slots, joined
 from lm.model.layer import Block, Entering
 from lm.model.memory import MemoryState, advance_counts
 from lm.model.transformer import CompressiveTransformer
@@ -27,7 +26,10 @@ from lm.model.transformer import CompressiveTransformer
 class OpenLayer:
     """What one layer keeps of the open segment of every lane."""
 
-    keys: OpenKeys
+    memory: Slots
+    """Of [pinned ; compressed ; memory], with placed keys, for the B' lanes of memory."""
+    segment: Slots
+    """Room for all tokens of the open segment, with placed keys."""
     inputs_BTD: Tensor
     """Inputs of the tokens read so far, which will enter memory."""
     received_BS: Tensor | None
@@ -45,6 +47,8 @@ class Part(NamedTuple):
     places_n: Tensor
     """Its place in the open segment."""
     places: Places
+    length: int
+    """Tokens L of the open segment that some of them may see."""
 
     def write(self, values_Btx: Tensor, room_BTx: Tensor) -> None:
         """Put what belongs to the tokens into the open segments."""
@@ -71,8 +75,8 @@ class Reader:
         """
         if model.training:
             raise ValueError("text is read in small parts by model.eval() only")
-        self.model = model
-        self.tables = [block.attention.tables() for block in model.layers]
+        self.model, self.blocks = model, model.layers
+        self.tables = [block.attention.tables() for block in self.blocks]
         self.memory = model.readable(model.keep_keys(memory))
         """Of B' lanes, each for as many neighbouring lanes of text."""
         self.lengths = [0] * memory.lanes
@@ -84,25 +88,23 @@ class Reader:
 
     def _open_layer(self, index: int) -> OpenLayer:
         """An open segment without tokens."""
-        block = self.model.layers[index]
-        config, lanes, like = block.config, self.lanes, self.last_BD
+        attention, config = self.blocks[index].attention, self.blocks[index].config
+        lanes, like, received = self.lanes, self.last_BD, None
         shape = (lanes, config.stored_heads, config.segment, config.head_width)
-        keys, values = self._memory_keys(index, self.memory)
-        received = None
-        if block.attention.counts_attention:
-            slots = block.attention.pinned + config.slots
-            received = like.new_zeros(lanes, slots + config.segment)
+        if attention.counts_attention:
+            received = like.new_zeros(lanes, attention.before + config.segment)
         return OpenLayer(
-            OpenKeys(keys, values, like.new_zeros(shape), like.new_zeros(shape)),
+            self._memory_slots(index),
+            Slots(like.new_zeros(shape), like.new_zeros(shape)),
             like.new_zeros(lanes, config.segment, config.width),
             received,
         )
 
-    def _memory_keys(self, index: int, memory: MemoryState) -> tuple[Tensor, Tensor]:
-        """Placed keys, and values, of a layer's memory."""
-        block = self.model.layers[index]
-        key, value = joined(block.slots(memory.layers[index]))
-        return block.attention.place(key, self.tables[index], 0), value
+    def _memory_slots(self, index: int) -> Slots:
+        """What a layer's memory is projected to, with placed keys."""
+        block = self.blocks[index]
+        key, value = joined(block.slots(self.memory.layers[index]))
+        return Slots(block.attention.place(key, self.tables[index], slice(key.shape[2])), value)
 
     def _look(self) -> None:
         """Note which slots of memory are live, after it has moved."""
@@ -175,8 +177,8 @@ class Reader:
     ) -> None:
         """Lanes read tokens that fit into their open segments: `taken` from column `done` on."""
         part = self._part(tokens_Bt, done, taken)
-        hidden = self.model.embed(part.tokens_Bt)
-        for block, layer, tables in zip(self.model.layers, self.layers, self.tables, strict=True):
+        hidden = self.model.embedding(part.tokens_Bt)
+        for block, layer, tables in zip(self.blocks, self.layers, self.tables, strict=True):
             hidden = _read_layer(block, layer, tables, hidden, part)
         hidden = self.model.norm(hidden)
         lanes_n, columns_n = part.lanes_n, part.columns_n
@@ -199,25 +201,25 @@ class Reader:
         if any(done):
             source = torch.tensor(done, device=device)[:, None] + column_t
             tokens_Bt = tokens_Bt.gather(1, source.clamp(max=tokens_Bt.shape[1] - 1))
-        keys = max(places_n) + 1
-        place_Bt = (torch.tensor(firsts, device=device)[:, None] + column_t).clamp(max=keys - 1)
+        length = max(places_n) + 1
+        place_Bt = (torch.tensor(firsts, device=device)[:, None] + column_t).clamp(max=length - 1)
         same = min(firsts) == max(firsts)
         dead = None
         if min(taken) < count:
             dead = column_t >= torch.tensor(taken, device=device)[:, None]
         hidden = None
         if not (self.full and same and count == 1):
-            future = torch.arange(keys, device=device) > place_Bt[:, :, None]
+            future = torch.arange(length, device=device) > place_Bt[:, :, None]
             shared = self.lanes // self.memory.lanes
             empty = ~self.live_BN.repeat_interleave(shared, dim=0)[:, None]
             hidden = torch.cat([empty.expand(-1, count, -1), future], dim=-1)
-        places = Places(place_Bt, firsts[0] if same else None, keys, hidden, dead)
         return Part(
             tokens_Bt[:, :count],
             lanes_n,
             columns_n,
             torch.tensor(places_n, device=device),
-            places,
+            Places(hidden, firsts[0] if same else None, place_Bt, dead),
+            length,
         )
 
     def _close(self, lanes: list[int]) -> None:
@@ -225,10 +227,10 @@ class Reader:
         memory, layers = self._memory_of(lanes), []
         counts = advance_counts(self.model.config, memory, self.model.config.segment)
         rows: slice | list[int] = slice(None) if len(lanes) == self.lanes else lanes
-        for index, (block, layer) in enumerate(zip(self.model.layers, self.layers, strict=True)):
-            key, value = layer.keys.key_BHTd[rows], layer.keys.value_BHTd[rows]
-            before = block.attention.pinned + block.config.slots
-            key = block.attention.lift(key, self.tables[index], before)
+        for index, (block, layer) in enumerate(zip(self.blocks, self.layers, strict=True)):
+            key, value = (room[rows] for room in layer.segment)
+            own = slice(block.attention.before, None)
+            key = block.attention.lift(key, self.tables[index], own)
             received = None if layer.received_BS is None else layer.received_BS[rows]
             # Memory may take over what enters, and the next segment is written where this one is.
             entering = Entering(layer.inputs_BTD[rows].clone(), Slots(key, value), received)
@@ -255,8 +257,7 @@ class Reader:
         else:
             self.memory = self._memory_of(list(range(self.lanes))).with_lanes(place, memory)
         for index, layer in enumerate(self.layers):
-            memory_keys = self._memory_keys(index, self.memory)
-            layer.keys = OpenKeys(*memory_keys, *layer.keys[2:])
+            layer.memory = self._memory_slots(index)
         self._look()
 
     def select(self, lanes: Sequence[int]) -> "Reader":
@@ -272,19 +273,20 @@ class Reader:
         device = self.last_BD.device
         rows = torch.tensor(list(lanes), device=device)
         other = object.__new__(Reader)
-        other.model, other.tables, other.memory = self.model, self.tables, self.memory
+        other.model, other.blocks, other.tables = self.model, self.blocks, self.tables
+        other.memory = self.memory
         if sources[::run] != list(range(self.memory.lanes)):
             other.memory = self.memory.lane_slice(torch.tensor(sources[::run], device=device))
         other.lengths = [self.lengths[lane] for lane in lanes]
         other.last_BD = self.last_BD[rows]
         other.layers = []
         for index, layer in enumerate(self.layers):
-            memory_keys = layer.keys[:2]
+            memory = layer.memory
             if other.memory is not self.memory:
-                memory_keys = other._memory_keys(index, other.memory)
-            keys = OpenKeys(*memory_keys, *(tensor[rows] for tensor in layer.keys[2:]))
+                memory = other._memory_slots(index)
+            segment = Slots(*(room[rows] for room in layer.segment))
             received = None if layer.received_BS is None else layer.received_BS[rows]
-            other.layers.append(OpenLayer(keys, layer.inputs_BTD[rows], received))
+            other.layers.append(OpenLayer(memory, segment, layer.inputs_BTD[rows], received))
         other._look()
         return other
 
@@ -297,13 +299,16 @@ def _read_layer(
     block: Block, layer: OpenLayer, tables: Any, hidden_BtD: Tensor, part: Part
 ) -> Tensor:
     """One layer reads tokens of open segments and keeps what belongs to them."""
-    attention, inputs = block.attention, block.inputs(hidden_BtD)
+    attention, inputs, places = block.attention, block.inputs(hidden_BtD), part.places
     query, key, value = attention.queries_keys_values(inputs)
-    key = attention.open_keys(key, tables, part.places)
-    part.write(key.transpose(1, 2), layer.keys.key_BHTd.transpose(1, 2))
-    part.write(value.transpose(1, 2), layer.keys.value_BHTd.transpose(1, 2))
+    key = attention.place(key, tables, attention.slots_of(places, key.shape[2]))
+    for new, room in zip((key, value), layer.segment, strict=True):
+        part.write(new.transpose(1, 2), room.transpose(1, 2))
     part.write(inputs, layer.inputs_BTD)
-    read, received = read_open(attention, query, layer.keys, tables, part.places)
-    if received is not None and layer.received_BS is not None:
+    segment = layer.segment.narrow(0, part.length)
+    parts = [layer.memory, segment] if layer.memory.number else [segment]
+    counts = layer.received_BS is not None
+    read, received = attention.attend(query, parts, tables, places, received=counts)
+    if layer.received_BS is not None and received is not None:
         layer.received_BS[:, : received.shape[1]] += received
     return block.after_attention(hidden_BtD, attention.join_heads(read))

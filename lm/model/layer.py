@@ -139,7 +139,7 @@ class Block(nn.Module):
 
     def live(self, live_BN: Tensor) -> Tensor:
         """Of the slots of layers with memory, those that this layer has: all or none."""
-        return live_BN[:, live_BN.shape[1] - self.config.slots - self.attention.pinned :]
+        return live_BN[:, live_BN.shape[1] - self.attention.before :]
 
     def inputs(self, hidden_BTD: Tensor) -> Tensor:
         """What attention reads of the segment, and what enters memory."""

@@ -1,15 +1,19 @@
 """The shape of a Compressive Transformer."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 CompressionName = Literal["conv", "dilated", "mean", "max", "most_used", "low_pass"]
 ReconstructionName = Literal["attention", "auto_encoding", "none"]
 Activation = Literal["relu", "gelu", "silu", "swiglu", "geglu"]
 GateName = Literal["none", "relu", "input", "output", "highway", "sigmoid_tanh", "gru"]
 
+Backend = Literal["auto", "shift", "blocked", "fused"]
+
 DILATIONS = (1, 2, 4)
 """Of the kernel-2 convolutions before the strided one in dilated compression (authors' code)."""
+FUSED_WIDTH = 256
+"""Widest queries that fused attention kernels take."""
 GATED: frozenset[Activation] = frozenset({"swiglu", "geglu"})
 """Activations that multiply two halves of the hidden units."""
 LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
@@ -79,6 +83,11 @@ class ModelConfig:
     rotary_bounds: tuple[float, float] = (1.0, 4.0)
     """Turns within that length below which wavelengths are stretched whole, and above which not;
     only with llama3."""
+    backend: Backend = "auto"
+    """How attention is computed, which changes no result beyond rounding. auto: the fastest way
+    that there is on a device; with relative positions shift (plain, any device), blocked (for
+    caches of CPUs) or fused (by few sinusoids), with rotary ones fused. Scores and generation of a
+    run go by auto."""
     sinusoids: int | None = None
     """Sinusoids that encode a relative distance; none: as many as the width (authors' code). Few
     (head width + 2 sinusoids up to 256) let fused kernels compute relative attention on a GPU."""
@@ -159,6 +168,7 @@ class ModelConfig:
         if self.compressed:
             self._check_compression()
         self._check_vocabulary()
+        self._check_backend()
 
     def _check_heads(self) -> None:
         if self.head_size is None and self.width % self.heads:
@@ -256,6 +266,31 @@ class ModelConfig:
         if not 0 < self.rotary_bounds[0] < self.rotary_bounds[1]:
             raise ValueError(f"model.rotary_bounds must rise from 0, not {self.rotary_bounds}")
 
+    def _check_backend(self) -> None:
+        if self.positions != "relative":
+            if self.backend in ("shift", "blocked"):
+                raise ValueError(
+                    f"model.backend {self.backend} is for relative positions; set it to auto with "
+                    f"model.positions {self.positions}"
+                )
+        elif self.backend == "fused":
+            if self.fused_width > FUSED_WIDTH:
+                raise ValueError(
+                    f"model.backend fused takes queries of at most {FUSED_WIDTH} dimensions, not "
+                    f"{self.fused_width} (a head and the sinusoids of each kind of memory): lower "
+                    "model.sinusoids or set it to auto"
+                )
+            if self.dropout:
+                raise ValueError(
+                    "model.backend fused cannot drop single encoded distances; set model.dropout "
+                    "to 0 or it to auto"
+                )
+        if self.backend == "fused" and self.compressed and self.compression == "most_used":
+            raise ValueError(
+                "model.backend fused never has the weights that model.compression most_used asks "
+                "for; set it to auto"
+            )
+
     def _check_memory_layers(self, layers: tuple[int, ...]) -> None:
         if not self.slots:
             raise ValueError("model.memory_layers has no effect without memory; set it to null")
@@ -268,6 +303,10 @@ class ModelConfig:
                 f"model.memory_layers must name some of the layers 0 to {self.layers - 1}, in "
                 f"order and once each, not {list(layers)}"
             )
+
+    def shape(self) -> dict[str, Any]:
+        """All settings that decide what the model computes: all but how it is computed."""
+        return {name: value for name, value in asdict(self).items() if name != "backend"}
 
     def at(self, layer: int) -> "ModelConfig":
         """The config as one layer sees it: with memory or without."""
@@ -319,6 +358,11 @@ class ModelConfig:
     def encoded(self) -> int:
         """Sinusoids P that encode a relative distance."""
         return self.width if self.sinusoids is None else self.sinusoids
+
+    @property
+    def fused_width(self) -> int:
+        """Dimensions of the queries of fused relative attention."""
+        return self.head_width + (2 if self.compressed else 1) * self.encoded
 
     @property
     def slots(self) -> int:

@@ -220,6 +220,10 @@ class RunConfig:
                 "training.unroll above 1 needs training.zero 0 to 2: at stage 3 DeepSpeed takes "
                 "the gradient of a layer once in a back-propagation"
             )
+        if self.training.compile and self.model.backend == "blocked":
+            raise ValueError(
+                "training.compile cannot compile model.backend blocked; set it to auto"
+            )
         if self.training.compile and self.training.zero == 3:
             raise ValueError(
                 "training.compile needs training.zero 0 to 2: at stage 3 DeepSpeed gathers weights "
@@ -274,7 +278,7 @@ FIXED = (
 """What makes a run the run that it is: the model's shape, what the optimiser remembers, and the
 order of the data. (That the shards are the same ones is checked by their hash.)"""
 FREE = {
-    *("model.dropout", "model.attention_dropout", "model.head_chunk"),
+    *("model.dropout", "model.attention_dropout", "model.head_chunk", "model.backend"),
     *("sparse.penalty", "sparse.reservoir", "sparse.route", "power.lr", "power.decay"),
 }
 """What of it may be otherwise all the same. All other settings may change when a run goes on:

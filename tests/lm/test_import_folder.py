@@ -56,7 +56,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
-FIELDS = list(ModelConfig.__dataclass_fields__)
+FIELDS = list(ModelConfig().shape())
 WRONG: list[tuple[str, Any, str]] = [
     ("model_type", "llama", "model_type"),
     ("vocab_size", "256", "vocab_size"),

@@ -4,11 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.common.integrity import read_sealed
 from lm.model.model_config import ModelConfig
 from tools import bench
-from tools.benchmarks import growth, integrity, keys
+from tools.benchmarks import backends, growth, integrity, keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,12 @@ def test_kept_keys_are_timed_beside_what_is_counted(monkeypatch, capsys):
     keys.main(TINY, 2, rounds=1, device="cpu")
     (row,) = json.loads(capsys.readouterr().out)["lengths"]
     assert row["tokens_per_second"] > 0 and 0 < row["flops_saved"] < 1
+
+
+def test_every_backend_is_timed_beside_the_plain_way():
+    result = backends.compared(TINY, 2, torch.device("cpu"), rounds=1)
+    assert result.keys() == {"fused", "rotary", "blocked"}
+    assert all(value > 0 for each in result.values() for value in each.values())
 
 
 def test_what_hashes_cost_is_measured(tmp_path, capsys):

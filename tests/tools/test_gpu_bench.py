@@ -64,7 +64,7 @@ def test_all_of_it_runs_on_a_cpu(tmp_path: Path) -> None:
                 key for key, v in values.items() if isinstance(v, str)
             }
             assert name in result.stdout
-    for way in ("blocked", "shift", "widened", "rotary"):
+    for way in ("blocked", "shift", "fused", "rotary"):
         assert parts["attention enwik8-12"][way]["error"] < 1e-4
     assert parts["step enwik8-24 compiled"]["error"] < 1e-4
     assert parts["generation"]["error"] < 1e-4

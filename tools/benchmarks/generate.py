@@ -222,7 +222,7 @@ def reader_tensors(reader: Reader) -> Iterator[Tensor]:
     for memory in reader.memory.layers:
         yield from memory.values()
     for layer in reader.layers:
-        yield from (layer.keys.key_BHTd, layer.keys.value_BHTd, layer.inputs_BTD)
+        yield from (*layer.segment, layer.inputs_BTD)
 
 
 def size(tensor: Tensor | None) -> int:

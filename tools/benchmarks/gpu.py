@@ -24,11 +24,11 @@ from data.common.schema import Positive
 from data.options import DataConfig
 from data.shards import Shards
 from lm.model.attention.base import MemoryAttention
-from lm.model.attention.relative import FUSED_WIDTH, RelativeAttention
+from lm.model.attention.relative import RelativeAttention
 from lm.model.attention.rotary import RotaryAttention
 from lm.model.flops import training_flops
 from lm.model.incremental import Reader
-from lm.model.model_config import ModelConfig
+from lm.model.model_config import FUSED_WIDTH, Backend, ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import SparseConfig
@@ -150,11 +150,12 @@ def attention(bench: Bench, preset: str) -> dict[str, Any]:
     lanes = 2 if bench.toy else max(1, training.lanes // training.micro_batches)
     actions: dict[str, Callable[[], object]] = {}
     results: dict[str, Any] = {}
-    for name, module in routes(config, bench.device):
+    for name, module in backends(config, bench.device):
         # The plainest way, in float32, with the same weights.
-        take_route(module, "shift")
+        own = module.config
+        module.config = replace(own, backend="auto" if name == "rotary" else "shift")
         reference = with_gradients(module, config, lanes, torch.float32, bench.device)()
-        take_route(module, name)
+        module.config = own
         action = with_gradients(module, config, lanes, bench.dtype, bench.device)
         errors = [_error(a, b) for a, b in zip(action(), reference, strict=True)]
         actions[name] = action
@@ -171,22 +172,20 @@ def attention(bench: Bench, preset: str) -> dict[str, Any]:
     return results
 
 
-def routes(config: ModelConfig, device: torch.device) -> Iterator[tuple[str, MemoryAttention[Any]]]:
+def backends(
+    config: ModelConfig, device: torch.device
+) -> Iterator[tuple[str, MemoryAttention[Any]]]:
     """Attention modules of the same sizes, by the way in which they compute."""
     fits = (FUSED_WIDTH - config.head_width) // 2
     few = replace(config, sinusoids=min(64, fits - fits % 2))
-    ways = {"shift": config, "widened": few} if fits >= 2 else {"shift": config}
+    ways: dict[Backend, ModelConfig] = {"shift": config}
     if device.type == "cpu":
-        ways = {"blocked": config, **ways}
+        ways["blocked"] = config
+    if fits >= 2:
+        ways["fused"] = few
     for name, sizes in ways.items():
-        yield name, RelativeAttention(sizes).to(device)
+        yield name, RelativeAttention(replace(sizes, backend=name)).to(device)
     yield "rotary", RotaryAttention(replace(config, positions="rotary", sinusoids=None)).to(device)
-
-
-def take_route(module: MemoryAttention[Any], route: str) -> None:
-    """Make relative attention compute in one way; rotary attention has but one."""
-    if isinstance(module, RelativeAttention):
-        module.route = partial(str, route)  # type: ignore[assignment, method-assign]
 
 
 def with_gradients(

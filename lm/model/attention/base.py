@@ -1,8 +1,15 @@
 """Attention over [pinned ; compressed ; memory ; segment]: what every scheme of positions shares.
 
+A whole segment is read by `MemoryAttention.forward`. What a scheme adds is how positions enter
+(`tables`, `place`, `lift`, `scores`) and its fastest way to read (`read`). The plain way, `attend`,
+is shared by decoding, which extends an open segment a few tokens at a time, and by whole segments
+wherever the weights of attention are wanted or nothing faster is at hand.
+
 Shapes: B lanes, T queries, k pinned slots (pinned.py), C compressed slots, M memory slots,
 N = k + C + M, S = N + segment tokens, H heads of queries, K of keys and values, d dimensions of a
-head, D width.
+head, D width. In decoding t new tokens of each lane, L tokens of the open segment that a query may
+see, and B' lanes of memory, of which each serves B / B' neighbouring lanes of tokens: several
+continuations of one text share what it has read.
 """
 
 from collections.abc import Sequence
@@ -12,49 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.attention.decode import OpenKeys, Places
 from lm.model.components import Linear
 from lm.model.compression import USES_ATTENTION
 from lm.model.model_config import ModelConfig
 
 
-def sinusoids(distances_W: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Encode distances in tokens or slots: all sines, then all cosines, shape [W, width].
-
-    Angles are formed in float64, so that long distances keep their phase in every dtype.
-    """
-    device = distances_W.device
-    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
-    angles = distances_W.to(torch.float64)[:, None] * 10000.0**-exponents
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
-
-
-def distances(slots: int, segment: int, device: torch.device) -> Tensor:
-    """Distances from far to near between the tokens of a segment and slots that lie directly before
-    it or in it: slots + segment - 1 down to 0, [slots + segment].
-
-    Compressed slots count one each and lie directly before the segment too, as in the authors'
-    code. Their nearest distance is 1; with a row for 0, which nothing reads, usual tables have an
-    even size, and products of odd size are slow.
-    """
-    return torch.arange(slots + segment - 1, -1, -1, device=device)
-
-
 class Slots(NamedTuple):
     """Neighbouring slots as attention sees them."""
 
-    key_BHnd: Tensor
-    """Keys without their positions."""
-    value_BHnd: Tensor
+    key_BKnd: Tensor
+    value_BKnd: Tensor
 
     @property
     def number(self) -> int:
         """Number of slots n."""
-        return self.key_BHnd.shape[2]
+        return self.key_BKnd.shape[2]
 
     def for_heads(self, heads: int) -> "Slots":
         """The same for so many heads of queries: key-value heads repeated, side by side."""
-        stored = self.key_BHnd.shape[1]
+        stored = self.key_BKnd.shape[1]
         if stored == heads:
             return self
         shared = heads // stored
@@ -62,7 +45,7 @@ class Slots(NamedTuple):
 
     def narrow(self, first: int, stop: int) -> "Slots":
         """Some of them, as views."""
-        return Slots(self.key_BHnd[:, :, first:stop], self.value_BHnd[:, :, first:stop])
+        return Slots(self.key_BKnd[:, :, first:stop], self.value_BKnd[:, :, first:stop])
 
 
 def joined(parts: Sequence[Slots]) -> Slots:
@@ -84,7 +67,30 @@ def section(parts: Sequence[Slots], first: int, stop: int) -> Slots:
     return joined(inside)
 
 
-PositionsT = TypeVar("PositionsT")
+class Reading(NamedTuple):
+    """How a whole segment is read."""
+
+    live_BN: Tensor
+    """Which slots of [pinned ; compressed ; memory] may be seen."""
+    dropout: float = 0.0
+    """Share of the attention weights that is dropped."""
+    received: bool = False
+    """Whether the attention that each key receives is wanted."""
+
+
+class Places(NamedTuple):
+    """Which tokens of their segments the queries are, and what they may see."""
+
+    hidden_BtS: Tensor | None
+    """bool, true where a query may not see a key of [pinned ; compressed ; memory ; segment up to
+    L] of layers with memory; None where every query may see all of them."""
+    first: int | None = 0
+    """Place of the first query where it is the same in every lane, else None."""
+    place_Bt: Tensor | None = None
+    """int64, places of all; a lane that reads fewer than t tokens has some for the others too. Not
+    needed where `first` is known."""
+    dead_Bt: Tensor | None = None
+    """bool, true for tokens that are not there; None where all are."""
 
 
 class Attended(NamedTuple):
@@ -98,45 +104,18 @@ class Attended(NamedTuple):
     """Attention that each key received, summed over heads and queries, if compression asks."""
 
 
-class Reading(NamedTuple):
-    """How a segment is read."""
-
-    live_BN: Tensor
-    """Which slots of [pinned ; compressed ; memory] may be seen."""
-    dropout: float = 0.0
-    """Share of the attention weights that is dropped."""
-    received: bool = False
-    """Whether the attention that each key receives is wanted."""
+TablesT = TypeVar("TablesT")
 
 
-def visible(reading: Reading, queries: int) -> Tensor:
-    """[B, 1, T, N + T] bool: live slots, and the segment up to the query itself."""
-    lanes, slots = reading.live_BN.shape
-    causal = torch.ones(queries, queries, dtype=torch.bool, device=reading.live_BN.device)
-    causal = causal.tril().expand(lanes, queries, -1)
-    memory = reading.live_BN[:, None, :].expand(lanes, queries, slots)
-    return torch.cat([memory, causal], dim=-1)[:, None]
-
-
-def dropped_weights(query_BHTd: Tensor, keys: int, reading: Reading) -> Tensor | None:
-    """Random factors 0 or 1 / (1 - dropout) of the attention weights, [B, H, T, S]."""
-    if reading.dropout == 0:
-        return None
-    kept = query_BHTd.new_empty(*query_BHTd.shape[:3], keys).bernoulli_(1 - reading.dropout)
-    return kept.div_(1 - reading.dropout)
-
-
-class MemoryAttention(nn.Module, Generic[PositionsT]):
-    """Multi-head attention of a segment over both memories and itself.
-
-    A subclass knows its positions: how they are prepared for a segment, what they do to keys, and
-    what queries read with them.
-    """
+class MemoryAttention(nn.Module, Generic[TablesT]):
+    """Multi-head attention of a segment over both memories and itself."""
 
     def __init__(self, config: ModelConfig, pinned: int = 0) -> None:
         """pinned: number of pinned slots k."""
         super().__init__()
-        self.config, self.pinned = config, pinned
+        self.config, self.pinned, self.head_width = config, pinned, config.head_width
+        self.before = pinned + config.slots
+        """Slots before the segment, N."""
         self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
         self.query_width = config.heads * config.head_width
         stored, bias = config.stored_heads * config.head_width, config.attention_bias
@@ -147,54 +126,6 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         if config.query_key_norm:
             self.query_norm = nn.RMSNorm(config.head_width, config.norm_epsilon)
             self.key_norm = nn.RMSNorm(config.head_width, config.norm_epsilon)
-
-    def positions(self) -> PositionsT:
-        """What `read` needs to know of the positions of a whole segment."""
-        raise NotImplementedError
-
-    def place(self, key_BHnd: Tensor, positions: PositionsT, first: int) -> Tensor:
-        """Keys of n slots, from slot `first` of [pinned ; compressed ; memory ; segment] on, with
-        their positions.
-        """
-        raise NotImplementedError
-
-    def lift(self, key_BHnd: Tensor, positions: PositionsT, first: int) -> Tensor:
-        """The inverse of `place`."""
-        raise NotImplementedError
-
-    def read(
-        self,
-        query_BHTd: Tensor,
-        slots: Sequence[Slots],
-        positions: PositionsT,
-        reading: Reading,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the queries of a segment read, [B, H, T, d], and the attention [B, S] that slots
-        received, if it is wanted.
-
-        Args:
-            query_BHTd: scaled queries.
-            slots: parts of [pinned ; compressed ; memory ; segment].
-            positions: of the segment.
-            reading: how it is read.
-        """
-        raise NotImplementedError
-
-    def tables(self) -> PositionsT:
-        """What `open_keys` and `open_scores` need to know of the positions of a whole segment; it
-        depends on weights and lengths alone.
-        """
-        return self.positions()
-
-    def open_keys(self, key_BHtd: Tensor, tables: PositionsT, places: Places) -> Tensor:
-        """Keys of new tokens of an open segment, as `place` makes them."""
-        raise NotImplementedError
-
-    def open_scores(
-        self, query_BHtd: Tensor, keys: OpenKeys, tables: PositionsT, places: Places
-    ) -> Tensor:
-        """Scores of new tokens of an open segment, [B, H, t, S]; none is hidden yet."""
-        raise NotImplementedError
 
     def forward(self, inputs_BTD: Tensor, memory: Sequence[Slots], live_BN: Tensor) -> Attended:
         """Attend from a whole segment over memory and itself.
@@ -208,12 +139,95 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         slots = (*memory, Slots(key, value))
         dropout = self.config.attention_dropout if self.training else 0.0
         reading = Reading(live_BN, dropout, self.counts_attention)
-        read, received = self.read(query, slots, self.positions(), reading)
+        read, received = self.read(query, slots, reading)
         return Attended(self.join_heads(read), query, slots, received)
+
+    def read(
+        self, query_BHTd: Tensor, slots: Sequence[Slots], reading: Reading
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the queries of a whole segment read, [B, H, T, d], and the attention [B, S] that
+        slots received, if it is wanted.
+
+        Args:
+            query_BHTd: scaled queries.
+            slots: parts of [pinned ; compressed ; memory ; segment], as they were projected.
+            reading: how they are read.
+        """
+        raise NotImplementedError
+
+    def tables(self) -> TablesT:
+        """What is to be known of the positions of a segment; depends on weights and lengths."""
+        raise NotImplementedError
+
+    def place(self, key_BHnd: Tensor, tables: TablesT, at: slice | Tensor) -> Tensor:
+        """Keys with their positions.
+
+        Args:
+            key_BHnd: keys as they were projected.
+            tables: see `tables`.
+            at: which slots of [pinned ; compressed ; memory ; segment] they are, [B, n] where
+                lanes differ.
+        """
+        raise NotImplementedError
+
+    def lift(self, key_BHnd: Tensor, tables: TablesT, at: slice) -> Tensor:
+        """The inverse of `place`."""
+        raise NotImplementedError
+
+    def scores(
+        self, query_BHtd: Tensor, parts: Sequence[Slots], tables: TablesT, places: Places
+    ) -> Tensor:
+        """Scores of all keys, [B, H, t, S]; none is hidden yet. See `attend`."""
+        raise NotImplementedError
+
+    def attend(
+        self,
+        query_BHtd: Tensor,
+        parts: Sequence[Slots],
+        tables: TablesT,
+        places: Places,
+        dropout: float = 0.0,
+        received: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Plain attention, through all its weights: what queries read, [B, H, t, d], and, if asked,
+        the attention [B, S] that keys received, summed over heads and queries, before dropout and
+        without gradient.
+
+        Args:
+            query_BHtd: scaled queries.
+            parts: of [pinned ; compressed ; memory ; segment up to L], with placed keys.
+            tables: see `tables`.
+            places: of the queries.
+            dropout: share of the weights that is dropped.
+            received: whether the attention that keys receive is wanted.
+        """
+        scores = self.scores(query_BHtd, parts, tables, places)
+        if places.hidden_BtS is not None:
+            # A layer without memory has fewer keys; they are the last.
+            hidden = places.hidden_BtS[:, None, :, -scores.shape[-1] :]
+            scores = scores.masked_fill(hidden, float("-inf"))
+        weights = scores.softmax(dim=-1)
+        total = None
+        if received:
+            alive = weights.detach()
+            if places.dead_Bt is not None:
+                alive = alive.masked_fill(places.dead_Bt[:, None, :, None], 0.0)
+            total = alive.sum(dim=(1, 2))
+        dropped = dropped_weights(query_BHtd, weights.shape[-1], dropout)
+        weights = weights if dropped is None else weights * dropped
+        return weighted_values(weights, parts), total
+
+    def slots_of(self, places: Places, queries: int) -> slice | Tensor:
+        """Which of [pinned ; compressed ; memory ; segment] the queries are, for `place`."""
+        if places.first is None:
+            assert places.place_Bt is not None
+            return self.before + places.place_Bt
+        first = self.before + places.first
+        return slice(first, first + queries)
 
     def split_heads(self, x_BTh: Tensor) -> Tensor:
         """[B, T, H d] -> [B, H, T, d], for any number of heads."""
-        return x_BTh.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
+        return x_BTh.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def join_heads(self, read_BHTd: Tensor) -> Tensor:
         """Mix what the heads read: [B, H, T, d] -> [B, T, D]."""
@@ -249,9 +263,72 @@ class MemoryAttention(nn.Module, Generic[PositionsT]):
         joined = self.query_key_value(inputs_BTD)
         stored = (joined.shape[-1] - queries) // 2
         query, key, value = joined.split([queries, stored, stored], dim=-1)
-        scale = self.config.head_width**-0.5
+        scale = self.head_width**-0.5
         key_BHTd, value_BHTd = self.split_heads(key), self.split_heads(value)
         if self.config.query_key_norm:
             normed = self.query_norm(self.split_heads(query)) * scale
             return normed, self.normed_keys(key_BHTd), value_BHTd
         return self.split_heads(query * scale), key_BHTd, value_BHTd
+
+
+def visible(live_BN: Tensor, queries: int) -> Tensor:
+    """[B, 1, T, N + T] bool: live slots, and the segment up to the query itself."""
+    lanes, slots = live_BN.shape
+    causal = torch.ones(queries, queries, dtype=torch.bool, device=live_BN.device)
+    causal = causal.tril().expand(lanes, queries, -1)
+    memory = live_BN[:, None, :].expand(lanes, queries, slots)
+    return torch.cat([memory, causal], dim=-1)[:, None]
+
+
+def dropped_weights(query_BHtd: Tensor, keys: int, dropout: float) -> Tensor | None:
+    """Random factors 0 or 1 / (1 - dropout) of the attention weights, [B, H, t, S]."""
+    if dropout == 0:
+        return None
+    kept = query_BHtd.new_empty(*query_BHtd.shape[:3], keys).bernoulli_(1 - dropout)
+    return kept.div_(1 - dropout)
+
+
+def product(x_BHtm: Tensor, y_BKmn: Tensor) -> Tensor:
+    """Matrix products [B, H, t, n], where neighbouring heads share the right factor of K heads and
+    neighbouring lanes that of B' lanes; it is not copied for them.
+    """
+    (lanes, heads), (stored_lanes, stored) = x_BHtm.shape[:2], y_BKmn.shape[:2]
+    if lanes != stored_lanes:
+        x_BHtm = x_BHtm.unflatten(0, (stored_lanes, -1)).transpose(1, 2).flatten(2, 3)
+    if heads != stored:
+        x_BHtm = x_BHtm.unflatten(1, (stored, -1)).flatten(2, 3)
+    result = x_BHtm @ y_BKmn
+    if heads != stored:
+        result = result.unflatten(2, (heads // stored, -1)).flatten(1, 2)
+    if lanes != stored_lanes:
+        shared = lanes // stored_lanes
+        result = result.unflatten(2, (shared, -1)).transpose(1, 2).flatten(0, 1)
+    return result
+
+
+def content_scores(query_BHtd: Tensor, parts: Sequence[Slots]) -> Tensor:
+    """Products of queries and the keys of all parts, [B, H, t, S]."""
+    scores = [product(query_BHtd, part.key_BKnd.transpose(-1, -2)) for part in parts]
+    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+
+
+def weighted_values(weights_BHtS: Tensor, parts: Sequence[Slots]) -> Tensor:
+    """Sums of the values of all parts weighted by attention, [B, H, t, d]."""
+    pieces = weights_BHtS.split([part.number for part in parts], dim=-1)
+    read, *others = (
+        product(piece, part.value_BKnd) for piece, part in zip(pieces, parts, strict=True)
+    )
+    for other in others:
+        read = read + other
+    return read
+
+
+def sinusoids(distances_W: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Encode distances in tokens or slots: all sines, then all cosines, shape [W, width].
+
+    Angles are formed in float64, so that long distances keep their phase in every dtype.
+    """
+    device = distances_W.device
+    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
+    angles = distances_W.to(torch.float64)[:, None] * 10000.0**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)

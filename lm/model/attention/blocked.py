@@ -1,9 +1,10 @@
 """Relative attention for CPUs, a few lanes at a time so that scores stay in the cache.
 
-The formula is shift.attend's; only the order of work differs. Scores of a whole batch are
-tens of megabytes and each of the dozen element-wise passes over them would go through main memory;
-here every pass but the last works on about a megabyte. Keys and values of memory and segment are
-never joined as a whole: those of a few lanes are laid side by side, in room that all lanes use.
+The formula is RelativeAttention.scores and MemoryAttention.attend; only the order of work differs.
+Scores of a whole batch are tens of megabytes and each of the dozen element-wise passes over them
+would go through main memory; here every pass but the last works on about a megabyte. Keys and
+values of memory and segment are never joined as a whole: those of a few lanes are laid side by
+side, in room that all lanes use.
 
 Shapes as in base.py; l lanes at a time, n = l H rows.
 """
@@ -168,9 +169,10 @@ def _tables(
 
 
 class BlockedAttention(torch.autograd.Function):
-    """shift_attention.attend, called as
-    .apply(query, *positions, live_BN, dropped, received, *keys, *values), with the keys and values
-    of each part of [pinned ; compressed ; memory ; segment], for as many heads as the queries.
+    """Relative attention of a segment, called as
+    .apply(query, *tables, pinned, live_BN, dropped, received, *keys, *values), with the keys and
+    values of each part of [pinned ; compressed ; memory ; segment], for as many heads as the
+    queries.
     """
 
     @staticmethod

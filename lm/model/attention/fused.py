@@ -12,6 +12,7 @@ together are one dot product of width d + P, which a fused kernel computes witho
 Each of the two position systems adds its own P; keys of the other system are zero there.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,23 +22,18 @@ from torch.nn import functional as F
 from lm.model.attention.base import Reading, Slots, sinusoids, visible
 
 
-class WidePositions(NamedTuple):
-    """Everything that widened attention knows of positions."""
+class System(NamedTuple):
+    """A position system: what it knows of the positions of neighbouring slots. Other slots have no
+    place in it.
+    """
 
-    content_bias: Tensor
-    """u, [H, d]"""
-    memory_bias: Tensor
-    """v, [H, d]"""
-    memory_map: Tensor
-    """W_r by heads, [H, d, P]"""
-    compressed_bias: Tensor | None
-    """v', [H, d]; None without compressed memory"""
-    compressed_map: Tensor | None
-    """W_r' by heads, [H, d, P]"""
-    compressed: int
-    """Number of compressed slots C."""
-    pinned: int
-    """Number of slots k before them, whose content alone is scored."""
+    bias_Hd: Tensor
+    map_HdP: Tensor
+    """W_r by heads."""
+    place_n: Tensor
+    """Places of its slots, counted from the first token of the segment."""
+    first: int
+    """The first of them."""
 
 
 def _widened_queries(biased_BHTd: Tensor, map_HdP: Tensor, place_T: Tensor) -> Tensor:
@@ -54,35 +50,36 @@ def _widened_keys(place_S: Tensor, width: int, like: Tensor) -> Tensor:
 
 
 def attend_widened(
-    query_BHTd: Tensor, slots: Slots, positions: WidePositions, reading: Reading
+    query_BHTd: Tensor,
+    slots: Slots,
+    content_bias_Hd: Tensor,
+    systems: Sequence[System],
+    reading: Reading,
 ) -> Tensor:
-    """Relative attention of a segment over [pinned ; compressed ; memory ; segment],
-    [B, H, T, d].
+    """Relative attention of a segment over [pinned ; compressed ; memory ; segment], [B, H, T, d].
+
+    Args:
+        query_BHTd: scaled queries.
+        slots: what they read, for as many heads.
+        content_bias_Hd: u.
+        systems: of positions.
+        reading: how slots are read.
     """
-    slots = slots.for_heads(query_BHTd.shape[1])
-    key_BHSd, queries, device = slots.key_BHnd, query_BHTd.shape[2], query_BHTd.device
-    compressed, pinned = positions.compressed, positions.pinned
-    sinusoids_P = positions.memory_map.shape[2]
-    # Places are counted from the first token of the segment.
-    place_T = torch.arange(queries, device=device)
-    near_S = torch.arange(queries + pinned + compressed - slots.number, queries, device=device)
-    wide_query = [query_BHTd + positions.content_bias[:, None]]
-    biased = query_BHTd + positions.memory_bias[:, None]
-    wide_query.append(_widened_queries(biased, positions.memory_map, place_T))
-    wide_key = F.pad(_widened_keys(near_S, sinusoids_P, key_BHSd), (0, 0, pinned + compressed, 0))
-    if positions.compressed_bias is not None and positions.compressed_map is not None:
-        biased = query_BHTd + positions.compressed_bias[:, None]
-        wide_query.append(_widened_queries(biased, positions.compressed_map, place_T))
-        # Compressed slots count one each, directly before the segment (authors' code).
-        far_S = torch.arange(-compressed, 0, device=device)
-        far_key = _widened_keys(far_S, sinusoids_P, key_BHSd)
-        far_key = F.pad(far_key, (0, 0, pinned, slots.number - pinned - compressed))
-        wide_key = torch.cat([wide_key, far_key], dim=-1)
+    key_BHSd, queries = slots.key_BKnd, query_BHTd.shape[2]
+    place_T = torch.arange(queries, device=query_BHTd.device)
+    wide_query, wide_key = [query_BHTd + content_bias_Hd[:, None]], []
+    for system in systems:
+        biased = query_BHTd + system.bias_Hd[:, None]
+        wide_query.append(_widened_queries(biased, system.map_HdP, place_T))
+        key = _widened_keys(system.place_n, system.map_HdP.shape[2], key_BHSd)
+        after = slots.number - system.first - len(key)
+        wide_key.append(F.pad(key, (0, 0, system.first, after)))
+    positions_SP = torch.cat(wide_key, dim=-1)
     return F.scaled_dot_product_attention(
         torch.cat(wide_query, dim=-1),
-        torch.cat([key_BHSd, wide_key.expand(*key_BHSd.shape[:2], -1, -1)], dim=-1),
-        slots.value_BHnd,
-        attn_mask=visible(reading, queries),
+        torch.cat([key_BHSd, positions_SP.expand(*key_BHSd.shape[:2], -1, -1)], dim=-1),
+        slots.value_BKnd,
+        attn_mask=visible(reading.live_BN, queries),
         dropout_p=reading.dropout,
         scale=1.0,
     )

@@ -8,11 +8,12 @@ For query i and key j, with q already scaled by d ** -0.5 (paper, section 3; aut
     score(i, j) = (q_i + u) . k_j + (q_i + v') . r'_{i-j}   j in compressed memory
 
 where r = W_r phi(i-j) and r' = W_r' phi(i-j) are separate projections of the sinusoids of the
-distance. There are three ways to compute it, chosen by `RelativeAttention.route`.
+distance. `RelativeAttention.backend` says which of three ways computes it; docs/speed.md what each
+is worth.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,146 +21,208 @@ from torch.nn import functional as F
 
 from lm.model.attention.base import (
     MemoryAttention,
+    Places,
     Reading,
     Slots,
-    distances,
+    content_scores,
     dropped_weights,
     joined,
+    product,
     sinusoids,
+    visible,
 )
 from lm.model.attention.blocked import BlockedAttention
-from lm.model.attention.decode import OpenKeys, Places, content_scores, products
-from lm.model.attention.fused import WidePositions, attend_widened
-from lm.model.attention.shift import Positions, attend, scores_by_key
+from lm.model.attention.fused import System, attend_widened
 from lm.model.components import Linear, LinearMap
-from lm.model.model_config import ModelConfig
-
-Route = Literal["blocked", "shift", "widened"]
-FUSED_WIDTH = 256
-"""Widest queries that fused attention kernels take."""
+from lm.model.model_config import FUSED_WIDTH, Backend, ModelConfig
 
 
-class RelativeAttention(MemoryAttention[Positions | WidePositions]):
+class Tables(NamedTuple):
+    """Everything that scores need to know of positions."""
+
+    content_bias: Tensor
+    """u, [H, d]"""
+    memory_bias: Tensor
+    """v, [H, d]"""
+    memory_key: Tensor
+    """r, [H, W, d], from the farthest distance down to 0"""
+    compressed_bias: Tensor | None
+    """v', [H, d]; None without compressed memory"""
+    compressed_key: Tensor | None
+    """r', [H, W', d], likewise; distance 0 is not read"""
+
+
+class RelativeAttention(MemoryAttention[Tables]):
     """Multi-head attention with relative positions."""
 
     def __init__(self, config: ModelConfig, pinned: int = 0) -> None:
         super().__init__(config, pinned)
         width, heads = self.query_width, config.heads
-        self.position_key = Linear(config.encoded, width, bias=False)
+        self.encoded = config.encoded
+        self.position_key = Linear(self.encoded, width, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, config.head_width))
         self.position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
         if config.compressed:
-            self.compressed_position_key = Linear(config.encoded, width, bias=False)
+            self.compressed_position_key = Linear(self.encoded, width, bias=False)
             self.compressed_position_bias = nn.Parameter(torch.zeros(heads, config.head_width))
 
-    def route(self) -> Route:
-        """How scores are computed where this module's weights are.
+    def backend(self) -> Backend:
+        """How whole segments are read where this module's weights are, as model.backend says.
 
-        The cache-blocked route is the fastest on a CPU. Elsewhere queries and keys are widened by
-        the sinusoids, which fused kernels then read as ordinary attention, if these are few enough
-        and nothing asks for what that route cannot give: the weights themselves, and dropout of
-        single encoded distances.
+        auto: blocked on a CPU; elsewhere fused where queries are narrow enough and nothing asks for
+        what that cannot give (the weights of attention, dropout of single encoded distances); else
+        shift, the plain way. Shift also steps in for the others while somebody looks at the
+        weights, and for blocked in a compiled graph and where nothing is computed ("meta").
+
+        Raises:
+            ValueError: the blocked way is asked for on a GPU.
         """
-        config = self.config
-        if self.content_bias.device.type == "cpu" and not torch.compiler.is_compiling():
+        config, device = self.config, self.content_bias.device.type
+        eager_cpu = device == "cpu" and not torch.compiler.is_compiling()
+        if config.backend == "blocked" and device == "cuda":
+            raise ValueError("model.backend blocked is for CPUs; set it to auto")
+        if config.backend in ("auto", "blocked") and eager_cpu:
             return "blocked"
-        systems = 2 if config.compressed else 1
         dropout = self.training and config.dropout > 0
-        fits = config.head_width + systems * config.encoded <= FUSED_WIDTH
-        return "widened" if fits and not dropout and not self.counts_attention else "shift"
+        fits = config.fused_width <= FUSED_WIDTH and not dropout and not self.counts_attention
+        return "fused" if fits and config.backend in ("auto", "fused") else "shift"
 
-    def positions(self) -> Positions | WidePositions:
-        """Biases [H, d], and projected position keys [H, W, d] or, widened, projections."""
-        return self._wide_positions() if self.route() == "widened" else self.tables()
+    def read(
+        self, query_BHTd: Tensor, slots: Sequence[Slots], reading: Reading
+    ) -> tuple[Tensor, Tensor | None]:
+        """See MemoryAttention.read."""
+        live, backend = reading.live_BN, self.backend()
+        if backend == "fused":
+            systems = self._systems(query_BHTd.device)
+            whole = joined(slots).for_heads(self.config.heads)
+            return attend_widened(query_BHTd, whole, self.content_bias, systems, reading), None
+        slots, tables = [part.for_heads(self.config.heads) for part in slots], self.tables()
+        if backend == "shift":
+            places = Places(~visible(live, query_BHTd.shape[2])[:, 0])
+            return self.attend(query_BHTd, [joined(slots)], tables, places, *reading[1:])
+        keys, values = zip(*slots, strict=True)
+        dropped = dropped_weights(query_BHTd, sum(part.number for part in slots), reading.dropout)
+        read, received = BlockedAttention.apply(
+            query_BHTd, *tables, self.pinned, live, dropped, reading.received, *keys, *values
+        )
+        return read, received
 
-    def tables(self) -> Positions:
-        """Biases [H, d] and projected position keys [H, W, d], whatever the route."""
+    def tables(self) -> Tables:
+        """Biases [H, d] and projected position keys [H, W, d]."""
         config, device = self.config, self.content_bias.device
         near = distances(config.memory, config.segment, device)
         memory_key = self._position_keys(self.position_key, near)
         if not config.compressed:
-            return Positions(
-                self.content_bias, self.position_bias, memory_key, None, None, self.pinned
-            )
+            return Tables(self.content_bias, self.position_bias, memory_key, None, None)
         far = distances(config.compressed, config.segment, device)
-        return Positions(
+        return Tables(
             self.content_bias,
             self.position_bias,
             memory_key,
             self.compressed_position_bias,
             self._position_keys(self.compressed_position_key, far),
-            self.pinned,
         )
 
     def _position_keys(self, projection: LinearMap, distances_W: Tensor) -> Tensor:
-        encoded = sinusoids(distances_W, self.config.encoded, self.content_bias.dtype)
+        encoded = sinusoids(distances_W, self.encoded, self.content_bias.dtype)
         encoded = F.dropout(encoded, self.config.dropout, self.training)
         keys_WD: Tensor = projection(encoded)
         return keys_WD.unflatten(-1, (self.config.heads, -1)).transpose(0, 1)
 
-    def _wide_positions(self) -> WidePositions:
+    def _systems(self, device: torch.device) -> list[System]:
+        """The position systems as fused attention takes them: of memory with the segment, and of
+        compressed memory. Compressed slots count one each, directly before the segment.
+        """
+        config = self.config
+
         def by_head(projection: LinearMap) -> Tensor:
-            return projection.matrix().unflatten(0, (self.config.heads, -1))
+            return projection.matrix().unflatten(0, (config.heads, -1))
 
-        far = bool(self.config.compressed)
-        return WidePositions(
-            self.content_bias,
-            self.position_bias,
-            by_head(self.position_key),
-            self.compressed_position_bias if far else None,
-            by_head(self.compressed_position_key) if far else None,
-            self.config.compressed,
-            self.pinned,
-        )
+        near = torch.arange(-config.memory, config.segment, device=device)
+        first = self.pinned + config.compressed
+        systems = [System(self.position_bias, by_head(self.position_key), near, first)]
+        if config.compressed:
+            far = torch.arange(-config.compressed, 0, device=device)
+            projection = by_head(self.compressed_position_key)
+            systems.append(System(self.compressed_position_bias, projection, far, self.pinned))
+        return systems
 
-    def place(self, key_BHnd: Tensor, _: Positions | WidePositions, __: int) -> Tensor:
+    def place(self, key_BHnd: Tensor, tables: Tables, at: slice | Tensor) -> Tensor:  # noqa: ARG002
         """Keys as they are: positions come in with the queries."""
         return key_BHnd
 
-    def lift(self, key_BHnd: Tensor, _: Positions | WidePositions, __: int) -> Tensor:
+    def lift(self, key_BHnd: Tensor, tables: Tables, at: slice) -> Tensor:  # noqa: ARG002
         """Keys as they are."""
         return key_BHnd
 
-    def open_keys(self, key_BHtd: Tensor, _: Positions | WidePositions, __: Places) -> Tensor:
-        """Keys as they are."""
-        return key_BHtd
-
-    def open_scores(
-        self,
-        query_BHtd: Tensor,
-        keys: OpenKeys,
-        tables: Positions | WidePositions,
-        places: Places,
+    def scores(
+        self, query_BHtd: Tensor, parts: Sequence[Slots], tables: Tables, places: Places
     ) -> Tensor:
-        """See MemoryAttention.open_scores; tables are those of `tables`."""
-        assert isinstance(tables, Positions)
-        segment, compressed = self.config.segment, self.config.compressed
-        content = content_scores(query_BHtd + tables.content_bias[:, None], keys, places.keys)
-        near = products(query_BHtd + tables.memory_bias[:, None], tables.memory_key[None])
-        near = scores_by_key(near, content.shape[-1] - compressed - self.pinned, segment, places)
-        near = F.pad(near, (self.pinned, 0)) if self.pinned and not compressed else near
-        if tables.compressed_key is None or tables.compressed_bias is None:
-            return content + near
-        far = products(query_BHtd + tables.compressed_bias[:, None], tables.compressed_key[None])
-        far = scores_by_key(far, compressed, segment, places)
-        far = F.pad(far, (self.pinned, 0)) if self.pinned else far
-        return content + torch.cat([far, near], dim=-1)
+        """See MemoryAttention.scores; by Transformer-XL's shift."""
+        content = content_scores(query_BHtd + tables.content_bias[:, None], parts)
+        far, pinned, compressed = [], self.pinned, self.config.compressed
+        if tables.compressed_key is not None and tables.compressed_bias is not None:
+            biased = query_BHtd + tables.compressed_bias[:, None]
+            scores = product(biased, tables.compressed_key.transpose(-1, -2)[None])
+            far.append(self._by_key(scores, compressed, places))
+        if pinned:
+            # Pinned slots have no place: only their content is scored.
+            far.insert(0, content.new_zeros(*content.shape[:3], pinned))
+        biased = query_BHtd + tables.memory_bias[:, None]
+        near = product(biased, tables.memory_key.transpose(-1, -2)[None])
+        near = self._by_key(near, content.shape[-1] - compressed - pinned, places)
+        return content + (torch.cat([*far, near], dim=-1) if far else near)
 
-    def read(
-        self,
-        query_BHTd: Tensor,
-        slots: Sequence[Slots],
-        positions: Positions | WidePositions,
-        reading: Reading,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See MemoryAttention.read."""
-        if isinstance(positions, WidePositions):
-            return attend_widened(query_BHTd, joined(slots), positions, reading), None
-        if self.route() != "blocked":
-            return attend(query_BHTd, joined(slots), positions, reading)
-        keys, values = zip(*(part.for_heads(self.config.heads) for part in slots), strict=True)
-        dropped = dropped_weights(query_BHTd, sum(part.number for part in slots), reading)
-        read, received = BlockedAttention.apply(
-            query_BHTd, *positions, reading.live_BN, dropped, reading.received, *keys, *values
-        )
-        return read, received
+    def _by_key(self, scores_BHtW: Tensor, keys: int, places: Places) -> Tensor:
+        """Scores by distance, of tables for a whole segment, as scores by key.
+
+        Tables go from far to near, so the scores of a query at place i begin at row T - 1 - i.
+        """
+        queries, segment = scores_BHtW.shape[2], self.config.segment
+        if places.first is None:
+            assert places.place_Bt is not None
+            start = segment - 1 - places.place_Bt
+            index = start[:, :, None] + torch.arange(keys, device=start.device)
+            index = index.clamp(0, scores_BHtW.shape[-1] - 1)[:, None]
+            return scores_BHtW.gather(-1, index.expand(-1, scores_BHtW.shape[1], -1, -1))
+        if queries == 1:
+            return scores_BHtW.narrow(-1, segment - 1 - places.first, keys)
+        return relative_shift(scores_BHtW[..., segment - places.first - queries :], keys)
+
+
+def distances(slots: int, segment: int, device: torch.device) -> Tensor:
+    """Distances from far to near between the tokens of a segment and slots that lie directly before
+    it or in it: slots + segment - 1 down to 0, [slots + segment].
+
+    Compressed slots count one each and lie directly before the segment too, as in the authors'
+    code. Their nearest distance is 1; with a row for 0, which nothing reads, usual tables have an
+    even size, and products of odd size are slow.
+    """
+    return torch.arange(slots + segment - 1, -1, -1, device=device)
+
+
+def relative_shift(scores: Tensor, keys: int) -> Tensor:
+    """Turn scores by distance into scores by key (Transformer-XL, appendix B).
+
+    scores[..., t, w] belongs to distance index w (far to near). Query t lies t steps further from
+    every key than query 0, so key j of query t stands at w = j + T - 1 - t:
+
+        w:    0 1 2 3 4          t = 0 reads  . . 2 3 4
+        T=3                      t = 1 reads  . 1 2 3 .
+                                 t = 2 reads  0 1 2 . .
+
+    Padding each row by one column and viewing the same memory with rows one shorter does this
+    without a gather. Entries beyond a row's end (keys after the query) are arbitrary finite values.
+
+    Args:
+        scores: [..., T, W] with W >= keys.
+        keys: number of keys wanted per query.
+
+    Returns:
+        [..., T, keys]
+    """
+    queries = scores.shape[-2]
+    width = keys + queries - 1
+    padded = torch.nn.functional.pad(scores, (0, width + 1 - scores.shape[-1]))
+    flat = padded.flatten(-2)[..., queries - 1 : queries - 1 + queries * width]
+    return flat.unflatten(-1, (queries, width))[..., :keys]

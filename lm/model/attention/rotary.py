@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from lm.model.attention.base import (
     MemoryAttention,
+    Places,
     Reading,
     Slots,
-    dropped_weights,
+    content_scores,
     joined,
     visible,
 )
-from lm.model.attention.decode import OpenKeys, Places, content_scores
 from lm.model.model_config import ModelConfig
 
 
@@ -81,7 +81,7 @@ def rotate(x_BHnd: Tensor, cos_nr: Tensor, sin_nr: Tensor) -> Tensor:
 class RotaryAttention(MemoryAttention[Rotation]):
     """Multi-head attention with rotary positions; they need no parameters."""
 
-    def positions(self) -> Rotation:
+    def tables(self) -> Rotation:
         """Cosines and sines [S, r]; angles are formed in float64."""
         weight = next(self.parameters())
         place_S = places(self.config, self.pinned, weight.device)
@@ -89,46 +89,34 @@ class RotaryAttention(MemoryAttention[Rotation]):
         angles = torch.cat([angles, angles], dim=-1)
         return Rotation(angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
 
-    def place(self, key_BHnd: Tensor, positions: Rotation, first: int) -> Tensor:
+    def place(self, key_BHnd: Tensor, tables: Rotation, at: slice | Tensor) -> Tensor:
         """Keys turned to their places."""
-        part = slice(first, first + key_BHnd.shape[2])
-        return rotate(key_BHnd, positions.cos_Sr[part], positions.sin_Sr[part])
+        # A dimension for the heads.
+        return rotate(key_BHnd, *(table[at].unsqueeze(-3) for table in tables))
 
-    def lift(self, key_BHnd: Tensor, positions: Rotation, first: int) -> Tensor:
+    def lift(self, key_BHnd: Tensor, tables: Rotation, at: slice) -> Tensor:
         """Keys turned back."""
-        part = slice(first, first + key_BHnd.shape[2])
-        return rotate(key_BHnd, positions.cos_Sr[part], -positions.sin_Sr[part])
+        return rotate(key_BHnd, tables.cos_Sr[at], -tables.sin_Sr[at])
 
-    def open_keys(self, key_BHtd: Tensor, tables: Rotation, places: Places) -> Tensor:
-        """Keys turned to their places."""
-        slot_Bt = self.pinned + self.config.slots + places.place_Bt
-        return rotate(key_BHtd, tables.cos_Sr[slot_Bt][:, None], tables.sin_Sr[slot_Bt][:, None])
-
-    def open_scores(
-        self, query_BHtd: Tensor, keys: OpenKeys, tables: Rotation, places: Places
+    def scores(
+        self, query_BHtd: Tensor, parts: Sequence[Slots], tables: Rotation, places: Places
     ) -> Tensor:
-        """See MemoryAttention.open_scores."""
-        return content_scores(self.open_keys(query_BHtd, tables, places), keys, places.keys)
+        """See MemoryAttention.scores."""
+        at = self.slots_of(places, query_BHtd.shape[2])
+        return content_scores(self.place(query_BHtd, tables, at), parts)
 
     def read(
-        self,
-        query_BHTd: Tensor,
-        slots: Sequence[Slots],
-        positions: Rotation,
-        reading: Reading,
+        self, query_BHTd: Tensor, slots: Sequence[Slots], reading: Reading
     ) -> tuple[Tensor, Tensor | None]:
         """See MemoryAttention.read."""
-        query = self.place(query_BHTd, positions, self.pinned + self.config.slots)
+        tables, seen = self.tables(), visible(reading.live_BN, query_BHTd.shape[2])
         key, value = joined(slots).for_heads(self.config.heads)
-        key, mask = self.place(key, positions, 0), visible(reading, query.shape[2])
-        if not reading.received:
-            read = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=reading.dropout, scale=1.0
-            )
-            return read, None
-        scores = (query @ key.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
-        weights = scores.softmax(dim=-1)
-        received = weights.detach().sum(dim=(1, 2))
-        dropped = dropped_weights(query, key.shape[2], reading)
-        weights = weights if dropped is None else weights * dropped
-        return weights @ value, received
+        key = self.place(key, tables, slice(None))
+        if reading.received:
+            places = Places(~seen[:, 0])
+            return self.attend(query_BHTd, [Slots(key, value)], tables, places, *reading[1:])
+        query = self.place(query_BHTd, tables, slice(key.shape[2] - query_BHTd.shape[2], None))
+        read = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, dropout_p=reading.dropout, scale=1.0
+        )
+        return read, None

@@ -1,4 +1,4 @@
-"""Attention mass against the oracle's weights, on every route, and its sums."""
+"""Attention mass against the oracle's weights, on every backend, and its sums."""
 
 from dataclasses import replace
 
@@ -104,11 +104,11 @@ def test_two_ranks_add_up() -> None:
     torch.testing.assert_close(mass.shares_LS, before)
 
 
-def test_the_wide_route_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fused_backend_steps_aside() -> None:
     """It never forms the weights; with fused kernels it is the usual one on a GPU."""
     config = replace(TINY, sinusoids=4)
     with torch.device("meta"):
         attention = RelativeAttention(config)
-        assert attention.route() == "widened"
+        assert attention.backend() == "fused"
         attention.counts_attention = True
-        assert attention.route() == "shift"
+        assert attention.backend() == "shift"

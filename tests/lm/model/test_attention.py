@@ -1,4 +1,4 @@
-"""Attention routes against each other where the oracle does not reach."""
+"""Backends of attention against each other where the oracle does not reach."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.model.attention import blocked
-from lm.model.attention.base import Reading, dropped_weights
+from lm.model.attention.base import dropped_weights
 from lm.model.attention.relative import RelativeAttention
 from lm.model.model_config import ModelConfig
 from tests.lm.model.cases import TINY, build
@@ -35,8 +35,8 @@ def test_blocks_of_lanes_and_queries_read_what_the_shift_reads(
         return attention(inputs, attention.project(slots), live).output_BTD
 
     results = []
-    for route in ("blocked", "shift"):
-        monkeypatch.setattr(RelativeAttention, "route", lambda self, route=route: route)
+    for backend in ("blocked", "shift"):
+        attention.config = replace(config, backend=backend)
         torch.manual_seed(2)
         read = output()
         wanted = [inputs, *attention.parameters()]
@@ -48,17 +48,15 @@ def test_blocks_of_lanes_and_queries_read_what_the_shift_reads(
 
 
 def test_dropped_weights_keep_their_mean() -> None:
-    reading = Reading(torch.ones(1, 0), dropout=0.25)
-    factors = dropped_weights(torch.zeros(1, 1, 400, 2), 400, reading)
+    factors = dropped_weights(torch.zeros(1, 1, 400, 2), 400, 0.25)
     assert factors is not None
     assert factors.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert factors.mean().item() == pytest.approx(1.0, abs=0.02)
 
 
-def test_the_widened_route_drops_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fused_backend_drops_weights_too() -> None:
     """The average over many draws is what is read without dropout."""
-    config = replace(TINY, attention_dropout=0.3)
-    monkeypatch.setattr(RelativeAttention, "route", lambda self: "widened")
+    config = replace(TINY, attention_dropout=0.3, backend="fused")
     attention = build(config).layers[0].attention
     torch.manual_seed(1)
     inputs = torch.randn(1, 4, 8, dtype=torch.float64)
@@ -73,17 +71,28 @@ def test_the_widened_route_drops_weights_too(monkeypatch: pytest.MonkeyPatch) ->
 
 def on_meta(config: ModelConfig, training: bool = True) -> str:
     with torch.device("meta"):
-        return RelativeAttention(config).train(training).route()
+        return RelativeAttention(config).train(training).backend()
 
 
-def test_routes_by_device_and_need() -> None:
+def test_backends_by_device_and_need() -> None:
     few = replace(TINY, sinusoids=4)
-    assert RelativeAttention(few).route() == "blocked"
-    assert on_meta(few) == "widened"
+    assert RelativeAttention(few).backend() == "blocked"
+    assert on_meta(few) == "fused"
     assert on_meta(replace(few, width=512, heads=1, sinusoids=None)) == "shift"
     assert on_meta(replace(few, dropout=0.1)) == "shift"
-    assert on_meta(replace(few, dropout=0.1), training=False) == "widened"
+    assert on_meta(replace(few, dropout=0.1), training=False) == "fused"
     assert on_meta(replace(few, compression="most_used", reconstruction="none")) == "shift"
+    for backend in ("shift", "blocked", "fused"):
+        assert RelativeAttention(replace(few, backend=backend)).backend() == backend
+    assert on_meta(replace(few, backend="shift")) == "shift"
+    assert on_meta(replace(few, backend="blocked")) == "shift"
+
+
+@pytest.mark.gpu
+def test_the_blocked_backend_is_refused_on_a_gpu() -> None:
+    attention = RelativeAttention(replace(TINY, backend="blocked")).to("cuda")
+    with pytest.raises(ValueError, match="blocked is for CPUs; set it to auto"):
+        attention.backend()
 
 
 class Joins(TorchDispatchMode):

@@ -13,10 +13,11 @@ QUICK = ("memory longer", "few sinusoids", "rotary, most_used")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SHAPES]
 )
-def test_a_layer_is_one_graph(name, monkeypatch):
+def test_a_layer_is_one_graph(name):
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    config = replace(SHAPES[name], layers=3)
+    backend = "fused" if name.startswith("few sinusoids") else "auto"
+    config = replace(SHAPES[name], layers=3, backend=backend)
     model = build(config).train()
     tokens = stream(4, 2, config)
     with torch.no_grad():
@@ -24,10 +25,6 @@ def test_a_layer_is_one_graph(name, monkeypatch):
     for block in model.layers:
         # The first break is an error.
         block.compile(backend="eager", fullgraph=True, dynamic=False)
-    if name.startswith("few sinusoids"):
-        monkeypatch.setattr(
-            "lm.model.attention.relative.RelativeAttention.route", lambda _: "widened"
-        )
     logits, _ = run(model, tokens)
     torch.testing.assert_close(logits, expected)
     kinds = 1 if config.memory_layers is None else 2

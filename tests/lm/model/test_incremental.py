@@ -121,12 +121,12 @@ def test_a_token_writes_its_row_and_no_more() -> None:
     reader = reader_of(model, 2)
     rooms, memories = [], []
     for part in stream(3, 2, TINY).split(1, dim=1):
-        before = reader.layers[1].keys.key_BHTd.clone()
+        before = reader.layers[1].segment.key_BKnd.clone()
         place = reader.lengths[0]
         reader.read(part)
-        changed = (reader.layers[1].keys.key_BHTd != before).any(-1).any(1)
+        changed = (reader.layers[1].segment.key_BKnd != before).any(-1).any(1)
         assert changed.nonzero()[:, 1].tolist() == [place, place]
-        rooms.append(reader.layers[1].keys.key_BHTd.data_ptr())
+        rooms.append(reader.layers[1].segment.key_BKnd.data_ptr())
         memories.append(reader.memory)
     assert len(set(rooms)) == 1
     moved = [a is not b for a, b in pairwise(memories)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm.model.attention.relative import RelativeAttention
 from lm.model.memory import MemoryState
+from lm.model.model_config import Backend
 from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 from tests.lm.model.oracle import LaneMemory, Oracle, empty_lane, live_slots
 
@@ -30,27 +30,24 @@ def all_slots(state: MemoryState) -> tuple[Tensor, ...]:
 
 SHIFT = ("memory equals segment", "memory shorter", "no memory", "Transformer-XL", "few sinusoids")
 SHIFT += ("key-value heads", "sinks, few sinusoids", "sinks, relative, Transformer-XL")
-WIDENED = (*SHIFT, "segment no multiple of rate", "extra kernel", "few sinusoids, Transformer-XL")
-ROUTES = [
-    *((name, "blocked") for name in SHAPES),
+FUSED = (*SHIFT, "segment no multiple of rate", "extra kernel", "few sinusoids, Transformer-XL")
+BACKENDS = [
+    *((name, "auto") for name in SHAPES),
     *(
         (name, "shift")
         for name in (*SHIFT, "most_used, memory longer", "most_used, memory shorter")
     ),
-    *((name, "widened") for name in WIDENED),
+    *((name, "fused") for name in FUSED),
 ]
-"""Shapes with the attention route that reads them: a CPU's, and those of other devices."""
+"""Shapes with the backends that read them: a CPU's own, and those of other devices."""
 
 
-@pytest.mark.parametrize(("name", "route"), ROUTES)
-def test_equals_oracle_through_many_overflows(
-    name: str, route: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("name", "backend"), BACKENDS)
+def test_equals_oracle_through_many_overflows(name: str, backend: Backend) -> None:
     """Outputs, new memory, reconstruction loss and every gradient, on a stream that overflows
     both memories, with one lane reset on the way.
     """
-    config = SHAPES[name]
-    monkeypatch.setattr(RelativeAttention, "route", lambda self: route)
+    config = replace(SHAPES[name], backend=backend)
     model = build(config)
     oracle = Oracle(model)
     lanes, segments = 2, 6
