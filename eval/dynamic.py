@@ -11,16 +11,18 @@ import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from data.common import command
 from data.common.outputs import check_output, write_result
+from data.common.schema import Positive, Size
 from data.shards import Split
 from eval.protocol import ScoreConfig, convert, open_reading, record
-from eval.results import spoken
+from eval.results import Share, spoken
 from lm.feeding import Segment
 from lm.inference.loading import parts_of
 from lm.inference.predictor import ModelPredictor, ModelState
@@ -35,29 +37,25 @@ WINDOWS = 50
 class DynamicConfig(ScoreConfig):
     """How the text is read, and how weights move on the way."""
 
-    lanes: int = 1
+    lanes: Size = 1
     """Parts of the split that are read side by side; weights learn from all of them at once."""
-    lrs: tuple[float, ...] = (1e-5, 1e-4)
+    lrs: tuple[Annotated[float, Field(ge=0)], ...] = (1e-5, 1e-4)
     """Learning rates, each in a pass of its own that begins with the trained weights."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """What turns gradients into steps."""
-    every: int = 1
+    every: Size = 1
     """Segments of each lane whose gradients are gathered for one step."""
-    decay: float = 0.0
+    decay: Share = 0.0
     """Share of the way back to the trained weights that each step goes."""
-    clip: float = 0.1
+    clip: Positive = 0.1
     """Largest global norm of a step's gradient."""
-    limit: int | None = None
+    limit: Size | None = None
     """Read only this many segments of each lane; the plain score is then of these as well."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.lrs or any(lr < 0 for lr in self.lrs):
-            raise ValueError(f"lrs must be some rates of at least 0, not {list(self.lrs)}")
-        if self.every < 1 or (self.limit is not None and self.limit < 1):
-            raise ValueError("every and limit must be at least 1")
-        if not 0 <= self.decay <= 1 or self.clip <= 0:
-            raise ValueError("decay must be between 0 and 1, and clip positive")
+        if not self.lrs:
+            raise ValueError("lrs must be some rates of at least 0")
 
 
 def main(

@@ -7,7 +7,7 @@ from typing import Any
 from data.common import command
 from data.common.outputs import check_output, write_result
 from eval.protocol import ScoreConfig, open_reading, record
-from eval.results import spoken
+from eval.results import Share, spoken
 from eval.score import scored, this_rank
 from lm.inference.loading import parts_of
 from lm.sparse.pruning import Scope, prune
@@ -21,7 +21,7 @@ LOGARITHMIC = "bits_per_byte"
 class PruneConfig(ScoreConfig):
     """What is pruned, and how a split is read when it is scored."""
 
-    sparsities: tuple[float, ...] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
+    sparsities: tuple[Share, ...] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
     """Shares of the weights that are zero."""
     kinds: tuple[Kind, ...] = ("attention", "feedforward")
     """Matrices that are pruned."""
@@ -30,10 +30,8 @@ class PruneConfig(ScoreConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sparsities or not all(0 <= share <= 1 for share in self.sparsities):
-            raise ValueError(
-                f"sparsities must be some shares between 0 and 1, not {list(self.sparsities)}"
-            )
+        if not self.sparsities:
+            raise ValueError("sparsities must be some shares between 0 and 1")
         if not self.kinds:
             raise ValueError("kinds must name some matrices, such as '[attention, feedforward]'")
 

@@ -17,7 +17,7 @@ from data.common.outputs import check_output, resolved, writing
 from data.common.progress import Progress
 from data.common.requirements import require_memory
 from data.common.say import reader_left, say, warn
-from data.common.schema import Count
+from data.common.schema import Count, Size
 from data.documents import complaint, is_text, refuse_wide
 from data.tokenizers.registry import Vocabulary, WordVocabulary
 from data.tokenizers.words import UNKNOWN
@@ -38,9 +38,9 @@ class GenerateConfig(SamplingConfig, Lengths):
     """File that holds the text to continue, of any length."""
     prompts_file: Path | None = None
     """File with a text to continue on each line; all are read side by side."""
-    tokens: int = 500
+    tokens: Count = 500
     """Most tokens that are written to a text; 0 only reads, for save_memory."""
-    samples: int = 1
+    samples: Size = 1
     """Continuations of each text, which is read once."""
     seed: Count = 0
     """Of the draws of the first continuation; the next ones have the numbers that follow. The same
@@ -53,10 +53,6 @@ class GenerateConfig(SamplingConfig, Lengths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens < 0:
-            raise ValueError(f"tokens must be at least 0, not {self.tokens}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, not {self.samples}")
         given = [self.prompt, self.prompt_file, self.prompts_file]
         if sum(value is not None for value in given) > 1:
             raise ValueError("give one of --prompt, --prompt-file and --prompts-file")

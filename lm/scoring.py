@@ -7,14 +7,16 @@ Shapes: B lanes of this rank, T tokens of a segment, D documents, N tokens of th
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Annotated, Any, Generic
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from pydantic import Field
 from torch import Tensor
 
 from data.common.progress import Progress
+from data.common.values import require_ranges
 from data.lanes import Batch, scoring_batches
 from data.shards import Split
 from lm.feeding import Segment, tensors
@@ -30,21 +32,16 @@ ASTRAY = "its weights are damaged or its training went astray; use another --che
 class ScoringConfig:
     """How a split is read when it is scored."""
 
-    lanes: int = 8
+    lanes: Annotated[int, Field(ge=1, le=LONGEST)] = 8
     """Parts of the split that are read side by side."""
-    warmup: int | None = None
+    warmup: Annotated[int, Field(ge=0, le=LONGEST)] | None = None
     """Tokens a lane reads unscored before its part; none: as many as both memories of a layer span.
     The score does not depend on the number of lanes once this covers the model's whole range."""
     reset_documents: bool = False
     """Begin each document with empty memory."""
 
     def __post_init__(self) -> None:
-        if self.lanes < 1:
-            raise ValueError(f"lanes must be at least 1, not {self.lanes}")
-        if self.warmup is not None and self.warmup < 0:
-            raise ValueError(f"warmup must be at least 0, not {self.warmup}")
-        if max(self.lanes, self.warmup or 0) > LONGEST:
-            raise ValueError(f"lanes and warmup must be at most {LONGEST:,}")
+        require_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from data.common import command
 from data.common.outputs import check_folder, write_result
 from data.common.schema import Record, Size
+from data.common.values import require_ranges
 from data.shards import Shards, open_shards
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
@@ -32,15 +33,14 @@ class EvaluateConfig:
     """Learning rates of dynamic evaluation, beside fixed weights."""
     segments: Size = 400
     """Segments of each lane that dynamic evaluation reads."""
-    compressed_bytes: int = 200_000
+    compressed_bytes: Size = 200_000
     """Of the test split, for the table of compressors."""
 
     def __post_init__(self) -> None:
         # What they mean is checked where they are used, but before the first of many hours.
         BreakdownConfig(lanes=self.lanes)
         DynamicConfig(lanes=self.lanes, lrs=self.lrs, limit=self.segments)
-        if self.compressed_bytes < 1:
-            raise ValueError(f"compressed_bytes must be at least 1, not {self.compressed_bytes}")
+        require_ranges(self)
 
 
 def main(

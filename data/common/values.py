@@ -73,16 +73,17 @@ def as_written(kind: Any, written: str) -> Any:
     return [written]
 
 
-def complaint(annotation: Any, value: Any) -> str | None:
+def complaint(annotation: Any, value: Any, beyond: float = BEYOND) -> str | None:
     """What a converted value would have to be, where it is not; None where it is.
 
     Args:
         annotation: the type with the bounds of its numbers.
         value: of that type, as jsonargparse has made it.
+        beyond: what no number reaches, whatever its annotation says.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
-    if isinstance(value, (int, float)) and not -BEYOND < value < BEYOND:
+    if isinstance(value, (int, float)) and not -beyond < value < beyond:
         return "a number between -2^63 and 2^63"
     if isinstance(value, Path) and visible(str(value)) != str(value).translate(BREAKS):
         return "a path without control characters"
@@ -95,9 +96,21 @@ def complaint(annotation: Any, value: Any) -> str | None:
             inner = [each for each in typing.get_args(each) if each is not ...]
             kinds = inner if len(inner) == len(value) else inner[:1] * len(value)
             for kind, element in zip(kinds, value, strict=True):
-                if found := complaint(kind, element):
+                if found := complaint(kind, element, beyond):
                     return f"a list in which each is {found}" if len(inner) == 1 else found
     return None
+
+
+def require_ranges(config: Any) -> None:
+    """See that the numbers of a dataclass keep the bounds of their annotations, whoever made it.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, annotation in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if wanted := complaint(annotation, value, math.inf):
+            raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
 
 
 BREAKS = {9: None, 10: None}

@@ -7,52 +7,44 @@ reach 1 before the last tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from data.common.schema import Size
+from data.common.values import require_ranges
 
 LEAST, MOST = 1e-30, 1e30
 """Range of what logits are divided and multiplied by: within it float64 cannot overflow."""
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the next token is drawn from the model's distribution."""
 
-    temperature: float = 1.0
+    temperature: Annotated[float, Field(ge=0, le=MOST)] = 1.0
     """Divides the logits; 0 always takes the most probable token."""
-    top_k: int | None = None
+    top_k: Size | None = None
     """Draw only from this many most probable tokens, and those that are as probable as the last."""
-    top_p: float | None = None
+    top_p: Fraction | None = None
     """Draw only from the fewest tokens whose probabilities reach this sum (nucleus sampling); 1
     leaves all."""
-    min_p: float | None = None
+    min_p: Fraction | None = None
     """Draw only from tokens at least this many times as probable as the most probable one."""
-    typical: float | None = None
+    typical: Fraction | None = None
     """Draw only from the fewest tokens that reach this sum of probabilities, those first whose
     information is closest to what the model expects (Meister et al., arXiv 2202.00666)."""
-    repetition_penalty: float | None = None
+    repetition_penalty: Annotated[float, Field(ge=LEAST, le=MOST)] | None = None
     """Divides positive and multiplies negative logits of tokens of the prompt and of the text so
     far (Keskar et al., arXiv 1909.05858); above 1 it makes repetition rarer."""
 
     def __post_init__(self) -> None:
-        if self.temperature != 0 and not LEAST <= self.temperature <= MOST:
-            raise ValueError(
-                f"temperature must be 0, or at least {LEAST} and at most {MOST}, not "
-                f"{self.temperature}"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top-k must be at least 1, not {self.top_k}")
-        for name in ("top_p", "min_p", "typical"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                shown = name.replace("_", "-")
-                raise ValueError(f"{shown} must be above 0 and at most 1, not {value}")
-        penalty = self.repetition_penalty
-        if penalty is not None and not LEAST <= penalty <= MOST:
-            raise ValueError(
-                f"repetition-penalty must be at least {LEAST} and at most {MOST}, not {penalty}"
-            )
+        require_ranges(self)
+        if 0 < self.temperature < LEAST:
+            raise ValueError(f"temperature must be 0, or at least {LEAST}, not {self.temperature}")
         filters = (self.top_k, self.top_p, self.min_p, self.typical)
         if self.temperature == 0 and any(value is not None for value in filters):
             raise ValueError(
@@ -127,12 +119,13 @@ def adjusted(logits_BV: Tensor, config: SamplingConfig, seen_BV: Tensor) -> Tens
     logits = logits / config.temperature
     if config.top_k is not None:
         logits = keep_top_k(logits, config.top_k)
-    if config.top_p is not None:
-        logits = keep_top_p(logits, config.top_p)
-    if config.min_p is not None:
-        logits = keep_min_p(logits, config.min_p)
-    if config.typical is not None:
-        logits = keep_typical(logits, config.typical)
+    for keep, share in (
+        (keep_top_p, config.top_p),
+        (keep_min_p, config.min_p),
+        (keep_typical, config.typical),
+    ):
+        if share is not None:
+            logits = keep(logits, share)
     return logits
 
 

@@ -127,9 +127,9 @@ def test_the_program_reports_both(trained_run: Path, tmp_path: Path, capsys) -> 
     ("change", "message"),
     [
         ({"lrs": ()}, "some rates"),
-        ({"lrs": (-1.0,)}, "some rates"),
+        ({"lrs": (-1.0,)}, "lrs must be a list in which each is at least 0"),
         ({"every": 0}, "at least 1"),
-        ({"decay": 2.0}, "between 0 and 1"),
+        ({"decay": 2.0}, "decay must be at most 1"),
     ],
 )
 def test_mistakes(change, message: str) -> None:

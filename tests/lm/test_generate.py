@@ -196,7 +196,7 @@ def test_what_cannot_be_done_with_several_or_no_texts_is_refused(
     ("options", "sentence"),
     [
         (["--prompt-file", "missing.txt"], "missing.txt: No such file"),
-        (["--top-p", "1.5"], "top-p must be above 0"),
+        (["--top-p", "1.5"], "--top-p must be at most 1"),
         (["--samples", "1000000000000"], "texts side by side"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
