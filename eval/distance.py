@@ -19,7 +19,7 @@ from eval.protocol import ScoreConfig, open_reading, record
 from lm.feeding import Segment
 from lm.inference.loading import parts_of
 from lm.inference.predictor import StateT
-from lm.model.embedding import cross_entropy
+from lm.model.components import cross_entropy
 from lm.model.model_config import ModelConfig
 from lm.scoring import Scorer
 

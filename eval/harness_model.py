@@ -17,7 +17,7 @@ from lm.inference.loading import Lengths, LoadedRun, load_run
 from lm.inference.predictor import ModelState
 from lm.inference.sampling import SamplingConfig
 from lm.inference.session import Session, Writing, encode
-from lm.model.embedding import cross_entropy
+from lm.model.components import cross_entropy
 from lm.scoring import require_finite
 
 PART = 256

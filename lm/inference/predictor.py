@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.common.requirements import require_memory
 from data.tokenizers.registry import Vocabulary
-from lm.model.embedding import cross_entropy
+from lm.model.components import cross_entropy
 from lm.model.incremental import Reader
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer

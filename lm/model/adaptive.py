@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.embedding import VocabularyHead, cross_entropy, embedding_scale
+from lm.model.components import VocabularyHead, cross_entropy, embedding_scale
 from lm.model.model_config import ModelConfig
 
 

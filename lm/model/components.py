@@ -1,7 +1,10 @@
-"""What layers are made of: linear maps, norms and the feed-forward sub-layer.
+"""What models are made of: linear maps, norms, the feed-forward sub-layer, gates, and the token
+embedding and output projection over the whole vocabulary (adaptive.py has those of large ones).
 
 The model calls its matrices through `LinearMap` alone, so that one whose weights are kept in
 another form, such as sparsely, may take a dense one's place after the model has been built.
+
+Shapes: B lanes, T tokens, n tokens of any lanes, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from lm.model.model_config import GATED, Activation, ModelConfig
+from lm.model.model_config import GATED, Activation, GateName, ModelConfig
+
+OPTIONS = getattr(nn, "LinearCrossEntropyOptions", None)
+"""Of torch's chunked cross-entropy, from torch 2.13 on."""
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -103,3 +110,199 @@ class FeedForward(nn.Module):
             active = self.activation(inner)
         hidden: Tensor = self.outer(active)
         return hidden.view(x_BTD.shape)
+
+
+class Residual(nn.Module):
+    """What joins a sub-layer to the residual stream: x + y, no gate.
+
+    The others are those of GTrXL (Parisotto et al., arXiv 1910.06764, section 3.2). A gate takes
+    the stream x and the sub-layer's output y, [B, T, D] each, and y passes a ReLU first: with the
+    norm on the sub-layer's input two linear maps would follow each other otherwise. The bias b
+    starts so that the layer is close to the identity: at 2 in the GRU gate and at 1 in the others.
+    To add one, write it and enter it in GATES.
+    """
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """Join both."""
+        return x_BTD + y_BTD
+
+
+class ReluGate(nn.Module):
+    """x + relu(y): TrXL-I, which has no gate."""
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """Join both."""
+        return x_BTD + F.relu(y_BTD)
+
+
+class InputGate(nn.Module):
+    """sigmoid(W x) x + y."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stream = Linear(width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """Join both."""
+        return torch.sigmoid(self.stream(x_BTD)) * x_BTD + F.relu(y_BTD)
+
+
+class OutputGate(nn.Module):
+    """x + sigmoid(W x - b) y."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stream = Linear(width, width, bias=False)
+        self.bias = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """Join both."""
+        return x_BTD + torch.sigmoid(self.stream(x_BTD) - self.bias) * F.relu(y_BTD)
+
+
+class HighwayGate(OutputGate):
+    """z x + (1 - z) y with z = sigmoid(W x + b)."""
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """Join both."""
+        carry = torch.sigmoid(self.stream(x_BTD) + self.bias)
+        return carry * x_BTD + (1 - carry) * F.relu(y_BTD)
+
+
+class SigmoidTanhGate(nn.Module):
+    """x + sigmoid(W y - b) tanh(U y)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sublayer = Linear(width, 2 * width, bias=False)
+        self.bias = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """Join both."""
+        opening, candidate = self.sublayer(F.relu(y_BTD)).chunk(2, dim=-1)
+        return x_BTD + torch.sigmoid(opening - self.bias) * torch.tanh(candidate)
+
+
+class GruGate(nn.Module):
+    """(1 - z) x + z h with r = sigmoid(W_r y + U_r x), z = sigmoid(W_z y + U_z x - b) and
+    h = tanh(W_h y + U_h (r x)).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sublayer = Linear(width, 3 * width, bias=False)
+        self.stream = Linear(width, 2 * width, bias=False)
+        self.reset_stream = Linear(width, width, bias=False)
+        self.bias = nn.Parameter(torch.full((width,), 2.0))
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+        """Join both."""
+        y_r, y_z, y_h = self.sublayer(F.relu(y_BTD)).chunk(3, dim=-1)
+        x_r, x_z = self.stream(x_BTD).chunk(2, dim=-1)
+        reset = torch.sigmoid(y_r + x_r)
+        update = torch.sigmoid(y_z + x_z - self.bias)
+        candidate = torch.tanh(y_h + self.reset_stream(reset * x_BTD))
+        return (1 - update) * x_BTD + update * candidate
+
+
+GATES: dict[GateName, Callable[[int], nn.Module]] = {
+    "none": lambda _: Residual(),
+    "relu": lambda _: ReluGate(),
+    "input": InputGate,
+    "output": OutputGate,
+    "highway": HighwayGate,
+    "sigmoid_tanh": SigmoidTanhGate,
+    "gru": GruGate,
+}
+
+
+def embedding_scale(config: ModelConfig) -> float:
+    """What token embeddings are multiplied by."""
+    scale = config.embedding_scale
+    return config.width**0.5 if scale is None else scale
+
+
+class Embedding(nn.Module):
+    """Tokens to vectors, scaled (by sqrt(D), so that a tied matrix suits both its uses)."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.scale = embedding_scale(config)
+        self.weight = nn.Parameter(torch.empty(vocabulary, config.width))
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """[B, T] ids -> [B, T, D]."""
+        return F.embedding(tokens_BT, self.weight) * self.scale
+
+
+class VocabularyHead(nn.Module):
+    """Hidden states to log-probabilities of the next token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.chunk = config.head_chunk
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Unnormalised log-probabilities [B, T, V]."""
+        raise NotImplementedError
+
+    def nats(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+        """Negative log-likelihoods of targets [n]."""
+        raise NotImplementedError
+
+    def forward(self, hidden_BTD: Tensor, targets_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V], or, with targets, their negative log-likelihoods in nats [B, T].
+
+        With config.head_chunk the logits of that many tokens are held at once, and made a second
+        time in the backward pass.
+        """
+        if targets_BT is None:
+            return self.logits(hidden_BTD)
+        hidden, targets = hidden_BTD.flatten(0, -2), targets_BT.flatten()
+        make = self.nats if self.chunk is None else self.nats_by_chunks
+        return make(hidden, targets).view(targets_BT.shape)
+
+    def nats_by_chunks(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+        """The same as `nats`, with the logits of self.chunk tokens held at once."""
+        assert self.chunk is not None
+        parts = zip(hidden_nD.split(self.chunk), targets_n.split(self.chunk), strict=True)
+        return torch.cat([checkpoint(self.nats, *part, use_reentrant=False) for part in parts])
+
+
+class Head(VocabularyHead):
+    """One matrix over the whole vocabulary."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int, tied: nn.Parameter | None) -> None:
+        super().__init__(config)
+        self.weight = nn.Parameter(torch.empty(vocabulary, config.width)) if tied is None else tied
+        self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.head_bias else None
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Unnormalised log-probabilities [B, T, V]."""
+        return F.linear(hidden_BTD, self.weight, self.bias)
+
+    def nats(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+        """Negative log-likelihoods of targets [n]."""
+        return cross_entropy(self.logits(hidden_nD), targets_n)
+
+    def nats_by_chunks(self, hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
+        """By torch's own function where there is one, which needs less memory for the gradient of
+        the matrix. It gives half-precision numbers for half-precision inputs, too coarse for nats.
+        """
+        if OPTIONS is None or hidden_nD.dtype not in (torch.float32, torch.float64):
+            return super().nats_by_chunks(hidden_nD, targets_n)
+        return F.linear_cross_entropy(
+            hidden_nD,
+            self.weight,
+            targets_n,
+            linear_bias=self.bias,
+            reduction="none",
+            options=OPTIONS(batch_chunk_size=min(self.chunk or 1, len(hidden_nD))),
+        )
+
+
+def cross_entropy(logits_nV: Tensor, targets_n: Tensor) -> Tensor:
+    """Negative log-likelihoods [n], in float32 at least."""
+    if logits_nV.dtype != torch.float64:
+        logits_nV = logits_nV.float()
+    return F.cross_entropy(logits_nV, targets_n, reduction="none")

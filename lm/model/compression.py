@@ -1,7 +1,7 @@
 """Compression functions f_c: a block of old memory becomes a shorter one (paper, section 3.2).
 
-A compression function is a module built from (config) whose forward maps an Evicted block of n
-slots to n / c new ones, [B, n / c, D]. To add one, write it and enter it in COMPRESSIONS.
+A compression function is a `Compression`, whose forward maps an Evicted block of n slots to n / c
+new ones, [B, n / c, D]. To add one, write it and enter it in COMPRESSIONS.
 
 Shapes: B lanes, n evicted slots, o slots of overlap, c rate, w = n / c windows, D width.
 """
@@ -40,7 +40,15 @@ class Evicted(NamedTuple):
     """bool; whether that slot is live."""
 
 
-class ConvCompression(nn.Module):
+class Compression(nn.Module):
+    """What compresses, of one layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rate, self.kernel = config.rate, config.rate + config.extra_kernel
+
+
+class ConvCompression(Compression):
     """One-dimensional convolution with stride c, kernel c + extra_kernel and no bias.
 
     Written as one matrix product over windows; the weight is [D, kernel D], the convolution kernel
@@ -48,8 +56,7 @@ class ConvCompression(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.rate, self.kernel = config.rate, config.rate + config.extra_kernel
+        super().__init__(config)
         self.projection = Linear(self.kernel * config.width, config.width, bias=False)
 
     def forward(self, block: Evicted) -> Tensor:
@@ -85,12 +92,8 @@ class DilatedCompression(ConvCompression):
         return self.convolve(slots)
 
 
-class MeanCompression(nn.Module):
+class MeanCompression(Compression):
     """Mean of each window's live slots."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.rate, self.kernel = config.rate, config.rate + config.extra_kernel
 
     def forward(self, block: Evicted) -> Tensor:
         """Compress [B, n + o, D] to [B, n / c, D]."""
@@ -99,7 +102,7 @@ class MeanCompression(nn.Module):
         return sums / counts.clamp(min=1)[:, :, None]
 
 
-class MaxCompression(MeanCompression):
+class MaxCompression(Compression):
     """Largest value of each channel among a window's live slots; zero where none is live."""
 
     def forward(self, block: Evicted) -> Tensor:
@@ -111,12 +114,8 @@ class MaxCompression(MeanCompression):
         return torch.where(live[:, :, None], highest, 0.0)
 
 
-class MostUsedCompression(nn.Module):
+class MostUsedCompression(Compression):
     """Keep the n / c slots that the segment attended to most, in their order in time."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.rate = config.rate
 
     def forward(self, block: Evicted) -> Tensor:
         """Choose n / c of [B, n, D]; the older of two equally used slots goes first."""
@@ -133,7 +132,7 @@ class MostUsedCompression(nn.Module):
         return block.slots_BnD.gather(1, last[:, :, None].expand(-1, -1, block.slots_BnD.shape[2]))
 
 
-class LowPassCompression(nn.Module):
+class LowPassCompression(Compression):
     """A bank of leaky integrators, one a channel, sampled at the end of each window.
 
     m_t = g m_{t-1} + (1 - g) x_t with g = exp(-1 / time constant), as in Low-pass Recurrent Neural
@@ -141,10 +140,6 @@ class LowPassCompression(nn.Module):
     slots. The integrators go on where the newest compressed slot left them, so they reach beyond
     compressed memory; in a lane without one they start at the first slot they read.
     """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.rate = config.rate
 
     def forward(self, block: Evicted) -> Tensor:
         """Compress [B, n, D] to [B, n / c, D]."""
@@ -168,7 +163,7 @@ class LowPassCompression(nn.Module):
         return torch.stack(levels, dim=1)
 
 
-COMPRESSIONS: dict[CompressionName, Callable[[ModelConfig], nn.Module]] = {
+COMPRESSIONS: dict[CompressionName, Callable[[ModelConfig], Compression]] = {
     "conv": ConvCompression,
     "dilated": DilatedCompression,
     "mean": MeanCompression,

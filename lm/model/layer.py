@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from lm.model.attention.base import Attended, MemoryAttention, Slots, section
 from lm.model.attention.relative import RelativeAttention
 from lm.model.attention.rotary import RotaryAttention
-from lm.model.components import FeedForward, make_norm, total_penalty
+from lm.model.components import GATES, FeedForward, make_norm, total_penalty
 from lm.model.compression import COMPRESSIONS, Evicted
-from lm.model.gates import GATES
 from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
 from lm.model.model_config import ModelConfig
 from lm.model.pinned import PinnedMemory, pinned_memories

@@ -246,25 +246,18 @@ def evict(
     """
     tokens = inputs_BTD.shape[1]
     slots = config.windows * config.rate
-    leaving, recent = _split(memory_BMD.detach(), inputs_BTD.detach(), tokens + config.overlap)
-    leaving = F.pad(leaving, (0, 0, slots - tokens, 0))
+    old, new = memory_BMD.detach(), inputs_BTD.detach()
+    recent = push(old, new)
+    # The two are joined only where it cannot be avoided.
+    if old.shape[1] < tokens + config.overlap:
+        old = torch.cat([old, new], dim=1)
+    leaving = F.pad(old[:, : tokens + config.overlap], (0, 0, slots - tokens, 0))
     live = live_mask(evicted_B, slots)
     if config.overlap:
         # Memory is full wherever something leaves it.
         live = torch.cat([live, (evicted_B > 0)[:, None].expand(-1, config.overlap)], dim=1)
     leaving = torch.where(live[:, :, None], leaving, 0.0)
     return leaving, live, recent
-
-
-def _split(memory_BMD: Tensor, inputs_BTD: Tensor, leaving: int) -> tuple[Tensor, Tensor]:
-    """The `leaving` oldest slots of [memory ; segment], and the M newest.
-
-    The two are joined only where it cannot be avoided.
-    """
-    old = memory_BMD
-    if memory_BMD.shape[1] < leaving:
-        old = torch.cat([memory_BMD, inputs_BTD], dim=1)
-    return old[:, :leaving], push(memory_BMD, inputs_BTD)
 
 
 def push(slots: Tensor, new: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The shape of a Compressive Transformer."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,19 @@ LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
 WINDOWED: frozenset[CompressionName] = frozenset({"conv", "dilated", "mean", "max"})
 """Compression functions with a kernel."""
 
+ONE = ("at least 1", lambda value: value >= 1)
+ZERO = ("at least 0", lambda value: value >= 0)
+POSITIVE = ("positive", lambda value: value > 0)
+SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("layers", "width", "heads", "feedforward", "segment", "rate"), ONE),
+    **dict.fromkeys(("head_size", "head_chunk", "cluster_divisor", "rotary_trained"), ONE),
+    **dict.fromkeys(("memory", "compressed", "sinks", "extra_kernel"), ZERO),
+    **dict.fromkeys(("norm_epsilon", "embedding_scale"), POSITIVE),
+    "rotary_base": ("above 1", lambda value: value > 1),
+    **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
+}
+"""What numbers must be, whatever the others are; in words, and as a test."""
 JOINED = {
     *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
     *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
@@ -143,19 +157,12 @@ class ModelConfig:
     """Share of the attention weights that is dropped in training."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "feedforward", "segment", "rate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("memory", "compressed", "sinks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} must be at least 0, not {getattr(self, name)}")
+        for name, (words, holds) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise ValueError(f"model.{name} must be {words}, not {value}")
         self._check_heads()
         self._check_positions()
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"model.{name} must be at least 0 and below 1, not {getattr(self, name)}"
-                )
         if self.norm == "post" and self.gate != "none":
             raise ValueError(
                 "model.gate needs a residual stream that no norm interrupts; set model.norm to pre"
@@ -175,15 +182,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.width must be a multiple of model.heads, not {self.width} over {self.heads}"
             )
-        if self.head_size is not None and self.head_size < 1:
-            raise ValueError(f"model.head_size must be at least 1, not {self.head_size}")
         if self.stored_heads < 1 or self.heads % self.stored_heads:
             raise ValueError(
                 "model.heads must be a multiple of model.key_value_heads, not "
                 f"{self.heads} over {self.stored_heads}"
             )
-        if self.norm_epsilon <= 0:
-            raise ValueError(f"model.norm_epsilon must be positive, not {self.norm_epsilon}")
 
     def _check_sinks(self) -> None:
         if not self.sinks and self.sink != "first_tokens":
@@ -197,10 +200,6 @@ class ModelConfig:
             raise ValueError("model.sinks and model.memories stand before a memory; give it slots")
 
     def _check_vocabulary(self) -> None:
-        if self.head_chunk is not None and self.head_chunk < 1:
-            raise ValueError(f"model.head_chunk must be at least 1, not {self.head_chunk}")
-        if self.embedding_scale is not None and self.embedding_scale <= 0:
-            raise ValueError(f"model.embedding_scale must be positive, not {self.embedding_scale}")
         if self.cutoffs is not None and not self.head_bias:
             raise ValueError("model.head_bias must be true with model.cutoffs")
         if self.cutoffs is None:
@@ -209,7 +208,7 @@ class ModelConfig:
             return
         if list(self.cutoffs) != sorted({*self.cutoffs}) or any(cut < 1 for cut in self.cutoffs):
             raise ValueError(f"model.cutoffs must rise from at least 1, not {list(self.cutoffs)}")
-        if self.cluster_divisor < 1 or self.cluster_width(len(self.cutoffs)) < 1:
+        if self.cluster_width(len(self.cutoffs)) < 1:
             raise ValueError(
                 f"model.cluster_divisor must leave each cluster a dimension of the "
                 f"{self.width}, not {self.cluster_divisor} with {len(self.cutoffs)} cut-offs"
@@ -249,8 +248,6 @@ class ModelConfig:
                 raise ValueError(f"model.rotary_{name} has no effect with model.positions relative")
 
     def _check_scaling(self) -> None:
-        if self.rotary_base <= 1:
-            raise ValueError(f"model.rotary_base must be above 1, not {self.rotary_base}")
         if self.rotary_factor < 1 or (self.rotary_scaling == "none" and self.rotary_factor != 1):
             raise ValueError(
                 "model.rotary_factor must be at least 1 and needs a model.rotary_scaling, not "
@@ -261,35 +258,24 @@ class ModelConfig:
                 "model.rotary_trained belongs to model.rotary_scaling llama3, not "
                 f"{self.rotary_scaling}"
             )
-        if self.rotary_trained is not None and self.rotary_trained < 1:
-            raise ValueError(f"model.rotary_trained must be at least 1, not {self.rotary_trained}")
         if not 0 < self.rotary_bounds[0] < self.rotary_bounds[1]:
             raise ValueError(f"model.rotary_bounds must rise from 0, not {self.rotary_bounds}")
 
     def _check_backend(self) -> None:
-        if self.positions != "relative":
-            if self.backend in ("shift", "blocked"):
-                raise ValueError(
-                    f"model.backend {self.backend} is for relative positions; set it to auto with "
-                    f"model.positions {self.positions}"
-                )
-        elif self.backend == "fused":
-            if self.fused_width > FUSED_WIDTH:
-                raise ValueError(
-                    f"model.backend fused takes queries of at most {FUSED_WIDTH} dimensions, not "
-                    f"{self.fused_width} (a head and the sinusoids of each kind of memory): lower "
-                    "model.sinusoids or set it to auto"
-                )
-            if self.dropout:
-                raise ValueError(
-                    "model.backend fused cannot drop single encoded distances; set model.dropout "
-                    "to 0 or it to auto"
-                )
-        if self.backend == "fused" and self.compressed and self.compression == "most_used":
-            raise ValueError(
-                "model.backend fused never has the weights that model.compression most_used asks "
-                "for; set it to auto"
-            )
+        if self.backend == "auto":
+            return
+        relative, fused, why = self.positions == "relative", self.backend == "fused", ""
+        if not relative and not fused:
+            why = f"is not for {self.positions} positions"
+        elif fused and self.compressed and self.compression == "most_used":
+            why = "forms no weights of attention, which model.compression most_used asks for"
+        elif fused and relative and self.fused_width > FUSED_WIDTH:
+            why = f"takes queries of at most {FUSED_WIDTH} dimensions, with those of "
+            why += f"model.sinusoids, not {self.fused_width}"
+        elif fused and relative and self.dropout:
+            why = "cannot drop encoded distances, as model.dropout asks"
+        if why:
+            raise ValueError(f"model.backend {self.backend} {why}; set it to auto")
 
     def _check_memory_layers(self, layers: tuple[int, ...]) -> None:
         if not self.slots:
@@ -329,8 +315,6 @@ class ModelConfig:
             raise ValueError(
                 f"model.compression {name} has nothing to learn; set model.reconstruction to none"
             )
-        if self.extra_kernel < 0:
-            raise ValueError(f"model.extra_kernel must be at least 0, not {self.extra_kernel}")
         if self.extra_kernel and name not in WINDOWED:
             raise ValueError(f"model.compression {name} has no kernel; set model.extra_kernel to 0")
         if self.overlap > self.memory:

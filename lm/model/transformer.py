@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from data.common.requirements import require_memory
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.attention.base import joined
-from lm.model.components import make_norm
-from lm.model.embedding import Embedding, Head, VocabularyHead
+from lm.model.components import Embedding, Head, VocabularyHead, make_norm
 from lm.model.layer import Block
 from lm.model.memory import MemoryState, advance_counts, live_mask
 from lm.model.model_config import LEARNED, ModelConfig

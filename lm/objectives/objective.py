@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.feeding import Segment
-from lm.model.embedding import cross_entropy
+from lm.model.components import cross_entropy
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer, SegmentOutput, SegmentStates
 

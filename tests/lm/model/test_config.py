@@ -38,9 +38,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"memory_layers": (3, 2)}, "in order and once each"),
     ({"memory_layers": (2, 12)}, "must name some of the layers 0 to 11"),
     ({"extra_kernel": 2, "memory": 1}, "must hold the 2 slots"),
-    ({"backend": "fused"}, "at most 256 dimensions, not 1088 .*: lower model.sinusoids"),
-    ({"backend": "fused", "sinusoids": 64, "dropout": 0.1}, "set model.dropout to 0 or it to auto"),
-    ({"backend": "blocked", "positions": "rotary"}, "blocked is for relative positions; set it to"),
+    ({"backend": "fused"}, "at most 256 dimensions, .* not 1088; set it to auto"),
+    ({"backend": "fused", "sinusoids": 64, "dropout": 0.1}, "model.dropout asks; set it to auto"),
+    ({"backend": "blocked", "positions": "rotary"}, "is not for rotary positions; set it to auto"),
     (
         {
             "backend": "fused",
@@ -48,7 +48,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             "compression": "most_used",
             "reconstruction": "none",
         },
-        "never has the weights that model.compression most_used asks for; set it to auto",
+        "model.compression most_used asks for; set it to auto",
     ),
 ]
 

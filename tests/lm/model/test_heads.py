@@ -93,7 +93,7 @@ def test_chunks_equal_the_whole(
     config: ModelConfig, chunk: int, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if own:
-        monkeypatch.setattr("lm.model.embedding.OPTIONS", None)
+        monkeypatch.setattr("lm.model.components.OPTIONS", None)
     whole, parts = build(config), build(replace(config, head_chunk=chunk))
     tokens, targets = stream(1, 2, config), stream(1, 2, config, seed=5)
     results = []
