@@ -142,6 +142,27 @@ def prompts(config: GenerateConfig) -> list[bytes]:
     return [(config.prompt or "").encode(errors="surrogateescape")]
 
 
+def content(path: Path) -> bytes:
+    """What a file or a pipe holds; ValueError for a device, which may have no end, and for a file
+    whose tokens would not fit into memory.
+    """
+    found = path.stat()
+    endless = stat.S_ISCHR(found.st_mode) and path.resolve() != Path(os.devnull)
+    if stat.S_ISBLK(found.st_mode) or (endless and not _is_terminal(path)):
+        raise ValueError(f"{path} is a device: give a file that holds the text")
+    require_memory(9 * found.st_size, f"the text in {path}")
+    return path.read_bytes()
+
+
+def _is_terminal(path: Path) -> bool:
+    """Whether a device is a terminal, where somebody may type a text."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        return os.isatty(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def opened(
     loaded: LoadedRun, texts: list[bytes], memory: Path | None, file: Path | None = None
 ) -> Session[ModelState]:
@@ -149,19 +170,28 @@ def opened(
 
     file: where the texts come from.
     """
-    names = ["the prompt"] if len(texts) == 1 else [f"prompt {i + 1}" for i in range(len(texts))]
-    if loaded.vocabulary.kind != "mulaw":
-        for text, name in zip(texts, names, strict=True):
+    vocabulary, ids = loaded.vocabulary, []
+    for number, text in enumerate(texts, 1):
+        name = "the prompt" if len(texts) == 1 else f"prompt {number}"
+        if vocabulary.kind != "mulaw":
             look_at(text, f"{name} in {file}" if file else name)
-    ids = [encode(loaded.vocabulary, t, n) for t, n in zip(texts, names, strict=True)]
-    for text, some, name in zip(texts, ids, names, strict=True):
-        tell_unknown(loaded.vocabulary, text, some, name)
+        ids.append(encode(vocabulary, text, name))
+        tell_unknown(vocabulary, text, ids[-1], name)
     if memory is None:
         session = Session.begin(loaded.predictor, len(texts))
     else:
         session = memory_file.load_memory(memory, loaded).repeat(len(texts))
     session.read(ids)
     return session
+
+
+def look_at(text: bytes, name: str) -> None:
+    """See that a text is one. ValueError for UTF-16 and the like; bytes that are not UTF-8 are
+    warned of, because a vocabulary of bytes reads them as they are.
+    """
+    refuse_wide(name, text, begins=True)
+    if not is_text(text):
+        warn(f"{name} {complaint(text)}; it is read as its bytes")
 
 
 def tell_unknown(vocabulary: Vocabulary, text: bytes, ids: np.ndarray, name: str) -> None:
@@ -261,36 +291,6 @@ def write_out(path: Path, prompts: list[bytes], texts: list[bytes], config: Gene
         whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     with writing(path) as place:
         place.write_bytes(whole)
-
-
-def content(path: Path) -> bytes:
-    """What a file or a pipe holds; ValueError for a device, which may have no end, and for a file
-    whose tokens would not fit into memory.
-    """
-    found = path.stat()
-    endless = stat.S_ISCHR(found.st_mode) and path.resolve() != Path(os.devnull)
-    if stat.S_ISBLK(found.st_mode) or (endless and not _is_terminal(path)):
-        raise ValueError(f"{path} is a device: give a file that holds the text")
-    require_memory(9 * found.st_size, f"the text in {path}")
-    return path.read_bytes()
-
-
-def _is_terminal(path: Path) -> bool:
-    """Whether a device is a terminal, where somebody may type a text."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
-    try:
-        return os.isatty(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def look_at(text: bytes, name: str) -> None:
-    """See that a text is one. ValueError for UTF-16 and the like; bytes that are not UTF-8 are
-    warned of, because a vocabulary of bytes reads them as they are.
-    """
-    refuse_wide(name, text, begins=True)
-    if not is_text(text):
-        warn(f"{name} {complaint(text)}; it is read as its bytes")
 
 
 if __name__ == "__main__":
