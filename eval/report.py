@@ -188,18 +188,27 @@ def scores(results: Results) -> Section:
     return Section("Scores", text, header, tuple(rows))
 
 
+def by_run(
+    title: str, cells: dict[str, dict[str, str]], text: str = "", figure: str = ""
+) -> Section:
+    """A section whose table has a row for each run; a cell that a run lacks is blank."""
+    columns = list(dict.fromkeys(column for here in cells.values() for column in here))
+    rows = ((name, *(here.get(column, "") for column in columns)) for name, here in cells.items())
+    return Section(title, text, ("run", *columns), tuple(rows), figure)
+
+
 def training(metrics: dict[str, list[Line]]) -> Section:
     """Length and speed of each training, and its curve."""
-    rows = []
+    cells = {}
     for name, records in metrics.items():
         found = trained(records)
         seconds, speed = found["seconds"], found["tokens_per_second"]
-        minutes = "" if seconds is None else f"{seconds / 60:.1f}"
-        speed_shown = "" if speed is None else f"{speed:,.0f}"
-        rows.append((name, f"{found['steps']:,}", minutes, speed_shown))
-    header = ("run", "steps", "minutes", "tokens/s")
-    figure = figures.svg(figures.training_curves(metrics))
-    return Section("Training", "", header, tuple(rows), figure)
+        cells[name] = {
+            "steps": f"{found['steps']:,}",
+            "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
+            "tokens/s": "" if speed is None else f"{speed:,.0f}",
+        }
+    return by_run("Training", cells, figure=figures.svg(figures.training_curves(metrics)))
 
 
 def sweeps(results: Results) -> list[Section]:
@@ -229,16 +238,14 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         return {name: result for name, result in results.items() if result[key]}
 
     if found := having("frequency"):
-        names, perplexities = figures.by_bucket(found)
-        header = ("run", *names)
-        rows = [
-            (name, *(perplexity_shown(here[b]) if b in here else "" for b in names))
+        _, perplexities = figures.by_bucket(found)
+        cells = {
+            name: {bucket: perplexity_shown(value) for bucket, value in here.items()}
             for name, here in perplexities.items()
-        ]
+        }
         text = "Perplexity a word, by its occurrences in the training text."
         figure = figures.svg(figures.frequency(found))
-        title = f"Words by frequency ({split})"
-        sections.append(Section(title, text, header, tuple(rows), figure))
+        sections.append(by_run(f"Words by frequency ({split})", cells, text, figure))
     if found := having("position"):
         sections.append(
             Section(f"Place in the document ({split})", figure=figures.svg(figures.position(found)))
@@ -250,12 +257,10 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         figure = figures.svg(figures.reconstruction(found))
         sections.append(Section(f"Reconstruction by layer ({split})", figure=figure))
     if found := having("ablation"):
-        every = [kind for result in found.values() for kind in result["ablation"]]
-        kinds = list(dict.fromkeys(every))
-        rows = [
-            (name, *(f"{costs[kind]:.4f}" if kind in costs else "" for kind in kinds))
-            for name, costs in ((name, result["ablation"]) for name, result in found.items())
-        ]
+        cells = {
+            name: {spoken(kind): f"{cost:.4f}" for kind, cost in result["ablation"].items()}
+            for name, result in found.items()
+        }
         compared = all("intact" in result["ablation"] for result in found.values())
         figure = figures.svg(figures.ablation(found)) if compared else ""
         bits = bits_named(result["position"][0] for result in found.values())
@@ -263,9 +268,7 @@ def breakdowns(results: Results, split: str) -> list[Section]:
             f"Costs in {bits} while the model reads another compressed memory than its own; the "
             "last column is the share of segments whose exchanged memory was of another document."
         )
-        title = f"Compressed memory changed ({split})"
-        header = ("run", *(kind.replace("_", " ") for kind in kinds))
-        sections.append(Section(title, text, header, tuple(rows), figure))
+        sections.append(by_run(f"Compressed memory changed ({split})", cells, text, figure))
     return sections
 
 
@@ -274,20 +277,15 @@ def dynamics(results: Results, split: str) -> list[Section]:
     sections = []
     for name, result in results.items():
         found = result["dynamic"]
-        rows = [
-            (
-                "fixed weights" if p["lr"] is None else f"learning rate {p['lr']:g}",
-                f"{p['value']:.4f}",
-            )
-            for p in found["passes"]
-        ]
+        rows = []
+        for each in found["passes"]:
+            weights = "fixed weights" if each["lr"] is None else f"learning rate {each['lr']:g}"
+            rows.append((weights, f"{each['value']:.4f}"))
         text = f"{found['optimizer']}, a step every {found['every']} segments, each pass from the "
         text += f"trained weights, decay {found['decay']:g} towards them."
-        title, header = (
-            f"Dynamic evaluation of {name} ({split})",
-            ("weights", spoken(found["unit"])),
-        )
+        title = f"Dynamic evaluation of {name} ({split})"
         figure = figures.svg(figures.dynamic(result, name))
+        header = ("weights", spoken(found["unit"]))
         sections.append(Section(title, text, header, tuple(rows), figure))
     return sections
 
