@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,9 @@ def frequency(
         return []
     counts = training_counts(shards.split("train"), counts_line_ends(shards))
     return [
-        asdict(bucket) | {"perplexity": perplexity(bucket.nats, bucket.words)}
-        for bucket in by_frequency(split, token_nats, counts, edges)
-        if bucket.words
+        {"name": name, "words": words, "nats": nats, "perplexity": perplexity(nats, words)}
+        for name, words, nats in by_frequency(split, token_nats, counts, edges)
+        if words
     ]
 
 

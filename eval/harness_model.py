@@ -156,16 +156,10 @@ class LongRangeLM(LM):  # type: ignore[misc]
         self, session: Session[ModelState], texts: Sequence[np.ndarray]
     ) -> tuple[list[float], list[bool]]:
         """Each lane reads a text; the nats of its tokens, and whether all were most probable."""
-        lengths = [len(text) for text in texts]
         nats_B = torch.zeros(len(texts), dtype=torch.float64)
         greedy_B = torch.ones(len(texts), dtype=torch.bool)
-        for first in range(0, max(lengths), PART):
-            counts = [min(max(length - first, 0), PART) for length in lengths]
-            tokens_Bt = torch.zeros(len(texts), max(counts), dtype=torch.int64)
-            for lane, text in enumerate(texts):
-                tokens_Bt[lane, : counts[lane]] = torch.from_numpy(text[first : first + PART])
+        for tokens_Bt, counts in session.parts(texts, PART):
             there_Bt = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-            tokens_Bt = tokens_Bt.to(session.predictor.device)
             before_B1 = session.last_B1
             hidden_Bt = session.advance(tokens_Bt, counts)
             logits_BtV = session.predictor.logits(torch.cat([before_B1, hidden_Bt[:, :-1]], dim=1))

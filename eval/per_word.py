@@ -6,7 +6,6 @@ each line. Shapes: n tokens and m bytes of one document, W words in it.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -17,15 +16,6 @@ from data.tokenizers.words import LINE_END
 
 BLOCK_TOKENS = 1 << 20
 NEWLINE = 10
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Words of about one frequency in the training text (paper, table 7)."""
-
-    name: str
-    words: int
-    nats: float
 
 
 def counts_line_ends(shards: Shards) -> bool:
@@ -102,8 +92,9 @@ def word_costs(
 
 def by_frequency(
     split: Split, token_nats: np.ndarray, counts: Counter[bytes], edges: tuple[int, ...]
-) -> list[Bucket]:
-    """Words and their nats by how often training has seen them, the most frequent first.
+) -> list[tuple[str, int, float]]:
+    """Words by how often training has seen them, the most frequent first (paper, table 7): for each
+    bucket its name, the number of words and their nats.
 
     Args:
         split: the split that was scored.
@@ -120,7 +111,7 @@ def by_frequency(
         words_b += np.bincount(bucket, minlength=len(words_b))
         nats_b += np.bincount(bucket, nats, minlength=len(nats_b))
     return [
-        Bucket(name, int(number), float(cost))
+        (name, int(number), float(cost))
         for name, number, cost in zip(bucket_names(edges), words_b, nats_b, strict=True)
     ]
 

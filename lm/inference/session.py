@@ -5,7 +5,7 @@ not depend on its neighbours.
 """
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -92,23 +92,33 @@ class Session(Generic[StateT]):
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        counts = [len(text) for text in texts]
-        tokens_Bt = torch.zeros(len(texts), max(counts), dtype=torch.int64)
-        for lane, text in enumerate(texts):
-            if len(text) and not 0 <= int(text.min()) <= int(text.max()) < self.seen_BV.shape[1]:
+        size = self.predictor.vocabulary.size
+        for text, seen_V in zip(texts, self.seen_BV, strict=True):
+            if len(text) and not 0 <= int(text.min()) <= int(text.max()) < size:
                 raise ValueError(
-                    f"tokens must be below {self.seen_BV.shape[1]}, the size of the model's "
-                    f"vocabulary, not {int(text.max())}"
+                    f"tokens must be below {size}, the size of the model's vocabulary, not "
+                    f"{int(text.max())}"
                 )
-            tokens_Bt[lane, : len(text)] = torch.from_numpy(text.astype(np.int64))
-            self.seen_BV[lane, tokens_Bt[lane, : len(text)].to(self.seen_BV.device)] = True
-        tokens_Bt = tokens_Bt.to(self.seen_BV.device)
-        enabled = max(counts) > PART
-        with Progress("read", sum(counts), "token", scale=True, enabled=enabled) as bar:
-            for first in range(0, max(counts), PART):
-                part = [min(max(count - first, 0), PART) for count in counts]
-                self.advance(tokens_Bt[:, first : first + max(part)], part)
-                bar.update(sum(part))
+            seen_V[text.astype(np.int64)] = True
+        total, enabled = sum(map(len, texts)), max(map(len, texts)) > PART
+        with Progress("read", total, "token", scale=True, enabled=enabled) as bar:
+            for tokens_Bt, counts in self.parts(texts, PART):
+                self.advance(tokens_Bt, counts)
+                bar.update(sum(counts))
+
+    def parts(
+        self, texts: Sequence[np.ndarray], size: int
+    ) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """Texts side by side, `size` tokens at once: tokens [B, t] as `advance` reads them, and how
+        many each lane has of them.
+        """
+        for first in range(0, max(map(len, texts)), size):
+            some = [text[first : first + size] for text in texts]
+            counts = [len(text) for text in some]
+            tokens_Bt = torch.zeros(len(some), max(counts), dtype=torch.int64)
+            for lane, text in enumerate(some):
+                tokens_Bt[lane, : len(text)] = torch.from_numpy(text.astype(np.int64))
+            yield tokens_Bt.to(self.predictor.device), counts
 
     def select(self, lanes: Sequence[int]) -> "Session[StateT]":
         """Some of the lanes, in any order and number; they and these go on independently."""

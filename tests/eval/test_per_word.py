@@ -85,13 +85,13 @@ def test_frequencies_are_those_of_the_training_text(monkeypatch: pytest.MonkeyPa
     split = split_of(ByteVocabulary(), [b"a ccc new\n", b"bb"])
     nats = np.arange(1.0, 13.0)
     buckets = by_frequency(split, nats, counts, (4, 2))
-    assert [(b.name, b.words) for b in buckets] == [
+    assert [(name, words) for name, words, _ in buckets] == [
         ("from 4", 1),
         ("2 to 4", 2),
         ("below 2", 2),
     ]
     # "a" is byte 1, " ccc" 2 to 5, " new" 6 to 9, the line end 10, "bb" 11 and 12.
-    assert [b.nats for b in buckets] == [1.0, 10.0 + 11 + 12, 2.0 + 3 + 4 + 5 + 6 + 7 + 8 + 9]
+    assert [nats for *_, nats in buckets] == [1.0, 10.0 + 11 + 12, 2.0 + 3 + 4 + 5 + 6 + 7 + 8 + 9]
 
 
 def test_counts_are_those_of_the_whole_text() -> None:
