@@ -28,7 +28,7 @@ from lm.feeding import Segment
 from lm.inference.attention_mass import AttentionMass
 from lm.inference.loading import parts_of
 from lm.inference.predictor import ModelPredictor, ModelState
-from lm.model.reconstruction import LossSum
+from lm.model.compression import LossSum
 from lm.scoring import BITS, Scorer
 
 COLUMNS = ["name", "title", "tokens", "bytes", "words", "nats", "bits_per_byte", "word_perplexity"]

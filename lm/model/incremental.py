@@ -6,10 +6,11 @@ from the beginning and are written in place, so a new token costs one row of att
 was read before. Every lane has a place of its own in its segment and moves its memory when its own
 segment is complete: what a lane gives never depends on its neighbours.
 
-Shapes as in attention.py; B lanes of text, t new tokens, n tokens that are there.
+Shapes as in attention/base.py; B lanes of text, t new tokens, n tokens that are there.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -272,9 +273,7 @@ class Reader:
             run = 1
         device = self.last_BD.device
         rows = torch.tensor(list(lanes), device=device)
-        other = object.__new__(Reader)
-        other.model, other.blocks, other.tables = self.model, self.blocks, self.tables
-        other.memory = self.memory
+        other = copy(self)
         if sources[::run] != list(range(self.memory.lanes)):
             other.memory = self.memory.lane_slice(torch.tensor(sources[::run], device=device))
         other.lengths = [self.lengths[lane] for lane in lanes]

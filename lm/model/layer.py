@@ -1,6 +1,6 @@
 """One layer: attention over memory, feed-forward, and the layer's own compression.
 
-Shapes as in attention.py.
+Shapes as in attention/base.py.
 """
 
 from typing import Any, NamedTuple
@@ -13,16 +13,17 @@ from lm.model.attention.base import Attended, MemoryAttention, Slots, section
 from lm.model.attention.relative import RelativeAttention
 from lm.model.attention.rotary import RotaryAttention
 from lm.model.components import GATES, FeedForward, make_norm, total_penalty
-from lm.model.compression import COMPRESSIONS, Evicted
-from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
-from lm.model.model_config import ModelConfig
-from lm.model.pinned import PinnedMemory, pinned_memories
-from lm.model.reconstruction import (
+from lm.model.compression import (
+    COMPRESSIONS,
     Decoder,
+    Evicted,
     LossSum,
     attention_reconstruction,
     auto_encoding,
 )
+from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
+from lm.model.model_config import ModelConfig
+from lm.model.pinned import PinnedMemory, pinned_memories
 
 
 class LayerStep(NamedTuple):

@@ -15,11 +15,11 @@ from data.common.requirements import require_memory
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.attention.base import joined
 from lm.model.components import Embedding, Head, VocabularyHead, make_norm
+from lm.model.compression import LossSum, stack_losses
 from lm.model.layer import Block
 from lm.model.memory import MemoryState, advance_counts, live_mask
 from lm.model.model_config import LEARNED, ModelConfig
 from lm.model.pinned import LearntSinks
-from lm.model.reconstruction import LossSum, stack_losses
 
 LARGEST = 1 << 60
 """Bytes beyond which not even shapes can be computed with."""
@@ -141,7 +141,8 @@ class CompressiveTransformer(nn.Module):
             )
         if memory.kept and self.training:
             raise ValueError("memory with kept keys and values is for model.eval() only")
-        hidden, memory = self.embed(tokens_BT), self.readable(memory)
+        hidden = F.dropout(self.embedding(tokens_BT), config.dropout, self.training)
+        memory = self.readable(memory)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
         live = self.live(memory)
         losses = self.training if losses is None else losses
@@ -164,10 +165,6 @@ class CompressiveTransformer(nn.Module):
             total = torch.stack(penalties).sum()
             auxiliary["penalty"] = LossSum(total, torch.ones_like(total))
         return SegmentStates(self.norm(hidden), after, auxiliary, by_layer)
-
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Token embeddings [B, T, D] with the training dropout."""
-        return F.dropout(self.embedding(tokens_BT), self.config.dropout, self.training)
 
     def keep_keys(self, memory: MemoryState) -> MemoryState:
         """The same memory with the keys and values that the present weights give it, which all

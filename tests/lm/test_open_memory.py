@@ -66,7 +66,7 @@ def inputs_of(model: CompressiveTransformer, tokens: Tensor) -> list[Tensor]:
     """What the first layer stored, segment by segment."""
     memory, stored = model.empty_memory(len(tokens)), []
     for part in tokens.split(model.config.segment, dim=1):
-        stored.append(model.layers[0].inputs(model.embed(part)))
+        stored.append(model.layers[0].inputs(model.embedding(part)))
         memory = model(part, memory).memory.detach()
     mean = torch.cat(stored, dim=1).mean(dim=1)
     torch.testing.assert_close(memory.layers[0]["mean"], mean)
