@@ -10,6 +10,16 @@ from torch.sparse import to_sparse_semi_structured
 from lm.sparse.layout import Layout
 from lm.sparse.patterns import Pattern
 
+# Said once in every process by torch of all its sparse tensors; these products are held to the
+# dense one by tests.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+
+
+def _starts(row: Tensor, rows: int) -> Tensor:
+    """Where each compressed row starts, and where the last one ends, [rows + 1]."""
+    counts = torch.bincount(row, minlength=rows).cumsum(0)
+    return torch.cat([counts.new_zeros(1), counts])
+
 
 class BlockPattern(Pattern):
     """One small product after the other, each on a slice of the activations: on CPUs nothing is
@@ -86,40 +96,8 @@ class BsrPattern(Pattern):
         return torch.bmm(y, x.transpose(1, 2)).flatten()
 
 
-def _starts(row: Tensor, rows: int) -> Tensor:
-    counts = torch.bincount(row, minlength=rows).cumsum(0)
-    return torch.cat([counts.new_zeros(1), counts])
-
-
 def _bsr(starts: Tensor, columns: Tensor, blocks: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.sparse_bsr_tensor(starts, columns, blocks, shape, check_invariants=False)
-
-
-class SemiPattern(Pattern):
-    """Forward through the sparse tensor cores, gradients through the dense matrix."""
-
-    def product(self, weights: Tensor, x_iN: Tensor) -> Tensor:
-        """See Pattern."""
-        y_rN: Tensor = to_sparse_semi_structured(self._matrix(weights)) @ x_iN
-        return y_rN
-
-    def input_gradient(self, weights: Tensor, gradient_rN: Tensor) -> Tensor:
-        """See Pattern."""
-        return self._matrix(weights).T @ gradient_rN
-
-    def gradient_at(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
-        """See Pattern."""
-        return (gradient_rN @ x_iN.T).flatten()[self.both]
-
-    def _matrix(self, weights: Tensor) -> Tensor:
-        matrix = weights.new_zeros(self.rows * self.layout.in_features)
-        matrix[self.active] = weights
-        return matrix.view(self.rows, -1)
-
-
-# Said once in every process by torch of all its sparse tensors; these products are held to the
-# dense one by tests.
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
 class Places(NamedTuple):
@@ -141,9 +119,7 @@ class Places(NamedTuple):
 def places(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Places:
     """Compress the rows of weights at these places; MKL wants 32-bit numbers."""
     order = (row * shape[1] + column).argsort()
-    counts = torch.bincount(row, minlength=shape[0]).cumsum(0)
-    starts = torch.cat([counts.new_zeros(1), counts]).int()
-    return Places(starts, column[order].int(), order, shape)
+    return Places(_starts(row, shape[0]).int(), column[order].int(), order, shape)
 
 
 class CsrPattern(Pattern):
@@ -182,3 +158,25 @@ class CsrDensePattern(CsrPattern):
     def gradient_at(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
         """See Pattern."""
         return (gradient_rN @ x_iN.T).flatten()[self.both]
+
+
+class SemiPattern(Pattern):
+    """Forward through the sparse tensor cores, gradients through the dense matrix."""
+
+    def product(self, weights: Tensor, x_iN: Tensor) -> Tensor:
+        """See Pattern."""
+        y_rN: Tensor = to_sparse_semi_structured(self._matrix(weights)) @ x_iN
+        return y_rN
+
+    def input_gradient(self, weights: Tensor, gradient_rN: Tensor) -> Tensor:
+        """See Pattern."""
+        return self._matrix(weights).T @ gradient_rN
+
+    def gradient_at(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
+        """See Pattern."""
+        return (gradient_rN @ x_iN.T).flatten()[self.both]
+
+    def _matrix(self, weights: Tensor) -> Tensor:
+        matrix = weights.new_zeros(self.rows * self.layout.in_features)
+        matrix[self.active] = weights
+        return matrix.view(self.rows, -1)

@@ -55,7 +55,7 @@ def effective(parameter: Tensor, config: PowerConfig) -> Tensor:
     """Weights of parameters.
 
     With config.factor after, what reaches the parameter is the gradient of the weight, and
-    lm.sparse.powerprop applies the slope to the update.
+    PowerAdamW applies the slope to the update.
     """
     if config.alpha == 1:
         return parameter

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of sparse matrices beside their parameters, and how it is put back.
+"""What a checkpoint holds of sparse matrices, how it is put back, and their dense form.
 
 Most weights outside B are what they were when training began. So the reservoirs are written once,
 as a base, and after that only the units that have been in B since and have left it.
