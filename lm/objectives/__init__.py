@@ -6,7 +6,7 @@ from lm.objectives.likelihood import Likelihood
 from lm.objectives.objective import Objective
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"likelihood": Likelihood}
-"""By name; to add one, write it and enter it here."""
+"""By name; to add one, write it as `lm.objectives.likelihood` is and enter it here."""
 
 
 def chosen(names: Sequence[str]) -> list[Objective]:
