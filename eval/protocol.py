@@ -18,7 +18,7 @@ from eval.results import FORMAT, Result, spoken
 from lm.inference.loading import Lengths, LoadedRun, load_run
 from lm.model.flops import training_flops
 from lm.runs.runlog import commit
-from lm.scoring import Score, ScoringConfig, require_finite, resolved_warmup
+from lm.scoring import Score, ScoringConfig, resolved_warmup
 
 BLOCK_TOKENS = 1 << 22
 RESAMPLES = 1000
@@ -40,6 +40,8 @@ class Reading:
     shards: Shards
     split: Split
     config: ScoringConfig
+    warmup: int
+    """Tokens that each lane reads unscored before its part."""
 
 
 def open_reading(
@@ -59,7 +61,8 @@ def open_reading(
             f"{opened.path} has another vocabulary ({opened.vocabulary.name}) than the model "
             f"({loaded.vocabulary.name}); prepare the text with the model's"
         )
-    return Reading(loaded, opened, opened.split(split), config)
+    warmup = resolved_warmup(config, loaded.predictor)
+    return Reading(loaded, opened, opened.split(split), config, warmup)
 
 
 def record(reading: Reading, score: Score) -> Result:
@@ -76,7 +79,6 @@ def record(reading: Reading, score: Score) -> Result:
             f"{spoken(split.unit)} cannot be told of a text that its tokens do not give back; "
             f"prepare {reading.shards.path} with another vocabulary"
         )
-    require_finite(score.nats)
     value = convert(score.nats, split.unit, denominator)
     if not math.isfinite(value):
         raise ValueError(
@@ -132,7 +134,7 @@ def protocol(reading: Reading) -> dict[str, Any]:
         "memory": model.memory,
         "compressed": model.compressed,
         "lanes": config.lanes,
-        "warmup": resolved_warmup(config, reading.loaded.predictor),
+        "warmup": reading.warmup,
         "reset_documents": config.reset_documents,
     }
 

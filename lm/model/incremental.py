@@ -211,7 +211,7 @@ class Reader:
         hidden = None
         if not (self.full and same and count == 1):
             future = torch.arange(length, device=device) > place_Bt[:, :, None]
-            shared = self.lanes // self.memory.lanes
+            shared = self.lanes // len(self.live_BN)
             empty = ~self.live_BN.repeat_interleave(shared, dim=0)[:, None]
             hidden = torch.cat([empty.expand(-1, count, -1), future], dim=-1)
         return Part(
