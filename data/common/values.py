@@ -101,16 +101,21 @@ def complaint(annotation: Any, value: Any, beyond: float = BEYOND) -> str | None
     return None
 
 
-def require_ranges(config: Any) -> None:
+def require_ranges(config: Any, section: str = "") -> None:
     """See that the numbers of a dataclass keep the bounds of their annotations, whoever made it.
+
+    Args:
+        config: the dataclass.
+        section: of a run's settings that it is, as in training.lanes.
 
     Raises:
         ValueError: one does not.
     """
+    prefix = f"{section}." if section else ""
     for name, annotation in typing.get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         if wanted := complaint(annotation, value, math.inf):
-            raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
+            raise ValueError(f"{prefix}{name} must be {wanted}, not {shown(value)}")
 
 
 BREAKS = {9: None, 10: None}

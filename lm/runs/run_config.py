@@ -3,31 +3,25 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from data.common.command import dump_config, load_config
 from data.common.files import hash_json
 from data.common.integrity import check_text, seal_text
 from data.common.outputs import writing
-from data.common.schema import Count
+from data.common.schema import Count, Positive, Size
+from data.common.values import require_ranges
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model.model_config import ModelConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 
-AT_LEAST_ONE = (
-    "steps",
-    "lanes",
-    "unroll",
-    "micro_batches",
-    "log_every",
-    "validate_every",
-    "validation_segments",
-    "save_every",
-    "keep",
-    "keep_every",
-    "ranks",
-)
+Rate = Annotated[float, Field(ge=0)]
+"""A rate that may be none at all."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""A decay rate of a moment."""
 MINUTES_OF_A_YEAR = 365 * 24 * 60
 
 
@@ -35,13 +29,13 @@ MINUTES_OF_A_YEAR = 365 * 24 * 60
 class TrainingConfig:
     """Length of a run, its lanes, and what it writes when."""
 
-    steps: int | None = None
+    steps: Size | None = None
     """Optimiser steps; each reads unroll x accumulate segments of every lane. A run may be
     continued with more; one that sets optim.decay is then as if it had had them from the start."""
-    minutes: float | None = None
+    minutes: Positive | None = None
     """Instead of steps: as many as fit in this time, validation and checkpoints included. The
     learning rate follows the time that has passed, so only a run with steps repeats to the bit."""
-    lanes: int = 16
+    lanes: Size = 16
     """Lanes over all ranks, each carrying its own memory; a multiple of the number of ranks."""
     order: Order = "stream"
     """stream: the corpus cut into equal lanes; documents: whole documents in shuffled order."""
@@ -54,10 +48,10 @@ class TrainingConfig:
     accumulate: tuple[tuple[int, int], ...] = ((0, 1),)
     """Back-propagations that one step gathers gradients of, while memory moves on, each as [first
     step, number]; the paper's [[0, 1], [60000, 4]] makes updates rarer late in training."""
-    unroll: int = 1
+    unroll: Size = 1
     """Consecutive segments that one back-propagation spans; above 1 the likelihood trains the
     compression functions too."""
-    micro_batches: int = 1
+    micro_batches: Size = 1
     """Parts that a rank's lanes are read in, one after the other, to save memory."""
     activation_checkpointing: bool = False
     """Keep only each layer's inputs for back-propagation and compute the rest again."""
@@ -73,40 +67,30 @@ class TrainingConfig:
     """Keep the optimiser's state in host memory (stages 2 and 3)."""
     non_finite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite ends the run, or its step is left out and counted."""
-    log_every: int = 10
+    log_every: Size = 10
     """Steps between records in metrics.jsonl."""
-    validate_every: int = 1000
+    validate_every: Size = 1000
     """Steps between scores on the validation split; the last step is always scored."""
-    validation_segments: int | None = None
+    validation_segments: Size | None = None
     """Segments of each of the lanes that these scores read; none: the whole split."""
-    save_every: int = 1000
+    save_every: Size = 1000
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 2
+    keep: Size = 2
     """Newest checkpoints that are kept."""
-    keep_every: int | None = None
+    keep_every: Size | None = None
     """Also keep the checkpoints of steps that are multiples of this."""
     keep_best: bool = False
     """Also keep the checkpoint with the best score on the validation split."""
-    ranks: int | None = None
+    ranks: Size | None = None
     """Processes that must take part; none: as many as the launcher starts."""
-    timeout: float = 10.0
+    timeout: Annotated[float, Field(gt=0, le=MINUTES_OF_A_YEAR)] = 10.0
     """Minutes without a sign from another rank after which a rank gives up."""
 
     def __post_init__(self) -> None:
+        require_ranges(self, "training")
         if (self.steps is None) == (self.minutes is None):
             raise ValueError(
                 "give either training.steps or training.minutes; set the other to null"
-            )
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"training.minutes must be positive, not {self.minutes}")
-        for name in AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"training.{name} must be at least 1, not {value}")
-        if not 0 < self.timeout <= MINUTES_OF_A_YEAR:
-            raise ValueError(
-                f"training.timeout must be above 0 and at most {MINUTES_OF_A_YEAR:,} minutes, not "
-                f"{self.timeout}"
             )
         if self.reset_documents and self.order == "stream":
             raise ValueError("training.reset_documents has no effect with training.order stream")
@@ -133,41 +117,32 @@ class OptimConfig:
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw for every parameter, or muon for the hidden matrices and adamw for the rest."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Peak learning rate of adamw."""
-    muon_lr: float | None = None
+    muon_lr: Positive | None = None
     """Peak learning rate of muon; must be given with it and only then."""
-    floor: float = 1e-6
+    floor: Rate = 1e-6
     """Learning rate of adamw before the warm-up and after the decay; muon's is in proportion."""
-    warmup: int = 4000
+    warmup: Count = 4000
     """Steps of linear warm-up."""
-    decay: int | None = None
+    decay: Size | None = None
     """Steps of cosine decay after the warm-up; none: until the last step, wherever that is."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of adamw's moments."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """What adamw adds to the root of the second moment; weights whose gradients are smaller hardly
     move."""
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     """Decoupled weight decay of matrices (norms and biases have none)."""
-    clip: float = 0.1
+    clip: Positive = 0.1
     """Largest global norm of the gradient."""
 
     def __post_init__(self) -> None:
+        require_ranges(self, "optim")
         if (self.muon_lr is not None) != (self.name == "muon"):
             raise ValueError("optim.muon_lr must be given with optim.name muon, and only then")
-        if not 0 <= self.floor <= self.lr or self.lr <= 0:
-            raise ValueError("optim.lr must be positive and optim.floor between 0 and optim.lr")
-        if self.muon_lr is not None and self.muon_lr <= 0:
-            raise ValueError("optim.muon_lr must be positive")
-        if self.warmup < 0 or (self.decay is not None and self.decay < 1):
-            raise ValueError("optim.warmup must be at least 0 and optim.decay at least 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("optim.betas must each be at least 0 and below 1")
-        if self.weight_decay < 0 or self.clip <= 0 or self.eps <= 0:
-            raise ValueError(
-                "optim.weight_decay must be at least 0, and optim.clip and optim.eps positive"
-            )
+        if self.floor > self.lr:
+            raise ValueError(f"optim.floor must be at most optim.lr {self.lr}, not {self.floor}")
 
 
 @dataclass(frozen=True)
@@ -178,22 +153,17 @@ class ReportConfig:
     """Also write the records to tensorboard/ in the run's folder."""
     wandb: str | None = None
     """Also send the records to this project of Weights & Biases."""
-    sample_every: int | None = None
+    sample_every: Size | None = None
     """Steps between samples, written to samples/ in the run's folder: the model goes on with the
     first words of the validation split."""
-    sample_tokens: int = 300
+    sample_tokens: Size = 300
     """Length of these samples."""
-    profile: tuple[int, int] | None = None
+    profile: tuple[Count, Size] | None = None
     """Record what the machine does in some steps, as [first step, number], as a Chrome trace in
     profile/ in the run's folder."""
 
     def __post_init__(self) -> None:
-        if self.sample_every is not None and self.sample_every < 1:
-            raise ValueError(f"report.sample_every must be at least 1, not {self.sample_every}")
-        if self.sample_tokens < 1:
-            raise ValueError(f"report.sample_tokens must be at least 1, not {self.sample_tokens}")
-        if self.profile is not None and (self.profile[0] < 0 or self.profile[1] < 1):
-            raise ValueError("report.profile must be [first step, number of steps], as [100, 5]")
+        require_ranges(self, "report")
 
 
 @dataclass(frozen=True)
