@@ -113,6 +113,7 @@ FREE = [
     ("optim", {"lr": 1e-4, "floor": 0.0, "warmup": 9, "decay": 30, "clip": 1.0}),
     ("optim", {"betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}),
     ("report", {"sample_every": 3}),
+    ("model", {"backend": "shift"}),
 ]
 
 
@@ -141,6 +142,12 @@ def test_what_does_not_make_a_run_another_may_change(
         f"{section}.{name}": (value, getattr(before, name)) for name, value in changes.items()
     }
     assert identity(wanted) == identity(run_config)
+
+
+def test_the_blocked_backend_is_not_compiled(run_config: RunConfig) -> None:
+    blocked = other(run_config, "model", {"backend": "blocked"})
+    with pytest.raises(ValueError, match=r"cannot compile model\.backend blocked"):
+        other(blocked, "training", {"compile": True})
 
 
 def test_lanes_must_fit_the_ranks(run_config: RunConfig, shards: Shards) -> None:
