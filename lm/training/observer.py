@@ -35,8 +35,8 @@ class Observer:
 
         Args:
             trainer: what is looked at.
-            between: called on all ranks before each segment that is scored and each token that is
-                drawn; what it raises, on all ranks, ends that.
+            between: called on all ranks after each segment that is scored and before each token
+                that is drawn; what it raises, on all ranks, ends that.
         """
         self.trainer, self.world, self.between = trainer, trainer.world, between
         self.split = trainer.shards.split("validation")
