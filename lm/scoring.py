@@ -16,11 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from data.common.progress import Progress
+from data.common.schema import Size
 from data.common.values import require_ranges
 from data.lanes import Batch, scoring_batches
 from data.shards import Split
 from lm.feeding import Segment, tensors
 from lm.inference.predictor import Predictor, StateT
+from lm.threads import Threads
 
 BITS = ("bits_per_byte", "bits_per_token")
 LONGEST = 1 << 40
@@ -39,6 +41,9 @@ class ScoringConfig:
     The score does not depend on the number of lanes once this covers the model's whole range."""
     reset_documents: bool = False
     """Begin each document with empty memory."""
+    threads: Size | None = None
+    """Threads that compute on a CPU; none: as many as are fastest, found by timing the reading
+    itself (OMP_NUM_THREADS is kept to where it is set)."""
 
     def __post_init__(self) -> None:
         require_ranges(self)
@@ -120,7 +125,8 @@ class Scorer(Generic[StateT]):
                 f"the split {split.name!r} has a vocabulary of {split.vocabulary.size} tokens and "
                 f"the model one of {predictor.vocabulary.size}; prepare the text with the model's"
             )
-        self.predictor, self.split, self.rows = predictor, split, rows
+        self.predictor, self.split, self.rows, self.config = predictor, split, rows, config
+        self.threads = Threads(fixed=True)
         self.state = predictor.begin(len(range(config.lanes)[rows]))
         self.batches = scoring_batches(
             split,
@@ -172,7 +178,8 @@ class Scorer(Generic[StateT]):
         """Read the next segment of every lane and count what is scored of it."""
         self.batch = batch = self.batches.batch(self.step)
         segment = tensors(batch, self.rows, self.predictor.device)
-        nats_BT, self.state = self.read(segment, self.state.reset(segment.reset_B))
+        with self.threads.unit():
+            nats_BT, self.state = self.read(segment, self.state.reset(segment.reset_B))
         self.step += 1
         # Counted while the next segment is computed, so that a GPU never waits.
         self.settle()

@@ -21,6 +21,7 @@ LAYERS = {
     "data": 1,
     "lm.model": 1,
     "lm.feeding": 2,
+    "lm.threads": 1,
     "lm.sparse": 2,
     "lm.objectives": 3,
     "lm.runs": 3,

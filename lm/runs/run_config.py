@@ -83,6 +83,10 @@ class TrainingConfig:
     """Also keep the checkpoint with the best score on the validation split."""
     ranks: Size | None = None
     """Processes that must take part; none: as many as the launcher starts."""
+    threads: Size | None = None
+    """Threads that compute on a CPU. None: in a run of minutes as many as are fastest, found by
+    timing its steps; in a run of steps, which repeats to the bit, as many as torch takes.
+    OMP_NUM_THREADS is kept to where it is set."""
     timeout: Annotated[float, Field(gt=0, le=MINUTES_OF_A_YEAR)] = 10.0
     """Minutes without a sign from another rank after which a rank gives up."""
 

@@ -10,6 +10,7 @@ from data.common.say import warn
 from lm.runs.checkpoints import Owed
 from lm.runs.runlog import MetricsLog, trained_seconds
 from lm.scoring import BITS
+from lm.threads import Threads
 from lm.training.dist import on_first
 from lm.training.gradients import judge_skipped
 from lm.training.loggers import ProfileWindow, open_sinks
@@ -42,6 +43,10 @@ class Loop:
         self.trainer, self.run = trainer, run
         self.length = trainer.length
         self.stop = stop or StopRequest()
+        # What other ranks of this machine and a GPU need is not found by timing one rank.
+        alone = trainer.world.size == 1 and trainer.world.device.type == "cpu"
+        timed = alone and training.minutes is not None
+        self.threads = Threads(training.threads, fixed=not timed)
         self.observer = Observer(trainer, self.give_way)
         state = trainer.restored
         self.owed = Owed() if state is None else state.owed
@@ -114,7 +119,7 @@ class Loop:
         if self.profile is not None:
             self.profile.before(trainer.step)
         watch = self.observer.see if logged or validated else None
-        with self.meter.timing():
+        with self.meter.timing(), self.threads.unit():
             result = trainer.train_step(self.length.steps, watch)
         self.meter.count(result.pop("nats"), result.pop("tokens"))
         record = {"step": trainer.step, **result}

@@ -11,7 +11,8 @@ from lm.runs import checkpoints
 from lm.runs.checkpoints import CheckpointState
 from lm.runs.run_config import RunConfig, TrainingConfig
 from lm.runs.runlog import read_metrics
-from lm.training import dist, stopping
+from lm.threads import Threads
+from lm.training import dist, loop, stopping
 from lm.training.loop import Loop
 from lm.training.stopping import Length
 from lm.training.trainer import Trainer
@@ -129,3 +130,25 @@ def test_a_run_may_be_given_other_minutes_or_steps() -> None:
 def test_a_run_cannot_be_made_shorter_than_it_is(training: TrainingConfig, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Length(training, saved(step=60, steps=60, minutes=1.0, seconds=60.0))
+
+
+def test_only_a_run_of_minutes_finds_its_threads(
+    run_config: RunConfig,
+    shards: Shards,
+    world: dist.World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int | None, bool]] = []
+
+    class Noted(Threads):
+        def __init__(self, given: int | None = None, fixed: bool = False) -> None:
+            asked.append((given, fixed))
+            super().__init__(given, fixed)
+
+    monkeypatch.setattr(loop, "Threads", Noted)
+    for number, (steps, minutes) in enumerate([(2, None), (None, 1.0)]):
+        training = replace(run_config.training, steps=steps, minutes=minutes, threads=1)
+        trainer = Trainer(replace(run_config, training=training), shards, world)
+        Loop(trainer, tmp_path / str(number))
+    assert asked == [(1, True), (1, False)]
