@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from lm.objectives.likelihood import Likelihood
-from lm.objectives.objective import Objective
+from lm.objectives.objective import Likelihood, Objective
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"likelihood": Likelihood}
-"""By name; to add one, write it as `lm.objectives.likelihood` is and enter it here."""
+"""By name; to add one, write it in a file of its own, as `Likelihood` is, and enter it here."""
 
 
 def chosen(names: Sequence[str]) -> list[Objective]:

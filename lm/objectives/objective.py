@@ -84,6 +84,15 @@ class Objective(ABC):
         return {}
 
 
+class Likelihood(Objective):
+    """Negative log-likelihood of the next token in nats, over the tokens that are scored."""
+
+    def terms(self, read: SegmentRead) -> dict[str, Term]:
+        """The sum over the segment, under the name `nats`."""
+        scored = read.scored_BT
+        return {"nats": Term((read.nats_BT * scored).sum(), scored.sum(), "scored")}
+
+
 def terms_of(objectives: Iterable[Objective], read: SegmentRead) -> dict[str, Term]:
     """All terms of one segment: those of the objectives, and what the model adds itself (the loss
     that trains compression, and penalties on weights).
