@@ -21,7 +21,7 @@ from data.encode import Encoder
 from data.manifest import FORMAT, DuplicateFacts, Manifest, content_hash
 from data.options import DataConfig
 from data.shards import DOCUMENT_DTYPE, MANIFEST, split_files
-from data.tokenizers.registry import Vocabulary
+from data.tokenizers.registry import Tokenizer
 
 COPY_BYTES = 4 << 20
 
@@ -192,7 +192,7 @@ def describe_split(split: str, documents: np.ndarray, folder: Path) -> dict[str,
 
 
 def compare_with_official(
-    source: Source, splits: dict[str, Any], digests: dict[str, str], vocabulary: Vocabulary
+    source: Source, splits: dict[str, Any], digests: dict[str, str], vocabulary: Tokenizer
 ) -> str:
     """Give full official splits their denominators; return the corpus's honest name.
 

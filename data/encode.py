@@ -20,7 +20,7 @@ from data.common.schema import Count, Record, Sha256, read_record
 from data.documents import Block, Document, Part, complaint
 from data.duplicates import ANEW, Run, TextDigest
 from data.manifest import SplitName
-from data.tokenizers.registry import Vocabulary, WordCounter
+from data.tokenizers.registry import Tokenizer, WordCounter
 
 LINE_LIMIT = 16 << 20
 PARTS_FORMAT = 3
@@ -58,7 +58,7 @@ class Encoder:
     folder: of the finished parts.
     """
 
-    vocabulary: Vocabulary
+    vocabulary: Tokenizer
     words: Literal["spaces", "spaces and lines", "none"]
     digests: bool
     folder: Path

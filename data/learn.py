@@ -10,20 +10,20 @@ from data.encode import naming_text, whole_lines
 from data.options import DataConfig
 from data.pool import Pool
 from data.tokenizers.registry import (
-    ByteVocabulary,
-    MuLawVocabulary,
-    SubwordVocabulary,
-    Vocabulary,
-    WordVocabulary,
-    load_vocabulary,
+    ByteTokenizer,
+    MuLawTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    load_tokenizer,
 )
 from data.tokenizers.words import split_words
 
 
-def make_vocabulary(config: DataConfig, source: Source, workers: int) -> Vocabulary:
+def make_tokenizer(config: DataConfig, source: Source, workers: int) -> Tokenizer:
     """The vocabulary that a config asks for; ValueError if other shards have another kind."""
     if config.vocabulary_from is not None:
-        vocabulary = load_vocabulary(config.vocabulary_from / "vocabulary")
+        vocabulary = load_tokenizer(config.vocabulary_from / "vocabulary")
         if vocabulary.kind != config.kind:
             raise ValueError(
                 f"{config.vocabulary_from} has the vocabulary {vocabulary.kind}, not {config.kind}"
@@ -31,14 +31,14 @@ def make_vocabulary(config: DataConfig, source: Source, workers: int) -> Vocabul
         return vocabulary
     match config.kind:
         case "words":
-            return WordVocabulary.build(count_words(source, workers))
+            return WordTokenizer.build(count_words(source, workers))
         case "sentencepiece":
             lines = sample_lines(source, config.sample)
-            return SubwordVocabulary.train(lines, config.size, config.method)
+            return SentencePieceTokenizer.train(lines, config.size, config.method)
         case "mulaw":
-            return MuLawVocabulary()
+            return MuLawTokenizer()
         case _:
-            return ByteVocabulary()
+            return ByteTokenizer()
 
 
 def count_words(source: Source, workers: int) -> Counter[bytes]:

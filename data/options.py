@@ -7,7 +7,7 @@ from typing import Any, Literal
 from data.common.values import did_you_mean
 from data.tokenizers.registry import description_of
 from data.tokenizers.subwords import LEAST_SIZE, MOST_SIZE
-from data.tokenizers.vocabulary import DESCRIPTION
+from data.tokenizers.tokenizer import DESCRIPTION
 
 VocabularyKind = Literal["bytes", "words", "sentencepiece"]
 

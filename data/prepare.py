@@ -20,7 +20,7 @@ from data.corpora.checksums import read_checksums
 from data.documents import Part, Source
 from data.duplicates import without_duplicates
 from data.encode import PARTS_FORMAT, Encoder
-from data.learn import make_vocabulary
+from data.learn import make_tokenizer
 from data.manifest import AGAIN
 from data.options import DataConfig
 from data.pool import Pool
@@ -37,8 +37,8 @@ from data.sources import (
     write_source,
 )
 from data.splits import with_all_splits
-from data.tokenizers.registry import Vocabulary, load_vocabulary
-from data.tokenizers.vocabulary import DESCRIPTION
+from data.tokenizers.registry import Tokenizer, load_tokenizer
+from data.tokenizers.tokenizer import DESCRIPTION
 
 PLAN = "plan.json"
 
@@ -191,7 +191,7 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
     dropped = None
     if config.drop_duplicates:
         source, dropped = without_duplicates(source, stage / "texts", workers)
-    vocabulary = build_vocabulary(config, source, stage / "vocabulary", workers)
+    vocabulary = build_tokenizer(config, source, stage / "vocabulary", workers)
     digests = source.official is not None and source.official.digests is not None
     encoder = Encoder(vocabulary, source.words, digests, stage / "parts")
     encode_parts(encoder, source, workers)
@@ -205,12 +205,12 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
     remove_work(work)
 
 
-def build_vocabulary(config: DataConfig, source: Source, folder: Path, workers: int) -> Vocabulary:
+def build_tokenizer(config: DataConfig, source: Source, folder: Path, workers: int) -> Tokenizer:
     """Make the vocabulary, or load the one that an interrupted build has made."""
     if not (folder / DESCRIPTION).is_file():
         folder.mkdir(exist_ok=True)
-        make_vocabulary(config, source, workers).save(folder)
-    return load_vocabulary(folder)
+        make_tokenizer(config, source, workers).save(folder)
+    return load_tokenizer(folder)
 
 
 def encode_parts(encoder: Encoder, source: Source, workers: int) -> None:

@@ -22,7 +22,7 @@ from data.split_files import (
     open_tokens,
     read_names,
 )
-from data.tokenizers.registry import Vocabulary, WordVocabulary, load_vocabulary
+from data.tokenizers.registry import Tokenizer, WordTokenizer, load_tokenizer
 
 __all__ = ["DOCUMENT_DTYPE", "MANIFEST", "Shards", "Split", "open_shards", "split_files"]
 
@@ -50,7 +50,7 @@ class Split:
     unit: str
     denominator_words: int | None
     shards_hash: str
-    vocabulary: Vocabulary
+    vocabulary: Tokenizer
     facts: SplitFacts | None = None
     """What the manifest says; none: the split is in memory alone."""
     lossless: bool | None = None
@@ -88,7 +88,7 @@ class Split:
     def unknown_words(self) -> float | None:
         """Share of the words that are the unknown word; None but for a vocabulary of words."""
         vocabulary = self.vocabulary
-        if not isinstance(vocabulary, WordVocabulary):
+        if not isinstance(vocabulary, WordTokenizer):
             return None
         words = len(self.tokens) - np.count_nonzero(self.tokens == vocabulary.start)
         return int(np.count_nonzero(self.tokens == vocabulary.unknown)) / max(int(words), 1)
@@ -120,7 +120,7 @@ class Split:
 class Shards:
     """An opened shards folder; see `open_shards`."""
 
-    def __init__(self, path: Path, manifest: Manifest, vocabulary: Vocabulary) -> None:
+    def __init__(self, path: Path, manifest: Manifest, vocabulary: Tokenizer) -> None:
         self.path, self.manifest, self.vocabulary = path, manifest, vocabulary
         self.corpus = manifest.corpus
         self.unit: str = manifest.unit
@@ -173,7 +173,7 @@ def open_shards(path: Path | str, verify: bool = False) -> Shards:
             raise ValueError(f"{path / MANIFEST} lists other files of {name}; {AGAIN}")
         for file, expected in facts.files.items():
             check_size(path / file, expected)
-    vocabulary = load_vocabulary(path / "vocabulary")
+    vocabulary = load_tokenizer(path / "vocabulary")
     if vocabulary.hash != manifest.vocabulary.hash:
         raise ValueError(
             f"{path / 'vocabulary'} belongs to another build than {path / MANIFEST}; {AGAIN}"

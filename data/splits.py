@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.documents import SPLITS, Block, Part, Source
-from data.tokenizers.vocabulary import IS_SPACE
+from data.tokenizers.tokenizer import IS_SPACE
 
 NEWLINE = 10
 MOST_REACH = 1 << 20

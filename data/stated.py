@@ -8,7 +8,7 @@ from data.options import DataConfig
 from data.shards import Shards
 from data.sources import SOURCE_FILES, hub_of, list_files, read_source
 from data.tokenizers.registry import description_of
-from data.tokenizers.vocabulary import DESCRIPTION
+from data.tokenizers.tokenizer import DESCRIPTION
 
 
 def require_stated(config: DataConfig, shards: Shards) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.tokenizers.registry import Vocabulary
+from data.tokenizers.registry import Tokenizer
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.memory import MemoryState, advance_counts, live_mask, push
 from lm.model.model_config import ModelConfig
@@ -84,7 +84,7 @@ class AblatedPredictor(ModelPredictor):
     """A model that reads a changed compressed memory."""
 
     def __init__(
-        self, model: CompressiveTransformer, vocabulary: Vocabulary, change: Change, seed: int = 0
+        self, model: CompressiveTransformer, vocabulary: Tokenizer, change: Change, seed: int = 0
     ) -> None:
         """As ModelPredictor; `seed` is that of the shuffles."""
         super().__init__(model, vocabulary, keep_keys=False)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from data.shards import Shards, Split
-from data.tokenizers.vocabulary import IS_SPACE
+from data.tokenizers.tokenizer import IS_SPACE
 from data.tokenizers.words import LINE_END
 
 BLOCK_TOKENS = 1 << 20

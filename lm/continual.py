@@ -11,7 +11,7 @@ from data.common.schema import Count, Record, read_record
 from data.common.tensors import load_tensors, save_tensors
 from data.options import VOCABULARIES, DataConfig
 from data.shards import Shards, open_shards
-from data.tokenizers.registry import load_vocabulary
+from data.tokenizers.registry import load_tokenizer
 from lm.inference.predictor import ModelPredictor
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
@@ -238,7 +238,7 @@ def add_packed(folder: Path, capacity: Capacity | None = None) -> Packed:
 def load_packed(folder: Path, folders: list[Path]) -> CompressiveTransformer:
     """The model of a corpus as the weights are after all corpora in `folders` have been learnt."""
     config = read_config(folder / CONFIG)
-    model = CompressiveTransformer(config.model, load_vocabulary(folder / "vocabulary").size)
+    model = CompressiveTransformer(config.model, load_tokenizer(folder / "vocabulary").size)
     sparsify(model, config.sparse, config.power, seed=0)
     packed = add_packed(folder)
     capacity = Capacity(packed.masks)

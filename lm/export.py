@@ -16,21 +16,21 @@ from data.common.integrity import write_sums
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.tensors import save_tensors
-from data.tokenizers.registry import Vocabulary
-from lm.hub.byte_tokenizer import ByteTokenizer
+from data.tokenizers.registry import Tokenizer
+from lm.hub.byte_tokenizer import HubByteTokenizer
 from lm.hub.card import model_card, scores_of
 from lm.hub.code import code_files, flat
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
-from lm.hub.subword_tokenizer import SubwordTokenizer
-from lm.hub.tokenization import VocabularyTokenizer
-from lm.hub.word_tokenizer import WordTokenizer
+from lm.hub.subword_tokenizer import HubSentencePieceTokenizer
+from lm.hub.tokenization import HubTokenizer
+from lm.hub.word_tokenizer import HubWordTokenizer
 from lm.inference.loading import LoadedRun, load_run, pieces
 
-TOKENIZERS: dict[str, type[VocabularyTokenizer]] = {
-    "bytes": ByteTokenizer,
-    "words": WordTokenizer,
-    "sentencepiece": SubwordTokenizer,
+TOKENIZERS: dict[str, type[HubTokenizer]] = {
+    "bytes": HubByteTokenizer,
+    "words": HubWordTokenizer,
+    "sentencepiece": HubSentencePieceTokenizer,
 }
 """By kind of vocabulary; levels of sound are no text and have none."""
 
@@ -118,12 +118,12 @@ def _reference(path: str) -> str:
     return f"{flat(module)}.{name}"
 
 
-def tokenizer_of(vocabulary: Vocabulary, folder: Path) -> VocabularyTokenizer:
+def tokenizer_of(vocabulary: Tokenizer, folder: Path) -> HubTokenizer:
     """The tokenizer of a vocabulary that was saved to `folder`."""
     kind = TOKENIZERS[vocabulary.kind]
     files = {name: str(folder / file) for name, file in kind.vocab_files_names.items()}
     make: Any = kind
-    tokenizer: VocabularyTokenizer = make(**files)
+    tokenizer: HubTokenizer = make(**files)
     return tokenizer
 
 

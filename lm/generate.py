@@ -19,7 +19,7 @@ from data.common.requirements import require_memory
 from data.common.say import reader_left, say, warn
 from data.common.schema import Count, Size
 from data.documents import complaint, is_text, refuse_wide
-from data.tokenizers.registry import Vocabulary, WordVocabulary
+from data.tokenizers.registry import Tokenizer, WordTokenizer
 from data.tokenizers.words import UNKNOWN
 from lm.inference import memory_file
 from lm.inference.loading import Lengths, LoadedRun, load_run, parts_of
@@ -194,9 +194,9 @@ def look_at(text: bytes, name: str) -> None:
         warn(f"{name} {complaint(text)}; it is read as its bytes")
 
 
-def tell_unknown(vocabulary: Vocabulary, text: bytes, ids: np.ndarray, name: str) -> None:
+def tell_unknown(vocabulary: Tokenizer, text: bytes, ids: np.ndarray, name: str) -> None:
     """Say on stderr how many words of a text a vocabulary of words does not know."""
-    if isinstance(vocabulary, WordVocabulary):
+    if isinstance(vocabulary, WordTokenizer):
         unknown = np.count_nonzero(ids == vocabulary.unknown) - text.split().count(UNKNOWN)
         if unknown:
             say(

@@ -16,7 +16,7 @@ from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.schema import Record, Size, as_record
 from data.common.tensors import save_tensors
-from data.tokenizers.registry import Vocabulary, load_vocabulary
+from data.tokenizers.registry import Tokenizer, load_tokenizer
 from lm.hub.configuration import refuse_foreign
 from lm.hub.weights import MEANT, MEND, ExportedWeights
 from lm.model.model_config import JOINED, ModelConfig
@@ -53,7 +53,7 @@ def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
         raise ValueError(f"{folder} holds no model; write one with python -m lm.export")
     check_sums(folder, MEANT)
     config, size = read_config(folder / "config.json")
-    words = load_vocabulary(vocabulary or folder)
+    words = load_tokenizer(vocabulary or folder)
     if words.size != size:
         raise ValueError(
             f"the model knows {size} tokens, but {vocabulary or folder} has {words.size}; give its "
@@ -115,7 +115,7 @@ def read_weights(folder: Path, config: ModelConfig, vocabulary: int) -> dict[str
 
 
 def write_run(
-    config: RunConfig, weights: dict[str, Tensor], vocabulary: Vocabulary, run: Path
+    config: RunConfig, weights: dict[str, Tensor], vocabulary: Tokenizer, run: Path
 ) -> None:
     """Write what makes a folder a run."""
     target = run / "checkpoints" / NAME

@@ -1,10 +1,10 @@
 """Models of bytes as predictors."""
 
-from data.tokenizers.fixed import ByteVocabulary
+from data.tokenizers.fixed import ByteTokenizer
 from lm.inference.predictor import ModelPredictor
 from lm.model.transformer import CompressiveTransformer
 
-BYTES = ByteVocabulary()
+BYTES = ByteTokenizer()
 
 
 def predictor(model: CompressiveTransformer, keep_keys: bool = True) -> ModelPredictor:

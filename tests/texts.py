@@ -7,18 +7,18 @@ import numpy as np
 
 from data.shards import DOCUMENT_DTYPE, Split
 from data.tokenizers.registry import (
-    ByteVocabulary,
-    MuLawVocabulary,
-    SubwordVocabulary,
-    Vocabulary,
-    WordVocabulary,
+    ByteTokenizer,
+    MuLawTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordTokenizer,
 )
 from data.tokenizers.words import split_words
 
 TEXT = b" the long memory of a book \n a word and a letter \xc3\xa9 \n" * 40
 
 
-def split_of(vocabulary: Vocabulary, texts: list[bytes], unit: str = "bits_per_byte") -> Split:
+def split_of(vocabulary: Tokenizer, texts: list[bytes], unit: str = "bits_per_byte") -> Split:
     """A split that holds these documents."""
     documents = np.zeros(len(texts), dtype=DOCUMENT_DTYPE)
     ids = [vocabulary.encode(text) for text in texts]
@@ -34,12 +34,12 @@ def split_of(vocabulary: Vocabulary, texts: list[bytes], unit: str = "bits_per_b
     return split
 
 
-def vocabularies() -> dict[str, Vocabulary]:
+def vocabularies() -> dict[str, Tokenizer]:
     """One of every kind, made from TEXT."""
     lines = iter(TEXT.decode().splitlines(keepends=True))
     return {
-        "bytes": ByteVocabulary(),
-        "words": WordVocabulary.build(Counter(split_words(TEXT))),
-        "sentencepiece": SubwordVocabulary.train(lines, 280, "unigram"),
-        "mulaw": MuLawVocabulary(),
+        "bytes": ByteTokenizer(),
+        "words": WordTokenizer.build(Counter(split_words(TEXT))),
+        "sentencepiece": SentencePieceTokenizer.train(lines, 280, "unigram"),
+        "mulaw": MuLawTokenizer(),
     }

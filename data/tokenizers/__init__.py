@@ -1,1 +1,1 @@
-"""Texts to tokens and back: one file a kind of vocabulary."""
+"""Texts to tokens and back: one file a kind of tokenizer."""

@@ -1,4 +1,4 @@
-"""Vocabularies that need no training: bytes, and 8-bit mu-law audio."""
+"""Tokenizers that need no training: bytes, and 8-bit mu-law audio."""
 
 from functools import cached_property
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from data.common.files import hash_json
-from data.tokenizers.vocabulary import Vocabulary, write_description
+from data.tokenizers.tokenizer import Tokenizer, write_description
 
 MU = 255
 
 
-class ByteVocabulary(Vocabulary):
+class ByteTokenizer(Tokenizer):
     """The 256 bytes; context before the first token is a newline."""
 
     kind = "bytes"
@@ -40,7 +40,7 @@ class ByteVocabulary(Vocabulary):
         write_description(folder, {"kind": self.kind, "hash": self.hash})
 
 
-class MuLawVocabulary(ByteVocabulary):
+class MuLawTokenizer(ByteTokenizer):
     """256 levels of a mu-law curve (mu = 255) over 16-bit samples; start is silence.
 
     `encode` takes little-endian 16-bit PCM and loses what 8 bits cannot hold; `decode` gives PCM of

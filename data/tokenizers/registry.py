@@ -1,24 +1,24 @@
-"""Vocabularies: bytes, words, SentencePiece subwords and mu-law audio. Entry point."""
+"""Tokenizers: bytes, words, SentencePiece subwords and mu-law audio. Entry point."""
 
 from pathlib import Path
 
 from pydantic import Field
 
 from data.common.schema import Count, Record, Sha256, read_record
-from data.tokenizers.fixed import ByteVocabulary, MuLawVocabulary
-from data.tokenizers.subwords import MODEL, SubwordVocabulary
-from data.tokenizers.vocabulary import AGAIN, DESCRIPTION, Vocabulary, WordCounter
-from data.tokenizers.words import WORDS, WordVocabulary
+from data.tokenizers.fixed import ByteTokenizer, MuLawTokenizer
+from data.tokenizers.subwords import MODEL, SentencePieceTokenizer
+from data.tokenizers.tokenizer import AGAIN, DESCRIPTION, Tokenizer, WordCounter
+from data.tokenizers.words import WORDS, WordTokenizer
 
 __all__ = [
-    "ByteVocabulary",
-    "MuLawVocabulary",
-    "SubwordVocabulary",
-    "Vocabulary",
+    "ByteTokenizer",
+    "MuLawTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
     "WordCounter",
-    "WordVocabulary",
+    "WordTokenizer",
     "description_of",
-    "load_vocabulary",
+    "load_tokenizer",
 ]
 
 FILES = {"bytes": None, "mulaw": None, "words": WORDS, "sentencepiece": MODEL}
@@ -44,7 +44,7 @@ def description_of(folder: Path) -> Description:
     return read_record(Description, folder / DESCRIPTION, AGAIN)
 
 
-def load_vocabulary(folder: Path) -> Vocabulary:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """Read what `save` wrote; ValueError when files are missing or do not match their hash."""
     description = description_of(folder)
     kind = description.kind
@@ -56,7 +56,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     if needed and not (folder / needed).is_file():
         raise ValueError(f"{folder / needed} is missing: prepare the shards again")
     try:
-        vocabulary = read_vocabulary(kind, folder)
+        vocabulary = read_tokenizer(kind, folder)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{folder} is damaged: prepare the shards again ({error})") from error
     if vocabulary.hash != description.hash:
@@ -64,14 +64,14 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     return vocabulary
 
 
-def read_vocabulary(kind: str, folder: Path) -> Vocabulary:
-    """The vocabulary of a known kind from its files."""
+def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
+    """The tokenizer of a known kind from its files."""
     match kind:
         case "words":
-            return WordVocabulary.load(folder)
+            return WordTokenizer.load(folder)
         case "sentencepiece":
-            return SubwordVocabulary.load(folder)
+            return SentencePieceTokenizer.load(folder)
         case "mulaw":
-            return MuLawVocabulary()
+            return MuLawTokenizer()
         case _:
-            return ByteVocabulary()
+            return ByteTokenizer()

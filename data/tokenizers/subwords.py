@@ -13,7 +13,7 @@ import numpy as np
 import sentencepiece
 
 from data.common.files import atomic_path
-from data.tokenizers.vocabulary import DESCRIPTION, Vocabulary, read_description, write_description
+from data.tokenizers.tokenizer import DESCRIPTION, Tokenizer, read_description, write_description
 
 MODEL = "sentencepiece.model"
 # SentencePiece writes a space as this character, so the text's own must go as bytes.
@@ -27,7 +27,7 @@ LEAST_SIZE, MOST_SIZE = 270, (1 << 31) - 1
 Method = Literal["unigram", "bpe"]
 
 
-class SubwordVocabulary(Vocabulary):
+class SentencePieceTokenizer(Tokenizer):
     """Unigram or BPE pieces, and the 256 bytes for all that no piece covers.
 
     Text is not normalised; both kinds of line end are tokens of their own and no piece crosses one.
@@ -46,7 +46,7 @@ class SubwordVocabulary(Vocabulary):
         ]
 
     @classmethod
-    def train(cls, lines: Iterator[str], size: int, method: Method) -> "SubwordVocabulary":
+    def train(cls, lines: Iterator[str], size: int, method: Method) -> "SentencePieceTokenizer":
         """Learn `size` pieces from lines of text.
 
         ValueError when there is none, or so little or much of it that `size` does not fit.
@@ -83,7 +83,7 @@ class SubwordVocabulary(Vocabulary):
         return cls(model.getvalue())
 
     @classmethod
-    def load(cls, folder: Path) -> "SubwordVocabulary":
+    def load(cls, folder: Path) -> "SentencePieceTokenizer":
         """Read what `save` wrote; the model alone will do."""
         if (folder / DESCRIPTION).is_file():
             read_description(folder)

@@ -1,4 +1,4 @@
-"""The closed word vocabulary of WikiText-103, ordered by frequency."""
+"""Words of the closed vocabulary of WikiText-103, ordered by frequency."""
 
 from collections import Counter
 from functools import cached_property
@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from data.common.files import atomic_path, hash_json
-from data.tokenizers.vocabulary import DESCRIPTION, Vocabulary, read_description, write_description
+from data.tokenizers.tokenizer import DESCRIPTION, Tokenizer, read_description, write_description
 
 WORDS = "words.tsv"
 EOS, UNKNOWN = b"<eos>", b"<unk>"
@@ -16,7 +16,7 @@ EOS, UNKNOWN = b"<eos>", b"<unk>"
 LINE_END = b"\xff"
 
 
-class WordVocabulary(Vocabulary):
+class WordTokenizer(Tokenizer):
     """Words between white space, and `<eos>` for the end of a line; most frequent first.
 
     A word stands for a space and itself, `<eos>` for a space and a newline: the form of WikiText's

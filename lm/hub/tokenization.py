@@ -1,4 +1,4 @@
-"""Vocabularies as tokenizers of transformers.
+"""Our tokenizers as those of transformers.
 
 A text becomes the ids that the data pipeline makes of it, behind the context that precedes every
 text; ids become the bytes that they stand for, read as UTF-8.
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizer
 
-from data.tokenizers.vocabulary import DESCRIPTION, Vocabulary
+from data.tokenizers.tokenizer import DESCRIPTION, Tokenizer
 from lm.hub.weights import forget_hashes
 
 PAD = "<pad>"
 
 
-class VocabularyTokenizer(PreTrainedTokenizer):
-    """A tokenizer over one of our vocabularies; a subclass knows which, and its tokens' names.
+class HubTokenizer(PreTrainedTokenizer):
+    """A tokenizer of transformers over one of ours; a subclass knows which, and its tokens' names.
 
     The only special token is <pad>, behind the last id of the vocabulary; special tokens' names in
     a text are text. Texts are padded on the left, where generation wants it.
@@ -25,7 +25,7 @@ class VocabularyTokenizer(PreTrainedTokenizer):
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
-    def __init__(self, vocabulary: Vocabulary, names: list[str], **kwargs: Any) -> None:
+    def __init__(self, vocabulary: Tokenizer, names: list[str], **kwargs: Any) -> None:
         self.vocabulary = vocabulary
         self._names = names
         self._ids = {name: i for i, name in enumerate(names)}

@@ -9,7 +9,7 @@ import torch
 from data.common.files import hash_file
 from data.common.schema import Count, Size
 from data.common.tensors import TensorFile
-from data.tokenizers.registry import Vocabulary, load_vocabulary
+from data.tokenizers.registry import Tokenizer, load_tokenizer
 from lm.inference.predictor import ModelPredictor
 from lm.model.transformer import CompressiveTransformer
 from lm.runs import checkpoints
@@ -38,7 +38,7 @@ class LoadedRun:
     config: RunConfig
     """As trained; `model.config` has the lengths asked for."""
     model: CompressiveTransformer
-    vocabulary: Vocabulary
+    vocabulary: Tokenizer
     checkpoint: Path
     """Folder that the weights come from."""
     weights: str
@@ -67,7 +67,7 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     forgotten = (
         changes.get("compressed") == 0 and changes.pop("compressed") < config.model.compressed
     )
-    vocabulary = load_vocabulary(run / "vocabulary")
+    vocabulary = load_tokenizer(run / "vocabulary")
     # How training computes says nothing of the machine that reads.
     shorter = replace(config, model=replace(config.model, backend="auto", **changes))
     model, weights = _filled(shorter, vocabulary.size, folder), hash_file(folder / WEIGHTS)
@@ -99,7 +99,7 @@ def load_trained(run: Path, name: str | None = None) -> CompressiveTransformer:
         ValueError: no run or no such checkpoint there, or damaged weights.
     """
     config, folder = _found(run, name)
-    return _filled(config, load_vocabulary(run / "vocabulary").size, folder)
+    return _filled(config, load_tokenizer(run / "vocabulary").size, folder)
 
 
 def _found(run: Path, name: str | None) -> tuple[RunConfig, Path]:

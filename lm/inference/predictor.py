@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.common.requirements import require_memory
-from data.tokenizers.registry import Vocabulary
+from data.tokenizers.registry import Tokenizer
 from lm.model.components import cross_entropy
 from lm.model.incremental import Reader
 from lm.model.memory import MemoryState
@@ -49,7 +49,7 @@ StateT = TypeVar("StateT", bound=State)
 class Predictor(ABC, Generic[StateT]):
     """Probabilities of what follows in streams of text, several side by side."""
 
-    vocabulary: Vocabulary
+    vocabulary: Tokenizer
     segment: int
     """Tokens that are best read at once."""
     warmup: int
@@ -138,7 +138,7 @@ class ModelPredictor(Predictor[ModelState]):
     """A Compressive Transformer."""
 
     def __init__(
-        self, model: CompressiveTransformer, vocabulary: Vocabulary, keep_keys: bool = True
+        self, model: CompressiveTransformer, vocabulary: Tokenizer, keep_keys: bool = True
     ) -> None:
         """A predictor around a model, which is read in evaluation mode; its mode is restored.
 

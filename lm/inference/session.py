@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from data.common.progress import Progress
-from data.tokenizers.registry import Vocabulary
+from data.tokenizers.registry import Tokenizer
 from lm.inference.predictor import Predictor, StateT
 from lm.inference.sampling import Sampler, SamplingConfig
 
@@ -166,7 +166,7 @@ class Session(Generic[StateT]):
         return [bytes(text.written) for text in texts]
 
 
-def encode(vocabulary: Vocabulary, text: bytes, name: str) -> np.ndarray:
+def encode(vocabulary: Tokenizer, text: bytes, name: str) -> np.ndarray:
     """Ids of a text.
 
     Args:
@@ -233,7 +233,7 @@ class StoppedText:
         return 0
 
 
-def check_stops(stops: Sequence[bytes], vocabulary: Vocabulary) -> None:
+def check_stops(stops: Sequence[bytes], vocabulary: Tokenizer) -> None:
     """See that every stop string can occur in a text of the vocabulary.
 
     Raises:

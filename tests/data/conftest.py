@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.shards import DOCUMENT_DTYPE, Split
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def make_split() -> Callable[..., Split]:
     def make(lengths: Sequence[int], shards_hash: str = "hash") -> Split:
         total = sum(lengths)
         split = Split(
-            Path(), "train", total, 0, "bits_per_byte", None, shards_hash, ByteVocabulary()
+            Path(), "train", total, 0, "bits_per_byte", None, shards_hash, ByteTokenizer()
         )
         documents = np.zeros(len(lengths), dtype=DOCUMENT_DTYPE)
         documents["tokens"] = documents["bytes"] = lengths

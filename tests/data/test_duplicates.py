@@ -183,15 +183,15 @@ def test_an_interrupted_build_does_not_look_again(
     from data import prepare as building
 
     source = write_corpus("text", "files", tmp_path / "source")
-    whole = building.build_vocabulary
+    whole = building.build_tokenizer
 
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "build_vocabulary", stop)
+    monkeypatch.setattr(building, "build_tokenizer", stop)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "s", "text", source, "words", drop_duplicates=True)
-    monkeypatch.setattr(building, "build_vocabulary", whole)
+    monkeypatch.setattr(building, "build_tokenizer", whole)
     monkeypatch.setattr(program, "look_at", stop)
     shards = build(tmp_path / "s", "text", source, "words", drop_duplicates=True)
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from data.lanes import Batch, LaneReader, scoring_batches
 from data.orders import DocumentOrder
 from data.shards import Split
 
-START = 10  # ByteVocabulary.start
+START = 10  # ByteTokenizer.start
 FIRST = 1000  # id of the token at position 0
 PAD = None
 

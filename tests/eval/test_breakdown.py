@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.shards import Shards
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from eval import breakdown
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.breakdown import BreakdownConfig, by_position
@@ -68,7 +68,7 @@ def test_breakdowns_add_up(
 
 
 def test_positions_count_from_each_documents_beginning() -> None:
-    split = split_of(ByteVocabulary(), [b"a" * 5, b"", b"b" * 3, b"c" * 9])
+    split = split_of(ByteTokenizer(), [b"a" * 5, b"", b"b" * 3, b"c" * 9])
     nats = np.concatenate([np.arange(1, 6), np.arange(1, 4), np.arange(1, 10)]) * math.log(2)
     found = by_position(split, nats, 2)
     assert [(p["from"], p["to"], p["documents"], p["bytes"]) for p in found] == [
@@ -82,7 +82,7 @@ def test_positions_count_from_each_documents_beginning() -> None:
     )
 
 
-SPLIT = split_of(ByteVocabulary(), [TEXT[:200], TEXT[100:300]])
+SPLIT = split_of(ByteTokenizer(), [TEXT[:200], TEXT[100:300]])
 
 
 def bits(model: CompressiveTransformer, name: str, lanes: int = 2, **kwargs: int) -> float:
@@ -153,7 +153,7 @@ def test_mistakes() -> None:
 
 def test_how_much_of_the_exchange_is_with_another_document() -> None:
     """The first third of the split is one document and the first of three lanes."""
-    split = split_of(ByteVocabulary(), [b"a" * 40, b"b" * 80])
+    split = split_of(ByteTokenizer(), [b"a" * 40, b"b" * 80])
     for lanes, share in ((1, 0.0), (3, 2 / 3)):
         config = ScoringConfig(lanes=lanes, warmup=0)
         ablated = AblatedPredictor(build(), split.vocabulary, CHANGES["exchanged"])

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 
 from data.shards import Shards
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from eval import compress
 from eval.compress import SIZE, pack, unpack
 from lm.inference.loading import LoadedRun, load_run
@@ -51,7 +51,7 @@ def test_the_size_is_what_the_score_says(loaded: LoadedRun, shards: Shards) -> N
     split = shards.split("train")
     content = bytes(split.tokens[:12_000])
     packed = packed_of(loaded, content, 40, FILE)
-    text = split_of(ByteVocabulary(), [content])
+    text = split_of(ByteTokenizer(), [content])
     result = score(loaded.predictor, text, ScoringConfig(lanes=40, warmup=0))
     assert 8 * (len(packed) - SIZE) / len(content) == pytest.approx(result.bits_per_byte, rel=5e-3)
 

@@ -12,7 +12,7 @@ from data import recall
 from data.options import DataConfig
 from data.prepare import prepare
 from data.recall import TASKS, RecallConfig
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from eval import distance
 from eval.distance import RecallScorer, buckets, read_answers
 from eval.score import ScoreConfig
@@ -63,7 +63,7 @@ def test_known_tokens_are_the_most_probable_ones() -> None:
     with torch.no_grad():
         # Always "e".
         model.head.bias[ord("e")] = 100.0
-    split = split_of(ByteVocabulary(), [TEXT[:93], TEXT[93:200]])
+    split = split_of(ByteTokenizer(), [TEXT[:93], TEXT[93:200]])
     settings = ScoringConfig(lanes=2, reset_documents=True)
     scorer = RecallScorer(predictor(model), split, settings)
     for _ in scorer:
@@ -109,7 +109,7 @@ def test_the_program(trained_run: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(ValueError, match="is not the text of the split"):
         distance.main(trained_run, how, tmp_path / "text/train.jsonl", shards=shards)
     with pytest.raises(ValueError, match="is not there"):
-        read_answers(tmp_path / "none", split_of(ByteVocabulary(), [TEXT]))
+        read_answers(tmp_path / "none", split_of(ByteTokenizer(), [TEXT]))
 
 
 def test_mistakes() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from eval import dynamic
 from eval.dynamic import DynamicConfig, DynamicScorer
 from eval.results import Dynamic, read_result
@@ -22,7 +22,7 @@ from tests.texts import TEXT, split_of
 MODEL = ModelConfig(
     layers=2, width=16, heads=2, feedforward=32, segment=8, memory=8, compressed=6, rate=2
 )
-SPLIT = split_of(ByteVocabulary(), [TEXT[:100], TEXT[100:203]])
+SPLIT = split_of(ByteTokenizer(), [TEXT[:100], TEXT[100:203]])
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_without_movement_it_is_the_score(model: CompressiveTransformer, lanes: 
 
 
 def test_nothing_is_learnt_from_text_before_it_is_scored(model: CompressiveTransformer) -> None:
-    other = split_of(ByteVocabulary(), [TEXT[:100], TEXT[100:160] + b"\xff" * 43])
+    other = split_of(ByteTokenizer(), [TEXT[:100], TEXT[100:160] + b"\xff" * 43])
     config = DynamicConfig(lrs=(1e-2,))
     first, second = costs(model, config), costs(model, config, other)
     np.testing.assert_array_equal(first[:160], second[:160])

@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from eval.harness_model import LongRangeLM
 from lm.scoring import ScoringConfig, score
 from tests.texts import TEXT, split_of
@@ -35,7 +35,7 @@ def ask(kind: str, *arguments: object) -> Instance:
 
 def test_documents_cost_what_the_scorer_says(model: LongRangeLM) -> None:
     found = model.loglikelihood_rolling([ask("loglikelihood_rolling", d) for d in DOCUMENTS])
-    split = split_of(ByteVocabulary(), [d.encode() for d in DOCUMENTS])
+    split = split_of(ByteTokenizer(), [d.encode() for d in DOCUMENTS])
     expected = score(
         model.loaded.predictor, split, ScoringConfig(lanes=1, reset_documents=True)
     ).document_nats
@@ -156,7 +156,7 @@ def test_the_harness_s_own_command_line(trained_run: Path, tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     (file,) = tmp_path.rglob("results*.json")
     found = json.loads(file.read_text())["results"]
-    split = split_of(ByteVocabulary(), [d.encode() for d in documents])
+    split = split_of(ByteTokenizer(), [d.encode() for d in documents])
     run = get_model("longrange")(run=str(trained_run)).loaded.predictor
     expected = score(run, split, ScoringConfig(lanes=1, reset_documents=True)).bits_per_byte
     assert found["local_rolling"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)

@@ -13,7 +13,7 @@ import pytest
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards
-from data.tokenizers.registry import MuLawVocabulary, WordVocabulary
+from data.tokenizers.registry import MuLawTokenizer, WordTokenizer
 from data.tokenizers.words import split_words
 from eval import breakdown, compress, dynamic, report, score
 from eval.breakdown import BreakdownConfig
@@ -107,7 +107,7 @@ def test_a_build_notes_whether_words_give_the_text_back(
 
 
 def test_unknown_words_leave_no_bytes_and_no_characters() -> None:
-    vocabulary = WordVocabulary.build(Counter(split_words(b" a b \n")))
+    vocabulary = WordTokenizer.build(Counter(split_words(b" a b \n")))
     split = split_of(vocabulary, [b" a b c dddddddd a \n"], unit="word_perplexity")
     assert split.unknown_words == 2 / 5
     result = Score(10.0, 6, None, np.array([10.0]))
@@ -120,7 +120,7 @@ def test_unknown_words_leave_no_bytes_and_no_characters() -> None:
 
 
 def test_sound_that_was_rounded_is_not_given_back() -> None:
-    sound = split_of(MuLawVocabulary(), [bytes(range(200))])
+    sound = split_of(MuLawTokenizer(), [bytes(range(200))])
     assert not sound.exact
     assert compressors(sound) == {}
 

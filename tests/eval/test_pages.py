@@ -12,7 +12,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from data.split_files import DocumentDetails
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from eval import figures
 from eval.breakdown import COLUMNS, write_documents
 from eval.figures import drawn, short
@@ -154,7 +154,7 @@ def test_figures_whose_titles_differ_in_signs_alone_have_files_of_their_own() ->
 
 
 def test_the_list_of_documents_holds_every_name(tmp_path: Path) -> None:
-    split = split_of(ByteVocabulary(), [b"a text\n"] * len(NAMES))
+    split = split_of(ByteTokenizer(), [b"a text\n"] * len(NAMES))
     split.__dict__["details"] = [DocumentDetails(name=name, title=name) for name in NAMES]
     write_documents(tmp_path / "d.csv", split, np.ones(len(NAMES)))
     text = (tmp_path / "d.csv").read_text(encoding="utf-8")
@@ -165,7 +165,7 @@ def test_the_list_of_documents_holds_every_name(tmp_path: Path) -> None:
 
 
 def test_a_word_beyond_all_numbers_stops_no_table(tmp_path: Path) -> None:
-    split = split_of(ByteVocabulary(), [b"a" * 5])
+    split = split_of(ByteTokenizer(), [b"a" * 5])
     split.__dict__["details"] = [DocumentDetails(name="a")]
     write_documents(tmp_path / "d.csv", split, np.array([5000.0]))
     assert (tmp_path / "d.csv").read_text().splitlines()[1].endswith(",")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from data.tokenizers.words import LINE_END
 from eval import per_word
 from eval.per_word import by_frequency, split_words, training_counts, word_costs
@@ -78,11 +78,11 @@ def test_costs_add_up_for_every_vocabulary(kind: str, line_ends: bool) -> None:
 
 def test_frequencies_are_those_of_the_training_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(per_word, "BLOCK_TOKENS", 7)
-    train = split_of(ByteVocabulary(), [b"a a a bb bb\nccc ", b"a\n"])
+    train = split_of(ByteTokenizer(), [b"a a a bb bb\nccc ", b"a\n"])
     assert training_counts(train, False) == {b"a": 4, b"bb": 2, b"ccc": 1}
     counts = training_counts(train, True)
     assert counts == {b"a": 4, b"bb": 2, b"ccc": 1, LINE_END: 2}
-    split = split_of(ByteVocabulary(), [b"a ccc new\n", b"bb"])
+    split = split_of(ByteTokenizer(), [b"a ccc new\n", b"bb"])
     nats = np.arange(1.0, 13.0)
     buckets = by_frequency(split, nats, counts, (4, 2))
     assert [(name, words) for name, words, _ in buckets] == [
@@ -95,4 +95,4 @@ def test_frequencies_are_those_of_the_training_text(monkeypatch: pytest.MonkeyPa
 
 
 def test_counts_are_those_of_the_whole_text() -> None:
-    assert training_counts(split_of(ByteVocabulary(), [TEXT]), False) == Counter(TEXT.split())
+    assert training_counts(split_of(ByteTokenizer(), [TEXT]), False) == Counter(TEXT.split())

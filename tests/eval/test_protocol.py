@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from eval.protocol import all_units, characters, convert, denominators, interval
 from lm.inference.predictor import ModelPredictor
 from lm.model.model_config import ModelConfig
@@ -57,7 +57,7 @@ def test_a_perplexity_beyond_all_numbers_is_left_out() -> None:
 
 def test_published_words_count_where_there_are_any() -> None:
     """The paper's denominators: 3,007,061 and 6,966,499 words of PG-19 (section 4.2)."""
-    split = split_of(ByteVocabulary(), [TEXT], unit="word_perplexity")
+    split = split_of(ByteTokenizer(), [TEXT], unit="word_perplexity")
     official = type(split)(**{**vars_of(split), "denominator_words": 3_007_061})
     official.__dict__.update(tokens=split.tokens, documents=split.documents)
     result = Score(3_007_061 * 3.5, 10, 10, np.array([1.0]))
@@ -136,11 +136,11 @@ def test_a_markov_source_costs_its_entropy() -> None:
     stationary /= stationary.sum()
     entropy = -(stationary[:, None] * transitions * np.log2(transitions)).sum()
     model, config = markov_model(transitions, symbols), ScoringConfig(lanes=20)
-    bits = score(predictor(model), split_of(ByteVocabulary(), [text]), config).bits_per_byte
+    bits = score(predictor(model), split_of(ByteTokenizer(), [text]), config).bits_per_byte
     assert entropy > 0.5
     # The standard error of 60,000 draws is about 0.005 bits.
     assert bits == pytest.approx(entropy, abs=0.02)
-    short = score(predictor(model), split_of(ByteVocabulary(), [text[:700]]), config).bits_per_byte
+    short = score(predictor(model), split_of(ByteTokenizer(), [text[:700]]), config).bits_per_byte
     assert abs(short - entropy) > abs(bits - entropy)
 
 
@@ -150,7 +150,7 @@ def test_the_interval_covers_what_other_documents_would_have_given() -> None:
     covered = 0
     for trial in range(60):
         lengths = random.integers(5, 40, size=30)
-        split = split_of(ByteVocabulary(), [b"x" * int(n) for n in lengths])
+        split = split_of(ByteTokenizer(), [b"x" * int(n) for n in lengths])
         nats = np.array([random.exponential(1.2, n).sum() for n in lengths])
         made = Score(nats.sum(), int(lengths.sum()), int(lengths.sum()), nats)
         low, high = interval(made, split, "bits_per_byte", made.bytes, seed=trial)
@@ -160,10 +160,10 @@ def test_the_interval_covers_what_other_documents_would_have_given() -> None:
 
 
 def test_intervals_are_reproducible_and_need_documents() -> None:
-    split = split_of(ByteVocabulary(), [b"a b c", b"", b"d e", b"f g h i"])
+    split = split_of(ByteTokenizer(), [b"a b c", b"", b"d e", b"f g h i"])
     made = Score(30.0, 15, 15, np.array([10.0, 0.0, 4.0, 16.0]))
     first = interval(made, split, "word_perplexity", 9)
     assert first == interval(made, split, "word_perplexity", 9)
     assert first[0] < math.exp(30 / 9) < first[1]
-    one = split_of(ByteVocabulary(), [b"", b"abc"])
+    one = split_of(ByteTokenizer(), [b"", b"abc"])
     assert interval(Score(1.0, 3, 3, np.array([0.0, 1.0])), one, "bits_per_byte", 3) == []

@@ -18,13 +18,18 @@ from transformers import AutoTokenizer
 from data.common.command import dump_config
 from data.common.files import hash_file
 from data.shards import Shards
-from data.tokenizers.registry import MuLawVocabulary, SubwordVocabulary, Vocabulary, WordVocabulary
+from data.tokenizers.registry import (
+    MuLawTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordTokenizer,
+)
 from data.tokenizers.words import split_words
 from lm import export, import_folder
 from lm.export import tokenizer_of
 from lm.hub.code import code_files
 from lm.hub.modeling import CompressiveTransformerForCausalLM
-from lm.hub.tokenization import VocabularyTokenizer
+from lm.hub.tokenization import HubTokenizer
 from lm.inference.loading import load_run
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
@@ -212,11 +217,11 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
     assert card.startswith("---\nlibrary_name: transformers\n")
 
 
-def vocabularies() -> dict[str, Vocabulary]:
+def vocabularies() -> dict[str, Tokenizer]:
     lines = ["the book of memory\n", "was read by one <unk> who wrote it\n"] * 20
     return {
-        "words": WordVocabulary.build(Counter(split_words("".join(lines).encode()))),
-        "sentencepiece": SubwordVocabulary.train(iter(lines), 290, "bpe"),
+        "words": WordTokenizer.build(Counter(split_words("".join(lines).encode()))),
+        "sentencepiece": SentencePieceTokenizer.train(iter(lines), 290, "bpe"),
     }
 
 
@@ -251,7 +256,7 @@ def test_tokenizers_make_what_the_pipeline_makes(
 def test_sound_has_no_tokenizer_and_the_card_says_how_to_go_without(
     trained_run: Path, tmp_path: Path
 ) -> None:
-    loaded = replace(load_run(trained_run), vocabulary=MuLawVocabulary())
+    loaded = replace(load_run(trained_run), vocabulary=MuLawTokenizer())
     export.write_folder(loaded, tmp_path, "5GB")
     assert not list(tmp_path.glob("*token*")) and (tmp_path / "vocabulary.json").exists()
     assert "AutoTokenizer" not in export.card_of(loaded, trained_run, "sound")
@@ -259,7 +264,7 @@ def test_sound_has_no_tokenizer_and_the_card_says_how_to_go_without(
 
 def test_bytes_that_are_no_text_are_replaced(tmp_path: Path, trained_run: Path) -> None:
     vocabulary = load_run(trained_run).vocabulary
-    tokenizer: VocabularyTokenizer = tokenizer_of(vocabulary, tmp_path)
+    tokenizer: HubTokenizer = tokenizer_of(vocabulary, tmp_path)
     assert tokenizer.decode([97, 0xC3, 98]) == "a\N{REPLACEMENT CHARACTER}b"
     assert len(tokenizer.get_vocab()) == 257
     with pytest.raises(ValueError, match="filename_prefix"):

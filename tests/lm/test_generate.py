@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from data.common import command
 from data.common.command import dump_config, load_config
-from data.tokenizers.registry import MuLawVocabulary, SubwordVocabulary, WordVocabulary
+from data.tokenizers.registry import MuLawTokenizer, SentencePieceTokenizer, WordTokenizer
 from data.tokenizers.words import LINE_END
 from lm import generate
 from lm.generate import GenerateConfig, tell_unknown
@@ -137,13 +137,13 @@ def test_weights_of_another_model_are_refused(trained_run: Path, tmp_path: Path)
 
 
 def test_texts_that_a_vocabulary_cannot_hold_are_refused(capsys: Capture) -> None:
-    words = WordVocabulary([(b"the", 3), (LINE_END, 2), (b"<unk>", 1)], 1, 2)
-    lines = SubwordVocabulary.train(iter(["the book of books", "a book"] * 20), 280, "bpe")
+    words = WordTokenizer([(b"the", 3), (LINE_END, 2), (b"<unk>", 1)], 1, 2)
+    lines = SentencePieceTokenizer.train(iter(["the book of books", "a book"] * 20), 280, "bpe")
     for vocabulary in (words, lines):
         with pytest.raises(ValueError, match="the prompt is not UTF-8 at byte 4"):
             encode(vocabulary, b"the \xff", "the prompt")
     with pytest.raises(ValueError, match="even number"):
-        encode(MuLawVocabulary(), b"abc", "the prompt")
+        encode(MuLawTokenizer(), b"abc", "the prompt")
     text = b"the <unk> cat the\n"
     tell_unknown(words, text, encode(words, text, "it"), "the prompt")
     assert capsys.readouterr().err.startswith("1 of 5 words of the prompt are not in")

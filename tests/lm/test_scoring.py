@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from data.shards import Shards
-from data.tokenizers.registry import ByteVocabulary
-from data.tokenizers.words import WordVocabulary
+from data.tokenizers.registry import ByteTokenizer
+from data.tokenizers.words import WordTokenizer
 from lm.model.incremental import Reader
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
@@ -133,7 +133,7 @@ def test_kept_keys_change_nothing(shards: Shards, change: dict[str, Any], reset:
 def test_every_token_costs_what_the_sums_say(reset: bool) -> None:
     """Token by token, document by document, and as one sum, whatever lane read it."""
     model = build(MODEL)
-    split = split_of(ByteVocabulary(), [TEXT[:100], b"", TEXT[:333], TEXT[:41], b""])
+    split = split_of(ByteTokenizer(), [TEXT[:100], b"", TEXT[:333], TEXT[:41], b""])
     nats = np.full(len(split.tokens), np.nan, dtype=np.float32)
     scorer = Scorer(
         predictor(model),
@@ -200,7 +200,7 @@ def test_another_vocabulary_is_refused(shards: Shards) -> None:
     model = CompressiveTransformer(MODEL, 300)
     with pytest.raises(ValueError, match="256 tokens and the model one of 300"):
         predictor(model)
-    letters = split_of(WordVocabulary.build(Counter([b"a", b"b"])), [b"a b a\n"])
+    letters = split_of(WordTokenizer.build(Counter([b"a", b"b"])), [b"a b a\n"])
     with pytest.raises(ValueError, match="tokens and the model one of 256"):
         Scorer(predictor(build(MODEL)), letters, ScoringConfig())
 

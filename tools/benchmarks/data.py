@@ -25,7 +25,7 @@ from data.corpora.pg19 import open_pg19
 from data.encode import whole_lines
 from data.lanes import LaneReader
 from data.shards import Split, open_shards
-from data.tokenizers.registry import ByteVocabulary, Vocabulary, WordVocabulary
+from data.tokenizers.registry import ByteTokenizer, Tokenizer, WordTokenizer
 from data.tokenizers.words import split_words
 from lm.feeding import ReadAhead
 from tools.timing import machine, report, take_turns
@@ -166,16 +166,16 @@ def encoding_rates(source: Path, shards: Path, rounds: int) -> dict[str, float]:
     blocks = [block.data for block in whole_lines(books.parts[0].read())]
     size = sum(map(len, blocks)) / MB
     subwords = open_shards(shards).vocabulary
-    words = WordVocabulary.build(Counter(split_words(b"".join(blocks))))
+    words = WordTokenizer.build(Counter(split_words(b"".join(blocks))))
     actions = {
         vocabulary.name: partial(encode_all, vocabulary, blocks)
-        for vocabulary in (ByteVocabulary(), subwords, words)
+        for vocabulary in (ByteTokenizer(), subwords, words)
     }
     taken = take_turns(actions, CPU, rounds, warmup=1)
     return {name: round(size / seconds, 1) for name, seconds in taken.items()}
 
 
-def encode_all(vocabulary: Vocabulary, blocks: list[bytes]) -> None:
+def encode_all(vocabulary: Tokenizer, blocks: list[bytes]) -> None:
     """Encode blocks of whole lines."""
     for block in blocks:
         vocabulary.encode(block).tobytes()

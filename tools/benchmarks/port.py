@@ -18,7 +18,7 @@ from data.common.files import write_json
 from data.common.schema import Size
 from data.lanes import LaneReader
 from data.shards import Shards, open_shards
-from data.tokenizers.registry import Vocabulary
+from data.tokenizers.registry import Tokenizer
 from lm.feeding import tensors
 from lm.inference.predictor import Predictor
 from lm.model.model_config import ModelConfig
@@ -116,7 +116,7 @@ class PortState:
 class Port(Predictor[PortState]):
     """The port as a predictor."""
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, seed: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary: Tokenizer, seed: int) -> None:
         torch.manual_seed(seed)
         self.vocabulary, self.segment = vocabulary, config.segment
         self.warmup = config.memory + config.rate * config.compressed

@@ -15,7 +15,7 @@ import torch
 from data.common.outputs import check_output
 from data.common.schema import Positive, Size
 from data.shards import DOCUMENT_DTYPE, Split, split_files
-from data.tokenizers.registry import ByteVocabulary
+from data.tokenizers.registry import ByteTokenizer
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.memory import MemoryState
 from lm.model.model_config import ModelConfig
@@ -91,7 +91,7 @@ def random_split(folder: Path, size: int) -> Split:
     documents = np.zeros(1, dtype=DOCUMENT_DTYPE)
     documents["tokens"] = documents["bytes"] = size
     np.save(folder / names[1], documents)
-    return Split(folder, "test", size, 0, "bits_per_byte", None, "random", ByteVocabulary())
+    return Split(folder, "test", size, 0, "bits_per_byte", None, "random", ByteTokenizer())
 
 
 def large_split(size: int, device: torch.device) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
-from lm.hub.byte_tokenizer import ByteTokenizer
+from lm.hub.byte_tokenizer import HubByteTokenizer
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from tests.lm.hub.conftest import hub_model
@@ -116,7 +116,7 @@ def test_every_weight_has_a_gradient_even_of_texts_too_short_to_compress() -> No
 
 def test_the_default_collators_of_transformers() -> None:
     """With the tokenizer of an export, which pads on the left."""
-    tokenizer = ByteTokenizer()
+    tokenizer = HubByteTokenizer()
     config = CompressiveTransformerConfig.of(TINY, tokenizer.vocab_size)
     model = CompressiveTransformerForCausalLM(config).double().train()
     texts = ["the book of memory", "a", "", "was read by one"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.tokenizers.fixed import ByteVocabulary
+from data.tokenizers.fixed import ByteTokenizer
 from eval.compress import compress, restore
 from lm.inference.predictor import Predictor
 from lm.inference.sampling import SamplingConfig
@@ -49,7 +49,7 @@ class Uniform(Predictor[Last]):
     segment, warmup, order = 7, 0, 1
 
     def __init__(self) -> None:
-        self.vocabulary = ByteVocabulary()
+        self.vocabulary = ByteTokenizer()
 
     def begin(self, lanes: int) -> Last:
         return Last(torch.full((lanes, self.order), -1))
@@ -96,7 +96,7 @@ PREDICTORS = {"uniform": Uniform(), "trigrams": NGram(TEXT)}
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_they_are_scored(lanes: int) -> None:
-    split = split_of(ByteVocabulary(), [TEXT[:301], TEXT[70:400]])
+    split = split_of(ByteTokenizer(), [TEXT[:301], TEXT[70:400]])
     config = ScoringConfig(lanes=lanes, reset_documents=True)
     uniform, trigrams = (score(each, split, config) for each in PREDICTORS.values())
     assert uniform.tokens == trigrams.tokens == 631
@@ -146,7 +146,7 @@ def test_they_write_text() -> None:
 
 
 def test_a_score_goes_on_where_it_stopped() -> None:
-    split, predictor = split_of(ByteVocabulary(), [TEXT]), PREDICTORS["trigrams"]
+    split, predictor = split_of(ByteTokenizer(), [TEXT]), PREDICTORS["trigrams"]
     whole = Scorer(predictor, split, ScoringConfig(lanes=2))
     for _ in whole:
         pass

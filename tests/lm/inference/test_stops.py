@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.tokenizers.registry import ByteVocabulary, WordVocabulary
+from data.tokenizers.registry import ByteTokenizer, WordTokenizer
 from data.tokenizers.words import LINE_END
 from lm.inference.session import StoppedText, can_occur, check_stops
 
@@ -56,9 +56,9 @@ def test_words_never_end_two_lines_at_once() -> None:
 
 
 def test_empty_and_impossible_stops_are_refused() -> None:
-    check_stops([b"\n\n", b"\xff"], ByteVocabulary())
-    words = WordVocabulary([(b"the", 3), (LINE_END, 2), (b"<unk>", 1)], 1, 2)
+    check_stops([b"\n\n", b"\xff"], ByteTokenizer())
+    words = WordTokenizer([(b"the", 3), (LINE_END, 2), (b"<unk>", 1)], 1, 2)
     with pytest.raises(ValueError, match=r"'\\n\\n' can never occur in a text of .* words-3"):
         check_stops([b"the", b"\n\n"], words)
     with pytest.raises(ValueError, match="must not be empty"):
-        check_stops([b""], ByteVocabulary())
+        check_stops([b""], ByteTokenizer())

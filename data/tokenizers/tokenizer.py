@@ -1,4 +1,4 @@
-"""What every vocabulary can do: text <-> ids exactly, with the bytes and words of each token."""
+"""What every tokenizer can do: text <-> ids exactly, with the bytes and words of each token."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -17,8 +17,8 @@ IS_SPACE = np.zeros(256, dtype=bool)
 IS_SPACE[list(b" \t\n\r\x0b\x0c")] = True
 
 
-class Vocabulary(ABC):
-    """A finite set of tokens, each standing for a fixed string of bytes.
+class Tokenizer(ABC):
+    """Text to ids of a finite vocabulary, each standing for a fixed string of bytes, and back.
 
     kind: bytes, words, sentencepiece or mulaw; needs_lines: `encode` wants whole lines, so that its
     result does not depend on where a text was cut into blocks; start: id fed as context before the
@@ -45,7 +45,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write into an existing folder what `load_vocabulary` needs, its description last."""
+        """Write into an existing folder what `load_tokenizer` needs, its description last."""
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes that ids stand for: `decode(encode(text)) == text`."""
