@@ -1,6 +1,7 @@
 """Program: run one of the benchmarks in tools/benchmarks/, each a file with a typed `main`.
 
-A benchmark is found by its file, so adding one is adding the file. `python tools/bench.py NAME
+A benchmark is found by its file, so adding one is adding the file; `_speed` at the end of a file's
+name, where the library has a file of the name before it, is not typed. `python tools/bench.py NAME
 --help` lists what a benchmark takes.
 """
 
@@ -16,9 +17,13 @@ USAGE = "usage: python tools/bench.py NAME [--OPTION VALUE ...]"
 
 def benchmarks() -> dict[str, str]:
     """Name of each benchmark and the first sentence of its docstring, without importing it."""
-    files = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
-    sentences = {path.stem: ast.get_docstring(ast.parse(path.read_text())) for path in files}
-    return {name: (text or "").partition("\n")[0] for name, text in sentences.items()}
+    sentences = {}
+    for path in sorted(FOLDER.glob("*.py")):
+        tree = ast.parse(path.read_text())
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+            sentence = (ast.get_docstring(tree) or "").partition("\n")[0]
+            sentences[path.stem.removesuffix("_speed")] = sentence
+    return sentences
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +46,8 @@ def main(argv: list[str]) -> None:
         raise SystemExit(2)
     from data.common import command
 
-    module = import_module(f"tools.benchmarks.{name}")
+    file = f"{name}_speed" if (FOLDER / f"{name}_speed.py").is_file() else name
+    module = import_module(f"tools.benchmarks.{file}")
     command.run(module.main, argv=options, called=f"tools/bench.py {name}")
 
 

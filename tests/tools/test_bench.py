@@ -9,7 +9,7 @@ import torch
 from data.common.integrity import read_sealed
 from lm.model.model_config import ModelConfig
 from tools import bench
-from tools.benchmarks import backends, growth, integrity, keys
+from tools.benchmarks import backends, growth, integrity_speed, keys, scoring_speed, sparse
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +60,25 @@ def test_kept_keys_are_timed_beside_what_is_counted(monkeypatch, capsys):
     assert row["tokens_per_second"] > 0 and 0 < row["flops_saved"] < 1
 
 
+def test_scoring_is_timed_with_keys_kept_and_without(monkeypatch, capsys):
+    monkeypatch.setattr(scoring_speed, "TINY", TINY)
+    scoring_speed.main(TINY, 2, rounds=1, megabytes=0.01, device="cpu")
+    result = json.loads(capsys.readouterr().out)
+    assert all(result["tokens_per_second"][name] > 0 for name in ("kept", "projected"))
+    assert 0.008 < result["large_split"]["megabytes"] < 0.01
+
+
+def test_memory_of_every_form_of_a_sparse_model_is_counted(monkeypatch, capsys):
+    monkeypatch.setattr(sparse, "WIDE", TINY)
+    lines = {}
+    for form in ("dense", "masked 0.2/0.5", "sparse 0.2/0.5"):
+        sparse.main(form=form)
+        lines[form] = json.loads(capsys.readouterr().out)
+    # Weight, gradient and two moments of four bytes, and two masks of one.
+    assert [line["device"] for line in lines.values()][:2] == [16.0, 18.0]
+    assert lines["sparse 0.2/0.5"]["device"] < 16 and lines["sparse 0.2/0.5"]["host"] > 4
+
+
 def test_every_backend_is_timed_beside_the_plain_way():
     result = backends.compared(TINY, 2, torch.device("cpu"), rounds=1)
     assert result.keys() == {"fused", "rotary", "blocked"}
@@ -67,7 +86,7 @@ def test_every_backend_is_timed_beside_the_plain_way():
 
 
 def test_what_hashes_cost_is_measured(tmp_path, capsys):
-    integrity.main(1, rounds=1, folder=tmp_path, json=tmp_path / "integrity.json")
+    integrity_speed.main(1, rounds=1, folder=tmp_path, json=tmp_path / "integrity.json")
     result = json.loads(capsys.readouterr().out)
     assert read_sealed(tmp_path / "integrity.json", "") == result
     assert {"hash", "write", "write with hashes"} < result["gigabytes_per_second"].keys()

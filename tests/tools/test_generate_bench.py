@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lm.model.model_config import ModelConfig
-from tools.benchmarks import generate
+from tools.benchmarks import generate_speed as generate
+from tools.benchmarks.building import BYTES
 
 TINY = ModelConfig(
     layers=2, width=16, heads=2, feedforward=32, segment=8, memory=8, compressed=4, rate=2
@@ -36,7 +37,7 @@ def test_both_models_are_timed_at_every_length(
 
 def test_a_cache_is_put_back_after_writing() -> None:
     """The same tokens come again, and the history is as long as before."""
-    config = generate.CompressiveTransformerConfig.of(TINY, generate.VOCABULARY)
+    config = generate.CompressiveTransformerConfig.of(TINY, BYTES)
     ours = generate.CompressiveTransformerForCausalLM(config).eval()
     theirs = generate.gpt2(TINY, 64, generate.count(ours)).eval()
     ids = torch.randint(256, (2, 21))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.sections import Sections
+from tools.benchmarks.sections import Sections
 
 ROOT = Path(__file__).parents[2]
 

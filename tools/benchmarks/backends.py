@@ -20,10 +20,9 @@ from lm.model.model_config import Backend, ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import segment_loss
 from lm.runs.run_config import RunConfig
-from tools.benchmarks.scoring import filled
-from tools.timing import core_clock, machine, pick_device, report, take_turns
+from tools.benchmarks.building import CONFIGS, filled, new_model, random_batches
+from tools.benchmarks.timing import core_clock, machine, pick_device, report, take_turns
 
-QUICK_START = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 LARGER = ModelConfig(layers=2, segment=256, memory=256, compressed=256)
 SINUSOIDS = 64
 
@@ -38,7 +37,7 @@ def main(rounds: Size = 9, device: str = "auto", json: Path | None = None) -> No
     """
     check_output(json)
     place = pick_device(device)
-    quick = load_config(RunConfig, QUICK_START)
+    quick = load_config(RunConfig, CONFIGS / "quickstart.yaml")
     shapes = {"quick start": (quick.model, quick.training.lanes), "larger": (LARGER, 4)}
     result = {name: compared(*shape, place, rounds) for name, shape in shapes.items()}
     report(result | machine(place), json)
@@ -60,7 +59,7 @@ def compared(
         actions: dict[str, Callable[[], object]] = {}
         for way, (sizes, backend) in zip(("plain", "own"), pair, strict=True):
             sizes = sizes if backend is None else replace(sizes, backend=backend)
-            model = CompressiveTransformer(sizes, 256).to(device)
+            model = new_model(sizes, device=device)
             for block in model.layers:
                 block.attention.counts_attention |= backend is None and way == "plain"
             actions |= {f"{way} {kind}": each for kind, each in steps(model, lanes, device).items()}
@@ -80,8 +79,7 @@ def steps(
     model: CompressiveTransformer, lanes: int, device: torch.device
 ) -> dict[str, Callable[[], Any]]:
     """Forward and backward pass over full memory, and scoring with kept keys."""
-    tokens = torch.randint(256, (lanes, model.config.segment + 1), device=device)
-    read, targets = tokens[:, :-1], tokens[:, 1:]
+    read, targets, *_ = random_batches(model.config, lanes, device=device)()
     memory = filled(model.config, model.empty_memory(lanes))
     kept = model.keep_keys(memory).detach()
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from data.common.outputs import check_output
 from data.common.schema import Size
 from data.corpora.pg19 import open_pg19
@@ -28,10 +26,10 @@ from data.shards import Split, open_shards
 from data.tokenizers.registry import ByteTokenizer, Tokenizer, WordTokenizer
 from data.tokenizers.words import split_words
 from lm.feeding import ReadAhead
-from tools.timing import machine, report, take_turns
+from tools.benchmarks.building import CPU
+from tools.benchmarks.timing import machine, report, take_turns
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
 MB = 1_000_000
 LOOK_EVERY_S = 0.05
 # Lanes and tokens a segment: the quick start's, a small model's, a large batch's, long segments.

@@ -29,17 +29,15 @@ from lm.model.attention.rotary import RotaryAttention
 from lm.model.flops import training_flops
 from lm.model.incremental import Reader
 from lm.model.model_config import FUSED_WIDTH, Backend, ModelConfig
-from lm.model.transformer import CompressiveTransformer
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import SparseConfig
 from lm.training import dist
 from lm.training.meter import matmul_rate
 from lm.training.trainer import Trainer
-from tools.material import random_shards
-from tools.sections import Sections
-from tools.timing import machine, pick_device, synchronize, take_turns, without_nan
+from tools.benchmarks.building import CONFIGS, new_model, random_shards, segments_to_fill
+from tools.benchmarks.sections import Sections
+from tools.benchmarks.timing import machine, pick_device, synchronize, take_turns, without_nan
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = ("enwik8-12", "enwik8-24", "wikitext103-18", "pg19-36")
 STEPS = ("enwik8-12", "enwik8-12-fast", "enwik8-24")
 COPY_BYTES = 1 << 30
@@ -255,8 +253,7 @@ def step(bench: Bench, config: RunConfig, shards: Shards, peak: float) -> dict[s
     result = trainer.train_step(steps)
     error = abs(result["nats"] / result["tokens"] - reference) / reference
     model = config.model
-    full = -(-model.memory // model.segment) + -(-model.compressed // model.windows) + 1
-    for _ in range(full):
+    for _ in range(segments_to_fill(model)):
         trainer.train_step(steps)
     actions = {"step": partial(trainer.train_step, steps)}
     seconds = take_turns(actions, bench.device, bench.rounds(8))["step"]
@@ -295,8 +292,7 @@ def generation(bench: Bench) -> dict[str, Any]:
     float32.
     """
     config = bench.model(load_config(RunConfig, CONFIGS / "enwik8-12.yaml").model)
-    torch.manual_seed(0)
-    model = CompressiveTransformer(config, 256).to(bench.device).eval()
+    model = new_model(config, device=bench.device).eval()
     length = config.memory + config.rate * config.compressed + config.segment
     tokens = torch.randint(256, (16, length + config.segment), device=bench.device)
     memory = model.empty_memory(2)

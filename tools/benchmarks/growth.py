@@ -15,9 +15,8 @@ from data.common.outputs import check_output
 from data.common.schema import Count, Size
 from eval.figures import check_kind, save
 from lm.model.model_config import ModelConfig
-from lm.model.transformer import CompressiveTransformer
-from tools.benchmarks.step import BYTES, SMALL, own_step
-from tools.timing import core_clock, machine, pick_device, report, take_turns
+from tools.benchmarks.building import SMALL, new_model, random_batches, random_step
+from tools.benchmarks.timing import core_clock, machine, pick_device, report, take_turns
 
 mpl.use("Agg")
 
@@ -56,7 +55,9 @@ def main(
         shapes[f"compressed {slots}"] = replace(model, compressed=slots)
         history = model.memory + model.rate * slots
         shapes[f"memory {history}"] = replace(model, memory=history, compressed=0)
-    steps = {name: own_step(shape, BYTES, lanes, place) for name, shape in shapes.items()}
+    steps = {
+        name: random_step(new_model(shape, device=place), lanes) for name, shape in shapes.items()
+    }
     taken = take_turns(steps, place, rounds, clock=core_clock(place))
     points = [
         {
@@ -75,13 +76,13 @@ def main(
 
 def state_bytes(config: ModelConfig) -> int:
     """Bytes of one lane's memory."""
-    memory = CompressiveTransformer(config, BYTES).empty_memory(1)
+    memory = new_model(config).empty_memory(1)
     return sum(tensor.nbytes for tensor in memory.tensors().values())
 
 
 def saved_bytes(config: ModelConfig, lanes: int, device: torch.device) -> int:
     """Bytes that one forward pass saves for the backward pass beside weights."""
-    model = CompressiveTransformer(config, BYTES).to(device)
+    model = new_model(config, device=device)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     sizes: dict[int, int] = {}
     kept: list[Tensor] = []
@@ -94,9 +95,9 @@ def saved_bytes(config: ModelConfig, lanes: int, device: torch.device) -> int:
             kept.append(tensor)
         return tensor
 
-    tokens = torch.zeros(lanes, config.segment, dtype=torch.int64, device=device)
+    inputs, targets, *_ = random_batches(config, lanes, device=device)()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(tokens, model.empty_memory(lanes), tokens)
+        model(inputs, model.empty_memory(lanes), targets)
     return sum(sizes.values())
 
 

@@ -10,9 +10,8 @@ from data.common.outputs import check_output
 from data.common.schema import Size
 from lm.model.flops import scoring_flops
 from lm.model.model_config import ModelConfig
-from lm.model.transformer import CompressiveTransformer
-from tools.benchmarks.step import BYTES, SMALL
-from tools.timing import core_clock, machine, pick_device, report, take_turns
+from tools.benchmarks.building import BYTES, SMALL, new_model, random_batches
+from tools.benchmarks.timing import core_clock, machine, pick_device, report, take_turns
 
 LENGTHS = ((128, 128, 192), (128, 128, 32), (32, 256, 256), (16, 128, 128))
 """Segment, memory and compressed memory; the first is in the proportions of 768, 768, 1152."""
@@ -60,15 +59,14 @@ def main(
 
 def reader(config: ModelConfig, lanes: int, device: torch.device, kept: bool) -> Callable[[], None]:
     """A function that scores the next segment."""
-    torch.manual_seed(0)
-    model = CompressiveTransformer(config, BYTES).to(device).eval()
+    model = new_model(config, device=device).eval()
     memory = model.empty_memory(lanes)
-    tokens = torch.randint(BYTES, (lanes, config.segment + 1), device=device)
+    inputs, targets, *_ = random_batches(config, lanes, device=device)()
 
     @torch.no_grad()
     def read() -> None:
         nonlocal memory
         memory = model.keep_keys(memory) if kept else memory
-        memory = model(tokens[:, :-1], memory, tokens[:, 1:]).memory
+        memory = model(inputs, memory, targets).memory
 
     return read

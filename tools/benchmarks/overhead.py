@@ -13,32 +13,36 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from data.common.command import load_config
 from data.common.outputs import check_output
 from data.common.schema import Size
-from data.lanes import LaneReader
 from data.options import DataConfig
 from data.shards import Shards
-from lm.feeding import tensors
-from lm.model.transformer import CompressiveTransformer
-from lm.objectives.objective import segment_loss
 from lm.runs.run_config import RunConfig
 from lm.training import dist
 from lm.training.loop import Loop
 from lm.training.optim import build_optimizer
 from lm.training.trainer import Trainer
-from tools.material import random_shards
-from tools.timing import core_clock, machine, pick_device, report, take_turns
+from tools.benchmarks.building import (
+    CONFIGS,
+    Step,
+    losses_of,
+    new_model,
+    random_shards,
+    read_batches,
+)
+from tools.benchmarks.timing import core_clock, machine, pick_device, report, take_turns
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 STEPS = 10
 """Steps timed together: as many as between two records of a run."""
 
 
 def main(
-    preset: Path = QUICKSTART, rounds: Size = 12, device: str = "auto", json: Path | None = None
+    preset: Path = CONFIGS / "quickstart.yaml",
+    rounds: Size = 12,
+    device: str = "auto",
+    json: Path | None = None,
 ) -> None:
     """Time the training loop against a bare one on the same model and text, in turns.
 
@@ -101,27 +105,11 @@ def _loop_step(loop: Loop) -> None:
     loop.tend_checkpoints()
 
 
-def bare_step(config: RunConfig, shards: Shards, device: torch.device) -> Callable[[], None]:
-    """A function that trains a new model by one segment as one would by hand in torch."""
-    torch.manual_seed(0)
-    model = CompressiveTransformer(config.model, shards.vocabulary.size).to(device)
-    optimizer = build_optimizer(model, config.optim)
-    lanes = config.training.lanes
-    reader = LaneReader(shards.split("train"), lanes=lanes, segment=config.model.segment)
-    memory = model.empty_memory(lanes)
-
-    def step() -> None:
-        nonlocal memory
-        inputs, targets, _, reset = tensors(reader.next(), slice(None), device)
-        output = model(inputs, memory.reset(reset), targets)
-        memory = output.memory.detach()
-        loss = segment_loss(output)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def bare_step(config: RunConfig, shards: Shards, device: torch.device) -> Step:
+    """Training a new model by one segment as one would by hand in torch."""
+    model = new_model(config.model, shards.vocabulary.size, device)
+    batches, optimizer = read_batches(config, shards, device), build_optimizer(model, config.optim)
+    return Step(model, losses_of(model, resets=True), batches, optimizer, config.optim.clip)
 
 
 def checkpoint(loop: Loop, rounds: int) -> dict[str, Any]:

@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from data.common.files import write_json
 from data.common.schema import Size
-from data.lanes import LaneReader
 from data.shards import Shards, open_shards
 from data.tokenizers.registry import Tokenizer
-from lm.feeding import tensors
 from lm.inference.predictor import Predictor
 from lm.model.model_config import ModelConfig
 from lm.runs.run_config import RunConfig
 from lm.scoring import Scorer, ScoringConfig
 from lm.training.optim import build_optimizer, lr_scale, set_lr
-from tools import others
+from tools.benchmarks import others
+from tools.benchmarks.building import Step, read_batches
 from tools.experiments import RESULT, Experiment
 
 NAME = "lucidrains"
@@ -60,25 +58,12 @@ def train(config: RunConfig, shards: Shards) -> dict[str, Any]:
     assert training.unroll == 1, "it ends back-propagation at each segment"
     port = Port(config.model, shards.vocabulary, training.seed)
     optimizer = build_optimizer(port.net, config.optim)
-    segment, device = config.model.segment, torch.device("cpu")
-    reader = LaneReader(
-        shards.split("train"), lanes=training.lanes, segment=segment, seed=training.seed
-    )
-    memory: Any = None
+    losses, batches = others.losses_of(port.forward), read_batches(config, shards)
+    step = Step(port.net, losses, batches, optimizer, config.optim.clip)
     start = time.perf_counter()
-    for step in range(steps):
-        set_lr(optimizer, lr_scale(config.optim, step, steps))
-        inputs, targets, scored, _ = tensors(reader.next(), slice(None), device)
-        logits, after, auxiliary = port.forward(inputs, memory)
-        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        loss = (nats * scored.flatten()).sum() / scored.sum()
-        if auxiliary is not None:
-            loss = loss + auxiliary
-        loss.backward()
-        nn.utils.clip_grad_norm_(port.net.parameters(), config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        memory = after
+    for number in range(steps):
+        set_lr(optimizer, lr_scale(config.optim, number, steps))
+        step()
     seconds = time.perf_counter() - start
     scorer = Scorer(port, shards.split("validation"), ScoringConfig(lanes=8))
     for _ in range(min(training.validation_segments or len(scorer), len(scorer))):
@@ -87,7 +72,7 @@ def train(config: RunConfig, shards: Shards) -> dict[str, Any]:
         "bits_per_byte": scorer.result().bits_per_byte,
         "steps": steps,
         "parameters": sum(parameter.numel() for parameter in port.net.parameters()),
-        "tokens_per_second": steps * training.lanes * segment / seconds,
+        "tokens_per_second": steps * training.lanes * port.segment / seconds,
     }
 
 

@@ -19,18 +19,17 @@ from torch.nn import functional as F
 
 from data.common.outputs import check_output
 from data.common.schema import Size
-from lm.model.components import Linear
+from lm.model.components import Linear, LinearMap
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.objectives.objective import segment_loss
 from lm.sparse.layout import Layout
 from lm.sparse.routes import measured, take
 from lm.sparse.sparse_config import Granularity, PowerConfig, SparseConfig
 from lm.sparse.sparse_linear import SparseLinear
 from lm.sparse.topkast import TopKast, kind_of, sparsify
-from tools.timing import core_clock, machine, report, take_turns
+from tools.benchmarks.building import CPU, new_model, random_step
+from tools.benchmarks.timing import core_clock, machine, report, take_turns
 
-CPU = torch.device("cpu")
 WIDE = ModelConfig(
     layers=2, width=768, heads=8, feedforward=3072, segment=16, memory=16, compressed=4, rate=4
 )
@@ -38,7 +37,6 @@ WIDE = ModelConfig(
 MIDDLE = ModelConfig(
     layers=2, width=512, heads=8, feedforward=2048, segment=128, memory=128, compressed=32, rate=4
 )
-VOCABULARY = 256
 SHARES = ((0.5, 0.5), (0.2, 0.5), (0.2, 0.2), (0.1, 0.2), (0.05, 0.1))
 """Of the forward and the backward set, for memory."""
 FAST_SHARES = ((0.2, 0.2), (0.1, 0.2), (0.05, 0.1), (0.02, 0.05))
@@ -82,7 +80,7 @@ def main(
     report(result | machine(CPU), json)
 
 
-class MaskedLinear(nn.Module):
+class MaskedLinear(LinearMap):
     """How Top-KAST is usually simulated: a dense parameter, and masks of A and B."""
 
     def __init__(self, dense: Linear, density: float, backward: float) -> None:
@@ -109,11 +107,6 @@ class MaskedLinear(nn.Module):
         """[..., in] -> [..., out]."""
         return F.linear(x, self.matrix(), self.bias)
 
-    def rows(self, x: Tensor, first: int, constant: bool = False) -> Tensor:
-        """See lm.model.components.LinearMap."""
-        weight = self.matrix()[first:]
-        return F.linear(x, weight.detach() if constant else weight)
-
 
 MATRICES = (Linear, MaskedLinear, SparseLinear)
 
@@ -130,8 +123,7 @@ def built(form: str, config: ModelConfig) -> tuple[CompressiveTransformer, TopKa
     """
     if form not in forms():
         raise ValueError(f"form must be one of {', '.join(forms())}, not {form}")
-    torch.manual_seed(0)
-    model = CompressiveTransformer(config, VOCABULARY)
+    model = new_model(config)
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, Linear)]
     matrices = [(n, m) for n, m in found if kind_of(n) in ("attention", "feedforward")]
     weights = sum(matrix.weight.numel() for _, matrix in matrices)
@@ -146,29 +138,6 @@ def built(form: str, config: ModelConfig) -> tuple[CompressiveTransformer, TopKa
         return model, None, weights
     sparse = SparseConfig(density, backward - density)
     return model, sparsify(model, sparse, PowerConfig(), seed=0), weights
-
-
-def stepper(model: CompressiveTransformer, lanes: int) -> tuple[Callable[[], None], Any]:
-    """A function that trains a model by a segment of random tokens and leaves the gradients, and
-    its optimiser.
-    """
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    memory = model.empty_memory(lanes)
-
-    def step() -> None:
-        nonlocal memory
-        shape = (lanes, model.config.segment + 1)
-        segment = torch.randint(VOCABULARY, shape, generator=generator)
-        optimizer.zero_grad()
-        output = model(segment[:, :-1], memory, segment[:, 1:])
-        memory = output.memory.detach()
-        loss = segment_loss(output)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-
-    return step, optimizer
 
 
 def forms() -> list[str]:
@@ -194,17 +163,17 @@ def memory_line(form: str) -> dict[str, Any]:
     refresh, and the peak of this process.
     """
     model, topkast, weights = built(form, WIDE)
-    step, optimizer = stepper(model, lanes=1)
+    step = random_step(model, lanes=1)
     for _ in range(3):
         step()
     if topkast is not None:
-        topkast.refresh(100, _Plain(model, optimizer))
+        topkast.refresh(100, _Plain(model, step.optimizer))
     step()
     own = matrices_of(model)
     device: dict[str, list[Tensor]] = {
         "parameters": [*own],
         "gradients": [p.grad for p in own if p.grad is not None],
-        "moments": [v for p in own for v in optimizer.state[p].values() if v.ndim],
+        "moments": [v for p in own for v in step.optimizer.state[p].values() if v.ndim],
         "places": [b for name, b in model.named_buffers() if kind_of(name)],
     }
     matrices = list(topkast.matrices.values()) if topkast else []
@@ -298,16 +267,14 @@ def passes(name: str, module: nn.Module, tokens: int) -> dict[str, Callable[[], 
 def step_table(rounds: int) -> list[dict[str, Any]]:
     """Milliseconds of a model's whole training step, and speed against the dense model."""
     lanes = 8
-    model = CompressiveTransformer(MIDDLE, VOCABULARY)
-    steps = {"dense": stepper(model, lanes)[0]}
+    steps = {"dense": random_step(new_model(MIDDLE), lanes)}
     routes: dict[str, str] = {}
     for form, (granularity, block) in FORMS.items():
         for density, backward in FAST_SHARES:
             sparse = SparseConfig(density, backward - density, granularity=granularity)
             if granularity == "block":
                 sparse = replace(sparse, block=block)
-            torch.manual_seed(0)
-            model = CompressiveTransformer(MIDDLE, VOCABULARY)
+            model = new_model(MIDDLE)
             topkast = sparsify(model, sparse, PowerConfig(), seed=0)
             modules = {name: matrix.module for name, matrix in topkast.matrices.items()}
             name = f"{form} {density}/{backward}"
@@ -315,7 +282,7 @@ def step_table(rounds: int) -> list[dict[str, Any]]:
             for key, module in modules.items():
                 take(module, chosen[key], torch.float32)
             routes[name] = ", ".join(sorted(set(chosen.values())))
-            steps[name] = stepper(model, lanes)[0]
+            steps[name] = random_step(model, lanes)
     times = take_turns(steps, CPU, rounds, clock=core_clock(CPU))
     return [
         {

@@ -19,10 +19,10 @@ from data.common.schema import Size
 from data.common.tensors import load_tensors, save_tensors
 from data.manifest import FileFacts, SplitFacts
 from data.split_files import open_tokens
-from tools.timing import core_clock, machine, report, take_turns
+from tools.benchmarks.building import CPU
+from tools.benchmarks.timing import core_clock, machine, report, take_turns
 
 VOCABULARY = 256
-CPU = torch.device("cpu")
 
 
 def main(

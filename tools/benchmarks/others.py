@@ -13,8 +13,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lm.feeding import Segment
 from lm.model.model_config import ModelConfig
+from tools.benchmarks.building import Losses
 
 REQUIREMENTS = (
     "compressive-transformer-pytorch==0.4.0",
@@ -101,6 +104,22 @@ def x_transformers(config: ModelConfig, vocabulary: int) -> tuple[nn.Module, Rea
         return logits, memory, None
 
     return model, read
+
+
+def losses_of(read: Read) -> Losses:
+    """What a step of another implementation minimises: the mean over the targets that count, and
+    its auxiliary loss.
+    """
+
+    def losses(segment: Segment, memory: Any) -> tuple[Tensor, Any]:
+        logits, after, auxiliary = read(segment.inputs_BT, memory)
+        targets = segment.targets_BT.flatten()
+        nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+        scored = segment.scored_BT
+        loss = (nats * scored.flatten()).sum() / scored.sum()
+        return (loss if auxiliary is None else loss + auxiliary), after
+
+    return losses
 
 
 Name = Literal["lucidrains", "x_transformers"]

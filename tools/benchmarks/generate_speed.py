@@ -6,6 +6,7 @@ around it, is timed too.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,19 @@ from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.model.incremental import Reader
 from lm.model.model_config import ModelConfig
-from tools.timing import machine, pick_device, report, take_turns
+from tools.benchmarks.building import BYTES, SMALL
+from tools.benchmarks.timing import machine, pick_device, report, take_turns
 
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-VOCABULARY = 256
 MEBIBYTE = 1 << 20
-SMALL = ModelConfig(
-    layers=4,
-    width=256,
-    heads=4,
-    feedforward=1024,
-    segment=128,
-    memory=128,
-    compressed=128,
-    rate=4,
-)
+MEMORIES = replace(SMALL, compressed=128)
 
 
 def main(
-    model: ModelConfig = SMALL,
+    model: ModelConfig = MEMORIES,
     histories: tuple[Size, ...] = (64, 256, 1024, 2048, 4096),
     batches: tuple[Size, ...] = (1, 16),
     tokens: Size = 16,
@@ -67,7 +59,7 @@ def main(
     check_output(json)
     place = pick_device(device)
     torch.manual_seed(0)
-    ours = CompressiveTransformerForCausalLM(CompressiveTransformerConfig.of(model, VOCABULARY))
+    ours = CompressiveTransformerForCausalLM(CompressiveTransformerConfig.of(model, BYTES))
     theirs = gpt2(model, max(histories) + tokens + 1, count(ours))
     models: dict[str, Any] = {"ours": ours, "gpt2": theirs}
     for each in models.values():
@@ -87,7 +79,7 @@ def gpt2(model: ModelConfig, positions: int, parameters: int) -> GPT2LMHeadModel
     def build(units: int) -> GPT2LMHeadModel:
         return GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=VOCABULARY,
+                vocab_size=BYTES,
                 n_positions=positions,
                 n_embd=model.width,
                 n_layer=model.layers,
@@ -115,7 +107,7 @@ def measure(
     writers: dict[str, Callable[[], object]] = {}
     held = {}
     for history in histories:
-        ids = torch.randint(VOCABULARY, (batch, history + 1), device=place)
+        ids = torch.randint(BYTES, (batch, history + 1), device=place)
         kept: dict[str, Any] = {
             "ours": ours_after(models["ours"], ids),
             "gpt2": grown(models["gpt2"], batch, history),
