@@ -6,12 +6,16 @@ and in any order; a long document may run over several parts. Nothing holds a wh
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+PART_BYTES = 16 << 20
+BLOCK_BYTES = 1 << 20
+SPLITS = ("train", "validation", "test")
 SAMPLE = 1 << 16
+"""Bytes that tell an encoding."""
 # Few enough that no text is taken for binary data, and compressed data always is: there a byte in
 # 256 is NUL.
 NULS = 1 / 400
@@ -20,6 +24,8 @@ WIDE = ("utf_32", "utf_16", "utf_32_le", "utf_32_be", "utf_16_le", "utf_16_be")
 OTHERS = ("cp1252", "cp1251", "koi8_r", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
 MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\b\x1b"}) + b"\x7f"
+
+Item = TypeVar("Item")
 
 
 def refuse_wide(name: str, data: bytes, begins: bool) -> None:
@@ -59,11 +65,6 @@ def is_text(data: bytes) -> bool:
         return False
     controls = len(data) - len(data.translate(None, CONTROLS))
     return controls * 1000 <= len(data)
-
-
-PART_BYTES = 16 << 20
-BLOCK_BYTES = 1 << 20
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ class Part(ABC):
     """A picklable piece of a corpus that one worker reads by itself."""
 
     @property
-    @abstractmethod
     def size(self) -> int | None:
         """Bytes of text, for progress and for sampling; None where only reading would tell."""
+        return None
 
     @abstractmethod
     def read(self) -> Iterator[Block]:
@@ -161,6 +162,18 @@ class Part(ABC):
     def lines_before(self, document: Document) -> int:  # noqa: ARG002
         """Lines of a document's file before what this part holds of it."""
         return 0
+
+
+@dataclass(frozen=True)
+class DerivedPart(Part):
+    """A part that gives another one's text otherwise: in other splits, or not all of it."""
+
+    part: Part
+
+    @property
+    def size(self) -> int | None:
+        """That of the part, which it reads."""
+        return self.part.size
 
 
 @dataclass(frozen=True)
@@ -229,19 +242,22 @@ def file_parts(pieces: Iterable[Piece], cut: bool = True) -> tuple[FilePart, ...
 
     cut: cut longer pieces at line ends, so that several workers can share a document.
     """
-    parts: list[FilePart] = []
-    waiting: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        for short in cut_at_lines(piece) if cut else [piece]:
-            waiting.append(short)
-            size += short.end - short.start
-            if size >= PART_BYTES:
-                parts.append(FilePart(tuple(waiting)))
-                waiting, size = [], 0
-    if waiting:
-        parts.append(FilePart(tuple(waiting)))
-    return tuple(parts)
+    short = (each for piece in pieces for each in (cut_at_lines(piece) if cut else [piece]))
+    return tuple(FilePart(group) for group in grouped(short, lambda each: each.end - each.start))
+
+
+def grouped(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[tuple[Item, ...]]:
+    """Items in order, in groups of about PART_BYTES."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if total >= PART_BYTES:
+            yield tuple(group)
+            group, total = [], 0
+    if group:
+        yield tuple(group)
 
 
 def cut_at_lines(piece: Piece) -> Iterator[Piece]:

@@ -19,7 +19,7 @@ from data.common.integrity import write_sealed
 from data.common.progress import Progress
 from data.common.say import say, warn
 from data.common.schema import Count, Record, read_record
-from data.documents import Block, Document, Part, Source
+from data.documents import Block, DerivedPart, Document, Part, Source
 from data.manifest import DuplicateFacts, SplitName
 from data.pool import Pool
 
@@ -193,16 +193,10 @@ def tell(facts: DuplicateFacts) -> None:
 
 
 @dataclass(frozen=True)
-class ThinnedPart(Part):
+class ThinnedPart(DerivedPart):
     """A part without some of its runs, by number."""
 
-    part: Part
     without: frozenset[int]
-
-    @property
-    def size(self) -> int | None:
-        """That of the part, which it reads."""
-        return self.part.size
 
     def read(self) -> Iterator[Block]:
         """The blocks that are left."""

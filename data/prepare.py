@@ -119,7 +119,7 @@ def existing(config: DataConfig, verify: bool) -> Shards:
             raise ValueError(
                 f"{config.shards / SOURCE_FILES} belongs to another build than {MANIFEST}; {AGAIN}"
             )
-        if not same_source(made_from, *list_files(config)):
+        if not same_source(made_from, list_files(config)):
             raise ValueError(
                 f"{config.shards} was prepared from other files, or they have changed since: "
                 "remove it or choose another folder"
@@ -176,7 +176,7 @@ def build_or_explain(config: DataConfig, work: Path, workers: int | None) -> Non
 
 def build(config: DataConfig, work: Path, workers: int) -> None:
     """Do the work in `work`, which may hold a build that was interrupted, and publish it."""
-    root, files = list_files(config)
+    files = list_files(config)
     listed = [[file.record(), file.state] for file in files]
     plan = hash_json([PARTS_FORMAT, config.content(), config.source, listed])
     if not (work / PLAN).is_file() or read_json(work / PLAN) != plan:
@@ -195,7 +195,7 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
     digests = source.official is not None and source.official.digests is not None
     encoder = Encoder(vocabulary, source.words, digests, stage / "parts")
     encode_parts(encoder, source, workers)
-    source_hash = write_source(work, root, files, workers)
+    source_hash = write_source(work, files, workers)
     require_unchanged(config, files)
     assemble(config, source, encoder, work / "shards", source_hash, dropped)
     shutil.copy(work / SOURCE_FILES, work / "shards")

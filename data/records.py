@@ -15,7 +15,6 @@ from typing import Any
 from data.corpora.local import naming_damage, open_packed
 from data.documents import (
     BLOCK_BYTES,
-    PART_BYTES,
     Block,
     Document,
     Part,
@@ -23,6 +22,7 @@ from data.documents import (
     complaint,
     count_lines,
     cut_at_lines,
+    grouped,
 )
 from data.splits import hashed_split
 
@@ -141,11 +141,6 @@ class JsonPart(Part):
     path: Path
     name: str
     rows: Rows
-
-    @property
-    def size(self) -> None:
-        """Unknown before it is read."""
-        return
 
     def read(self) -> Iterator[Block]:
         """Yield each record's document."""
@@ -267,14 +262,11 @@ def parquet_parts(path: Path, name: str, rows: Rows) -> list[ParquetPart]:
     """The parts of a parquet file; ValueError unless it has the columns that are wanted."""
     with open_parquet(path, name, rows.columns) as file:
         metadata = file.metadata
+    found = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     parts: list[ParquetPart] = []
-    groups: list[int] = []
-    first = row = size = 0
-    for group in range(metadata.num_row_groups):
-        groups.append(group)
-        row += metadata.row_group(group).num_rows
-        size += metadata.row_group(group).total_byte_size
-        if size >= PART_BYTES or group + 1 == metadata.num_row_groups:
-            parts.append(ParquetPart(path, name, tuple(groups), first, size, rows))
-            groups, first, size = [], row, 0
+    first = 0
+    for groups in grouped(range(len(found)), lambda group: found[group].total_byte_size):
+        size = sum(found[group].total_byte_size for group in groups)
+        parts.append(ParquetPart(path, name, groups, first, size, rows))
+        first += sum(found[group].num_rows for group in groups)
     return parts

@@ -12,20 +12,58 @@ from data.common.schema import Count, Record, Sha256, as_record
 from data.corpora import audio, enwik8, pg19, pystdlib, text, wikitext
 from data.corpora.checksums import Checksums, read_checksums
 from data.corpora.hub import HubName, parse_hub
-from data.corpora.local import Listing, existing
-from data.corpora.pystdlib import library_files
+from data.corpora.local import Listing
 from data.documents import Source, readable
 from data.manifest import AGAIN
 from data.options import DataConfig
 from data.pool import Pool
 
 ON_HUB = {"enwik8": enwik8.ON_HUB, "wikitext": wikitext.ON_HUB, "pg19": pg19.ON_HUB}
-WANTED = {
-    "enwik8": enwik8.WANTED,
-    "wikitext": wikitext.WANTED,
-    "pg19": pg19.WANTED,
-    "audio": audio.WANTED,
+FINDERS: dict[str, Callable[[str | None], Listing]] = {
+    "pystdlib": pystdlib.find_files,
+    "text": text.find_files,
+    "enwik8": enwik8.find_files,
+    "wikitext": wikitext.find_files,
+    "pg19": pg19.find_files,
+    "audio": audio.find_files,
 }
+"""What lists the files that a source of each corpus names."""
+SOURCE_FILES = "source.json"
+
+
+class RecordedFile(Record):
+    """A file as it was when it was read."""
+
+    name: str
+    bytes: Count
+    changed: int
+    sha256: Sha256
+
+
+class SourceFiles(Record):
+    """source.json."""
+
+    files: list[RecordedFile]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source, as it is now.
+
+    name: of its path below the source's folder; it can be printed and stored, whatever bytes the
+    path has. changed: time in nanoseconds; state: what the system changes with every write,
+    whatever times a program sets: time of the last change, and inode.
+    """
+
+    path: Path
+    name: str
+    bytes: int
+    changed: int
+    state: tuple[int, int]
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of it."""
+        return {"name": self.name, "bytes": self.bytes, "changed": self.changed}
 
 
 def hub_of(config: DataConfig) -> HubName | None:
@@ -67,89 +105,29 @@ def open_source(config: DataConfig, work: Path) -> Source:
             return text.open_text(config.source, column, unit, work)
 
 
-SOURCE_FILES = "source.json"
-# What lists the files of a corpus whose source may be a folder.
-FINDERS: dict[str, Callable[[str | None], Listing]] = {
-    "text": text.find_files,
-    "wikitext": wikitext.find_files,
-    "pg19": pg19.find_books,
-    "audio": audio.find_files,
-}
-
-
-class RecordedFile(Record):
-    """A file as it was when it was read."""
-
-    name: str
-    bytes: Count
-    changed: int
-    sha256: Sha256
-
-
-class SourceFiles(Record):
-    """source.json."""
-
-    files: list[RecordedFile]
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file by its path below the source's folder; `changed` is a time in nanoseconds.
-
-    The name can be printed and stored, whatever bytes the path has. state: what the system changes
-    with every write, whatever times a program sets: time of the last change, and inode.
-    """
-
-    path: Path
-    bytes: int
-    changed: int
-    state: tuple[int, int] = (0, 0)
-
-    @property
-    def name(self) -> str:
-        """The path in words."""
-        return readable(self.path.as_posix())
-
-    def record(self) -> dict[str, Any]:
-        """What is kept of it."""
-        return {"name": self.name, "bytes": self.bytes, "changed": self.changed}
-
-
-def list_files(config: DataConfig) -> tuple[Path, list[SourceFile]]:
-    """The folder and the files that a config's source names, sorted; none for a hub data set."""
+def list_files(config: DataConfig) -> list[SourceFile]:
+    """The files that a config's source names, sorted; none for a hub data set."""
     if hub_of(config):
-        return Path(), []
-    root, paths = find(config)
-    states = [(path.relative_to(root), path.stat()) for path in paths]
-    return root, [
-        SourceFile(
-            path, state.st_size, state.st_mtime_ns, (int(state.st_ctime_ns), int(state.st_ino))
-        )
-        for path, state in states
-    ]
+        return []
+    found = FINDERS[config.corpus](config.source)
+    files = []
+    for path in found.paths:
+        name, state = readable(path.relative_to(found.root).as_posix()), path.stat()
+        marks = int(state.st_ctime_ns), int(state.st_ino)
+        files.append(SourceFile(path, name, state.st_size, state.st_mtime_ns, marks))
+    return files
 
 
 def require_unchanged(config: DataConfig, files: list[SourceFile]) -> None:
     """ValueError if the files that a source names are not as they were when they were listed."""
-    now = set(list_files(config)[1])
+    now = set(list_files(config))
     if changed := sorted(file.name for file in now ^ set(files)):
         raise ValueError(
             f"{changed[0]} has changed while it was read: call again when the source is at rest"
         )
 
 
-def find(config: DataConfig) -> tuple[Path, list[Path]]:
-    """The folder and the files that a local source names."""
-    if config.corpus == "pystdlib":
-        return library_files()
-    if finder := FINDERS.get(config.corpus):
-        found = finder(config.source)
-        return found.root, found.paths
-    path = existing(config.source, config.corpus, WANTED[config.corpus])
-    return path.parent, [path]
-
-
-def hash_files(root: Path, files: list[SourceFile], workers: int) -> dict[str, str]:
+def hash_files(files: list[SourceFile], workers: int) -> dict[str, str]:
     """SHA-256 of each file by name."""
     total = sum(file.bytes for file in files)
     hashes: dict[str, str] = {}
@@ -158,22 +136,22 @@ def hash_files(root: Path, files: list[SourceFile], workers: int) -> dict[str, s
     # Starting processes takes longer than hashing a little.
     workers = workers if total > 1 << 28 else 1
     with Progress("hash the source", total, "B", scale=True) as progress:
-        for index, digest in Pool(workers, hash_one, root).map(enumerate(files)):
+        for index, digest in Pool(workers, hash_one, None).map(enumerate(files)):
             hashes[files[index].name] = digest
             progress.update(files[index].bytes)
     return hashes
 
 
-def hash_one(root: Path, index: int, file: SourceFile) -> tuple[int, str]:
+def hash_one(_: None, index: int, file: SourceFile) -> tuple[int, str]:
     """The file's number and SHA-256."""
-    return index, hash_file(root / file.path)
+    return index, hash_file(file.path)
 
 
-def write_source(folder: Path, root: Path, files: list[SourceFile], workers: int) -> str:
+def write_source(folder: Path, files: list[SourceFile], workers: int) -> str:
     """Record files and their hashes in `folder`, unless it has them; return the hash of it all."""
     path = folder / SOURCE_FILES
     if not path.exists():
-        hashes = hash_files(root, files, workers)
+        hashes = hash_files(files, workers)
         found = [file.record() | {"sha256": hashes[file.name]} for file in files]
         write_sealed(path, {"files": found})
     return hash_source(read_source(folder))
@@ -197,11 +175,11 @@ def hash_source(recorded: list[RecordedFile]) -> str:
     return hash_json([[file.name, file.sha256] for file in recorded])
 
 
-def same_source(recorded: list[RecordedFile], root: Path, files: list[SourceFile]) -> bool:
+def same_source(recorded: list[RecordedFile], files: list[SourceFile]) -> bool:
     """Whether files are those recorded; one with another time of change is hashed to tell."""
     if [(file.name, file.bytes) for file in recorded] != [(f.name, f.bytes) for f in files]:
         return False
     return all(
-        old.changed == new.changed or old.sha256 == hash_file(root / new.path)
+        old.changed == new.changed or old.sha256 == hash_file(new.path)
         for old, new in zip(recorded, files, strict=True)
     )

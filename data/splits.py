@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.documents import SPLITS, Block, Part, Source
+from data.documents import SPLITS, Block, DerivedPart, Part, Source
 from data.tokenizers.tokenizer import IS_SPACE
 
+SPLIT_NAME = re.compile(r"(train|validation|valid|val|test)(?![a-z])")
+FULL_NAME = {split: split for split in SPLITS} | {"valid": "validation", "val": "validation"}
 NEWLINE = 10
 MOST_REACH = 1 << 20
 """A cut moves by so many bytes at most, and by a fifth of the text."""
@@ -104,10 +106,6 @@ def character_around(read: Read, position: int) -> tuple[int, int]:
     return position, 0
 
 
-SPLIT_NAME = re.compile(r"(train|validation|valid|val|test)(?![a-z])")
-FULL_NAME = {split: split for split in SPLITS} | {"valid": "validation", "val": "validation"}
-
-
 def hashed_share(name: str, salt: str = "") -> float:
     """A number in [0, 1) that depends on a name and on nothing else."""
     digest = hashlib.sha256((salt + name).encode("utf-8", "surrogateescape")).digest()
@@ -177,16 +175,10 @@ def fractions(total: int) -> dict[str, tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class MovedPart(Part):
+class MovedPart(DerivedPart):
     """A part whose documents are in other splits, by name."""
 
-    part: Part
     splits: Mapping[str, str]
-
-    @property
-    def size(self) -> int | None:
-        """That of the part."""
-        return self.part.size
 
     def read(self) -> Iterator[Block]:
         """The part's blocks."""
@@ -197,17 +189,11 @@ class MovedPart(Part):
 
 
 @dataclass(frozen=True)
-class CutPart(Part):
+class CutPart(DerivedPart):
     """A part whose documents are cut, by name; `position` is where in its document it begins."""
 
-    part: Part
     bounds: Mapping[str, Bounds]
     position: int
-
-    @property
-    def size(self) -> int | None:
-        """That of the part."""
-        return self.part.size
 
     def read(self) -> Iterator[Block]:
         """The part's blocks, each of one split."""

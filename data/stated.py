@@ -62,7 +62,7 @@ def same_origin(config: DataConfig, shards: Shards) -> bool:
     if hub is not None or facts.hub is not None:
         return hub is not None and hub.made(facts)
     try:
-        names = {file.name for file in list_files(config)[1]}
+        names = {file.name for file in list_files(config)}
     except (ValueError, OSError):
         return True
     if not (shards.path / SOURCE_FILES).is_file():

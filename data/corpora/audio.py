@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.corpora.local import Listing, ending, existing, list_folder
-from data.documents import BLOCK_BYTES, PART_BYTES, Block, Document, Part, Source
+from data.corpora.local import Listing, ending, list_source
+from data.documents import BLOCK_BYTES, Block, Document, Part, Source, grouped
 from data.splits import assign_splits, fractions, names_splits
 
 WANTED = "a .wav file, or a folder of them, all of one sample rate"
@@ -86,15 +86,13 @@ def open_audio(source: str | None) -> Source:
         ]
     found.tell(names)
     facts = {"sample_rate": heads[0][1]}
-    return Source("audio", "bits_per_sample", wav_parts(pieces), facts, words="none")
+    parts = map(WavPart, grouped(pieces, lambda piece: 2 * (piece.end - piece.start)))
+    return Source("audio", "bits_per_sample", tuple(parts), facts, words="none")
 
 
 def find_files(source: str | None) -> Listing:
     """The file that a source names, or the .wav files of its folder; ValueError if it has none."""
-    given = existing(source, "audio", WANTED)
-    if not given.is_dir():
-        return Listing(given.parent, [given])
-    found = list_folder(given, lambda name: ending(name) == ".wav")
+    found = list_source(source, "audio", WANTED, lambda name: ending(name) == ".wav")
     if not found.paths:
         raise ValueError(f"{source} holds no .wav files{found.only()}; corpus audio wants {WANTED}")
     return found
@@ -128,19 +126,3 @@ def head(path: Path) -> tuple[int, int]:
             "off: convert it again"
         )
     return frames, rate
-
-
-def wav_parts(pieces: list[WavPiece]) -> tuple[WavPart, ...]:
-    """Group pieces, in order, into parts of about PART_BYTES."""
-    parts: list[WavPart] = []
-    waiting: list[WavPiece] = []
-    samples = 0
-    for piece in pieces:
-        waiting.append(piece)
-        samples += piece.end - piece.start
-        if 2 * samples >= PART_BYTES:
-            parts.append(WavPart(tuple(waiting)))
-            waiting, samples = [], 0
-    if waiting:
-        parts.append(WavPart(tuple(waiting)))
-    return tuple(parts)

@@ -1,10 +1,11 @@
 """Enwik8: the first 100,000,000 bytes of an English Wikipedia dump, cut 90/5/5 MB by custom."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from data.common.files import atomic_path, hash_file
+from data.common.files import hash_file
 from data.corpora.hub import HubName, pinned, stream, texts_of
-from data.corpora.local import existing, unpacked
+from data.corpora.local import Listing, existing, unpacked, write_once
 from data.documents import Document, Piece, Source, file_parts
 from data.splits import cut_file, fractions
 
@@ -23,14 +24,12 @@ def open_enwik8(source: str | None, hub: HubName | None, prefix: bool, work: Pat
     """
     facts = {}
     if hub is None:
-        given = existing(source, "enwik8", WANTED)
-        if given.is_dir():
-            raise ValueError(f"{given} is a folder; corpus enwik8 wants {WANTED}")
+        given = find_files(source).paths[0]
         path = unpacked(given, work)
     else:
         hub = pinned(hub, WANTED)
         facts = hub.facts
-        given = path = from_hub(hub, work / "enwik8")
+        given = path = write_once(work / "enwik8", hub_blocks(hub))
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{given} is empty; corpus enwik8 wants {WANTED}")
@@ -48,6 +47,14 @@ def open_enwik8(source: str | None, hub: HubName | None, prefix: bool, work: Pat
     return Source(name, "bits_per_byte", file_parts(pieces), facts)
 
 
+def find_files(source: str | None) -> Listing:
+    """The file that a source names."""
+    given = existing(source, "enwik8", WANTED)
+    if given.is_dir():
+        raise ValueError(f"{given} is a folder; corpus enwik8 wants {WANTED}")
+    return Listing(given.parent, [given])
+
+
 def check_full(given: Path, path: Path, size: int) -> None:
     """ValueError unless length and SHA-1 are those of Enwik8."""
     if size != FULL_BYTES:
@@ -59,11 +66,8 @@ def check_full(given: Path, path: Path, size: int) -> None:
         raise ValueError(f"{given} is not Enwik8: its SHA-1 is not {FULL_SHA1}; get it again")
 
 
-def from_hub(hub: HubName, target: Path) -> Path:
-    """Write the hub's copy, one row of text, to a plain file."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        data = stream(hub, WANTED, split="train", data_files={"train": HUB_FILE})
-        with atomic_path(target) as temporary, temporary.open("wb") as file:
-            file.writelines((text or "").encode() for text in texts_of(hub, data))
-    return target
+def hub_blocks(hub: HubName) -> Iterator[bytes]:
+    """The hub's copy, one row of text."""
+    data = stream(hub, WANTED, split="train", data_files={"train": HUB_FILE})
+    for text in texts_of(hub, data):
+        yield (text or "").encode()

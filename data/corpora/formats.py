@@ -248,11 +248,6 @@ class StreamPart(Part):
     file: File
     document: Document
 
-    @property
-    def size(self) -> None:
-        """Unknown before it is read."""
-        return
-
     def read(self) -> Iterator[Block]:
         """Yield the text in blocks; ValueError for a damaged file."""
         begins = True

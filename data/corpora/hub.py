@@ -174,11 +174,6 @@ class HubPart(Part):
     rows: Rows
     alternative: str
 
-    @property
-    def size(self) -> None:
-        """Unknown before it is read."""
-        return
-
     def read(self) -> Iterator[Block]:
         """Yield each row's document."""
         try:

@@ -8,13 +8,12 @@ import io
 import lzma
 import os
 import re
-import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +71,7 @@ def existing(source: str | None, corpus: str, wanted: str) -> Path:
     if source is None:
         raise ValueError(f"corpus {corpus} needs a source: give --source, {wanted}")
     path = local_path(source)
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ValueError(f"{source} is not there; corpus {corpus} wants {wanted}")
     if not (path.is_file() or path.is_dir()):
         raise ValueError(f"{source} is neither a file nor a folder; corpus {corpus} wants {wanted}")
@@ -139,6 +138,17 @@ def list_folder(root: Path, wanted: Callable[[str], bool]) -> Listing:
     return found
 
 
+def list_source(
+    source: str | None, corpus: str, wanted: str, known: Callable[[str], bool]
+) -> Listing:
+    """The file that a source names, or those below its folder whose names are known.
+
+    ValueError for one that is not there says what is wanted.
+    """
+    path = existing(source, corpus, wanted)
+    return list_folder(path, known) if path.is_dir() else Listing(path.parent, [path])
+
+
 def is_hidden(name: str) -> bool:
     """Whether programs keep a file or folder of this name for themselves."""
     return name.startswith(".") or name == "__MACOSX"
@@ -167,10 +177,22 @@ def unpacked(path: Path, folder: Path) -> Path:
     """
     if path.suffix.lower() not in (*OPENERS, ".zip"):
         return path
-    target = place(path, folder)
+    return write_once(place(path, folder), blocks_of(path))
+
+
+def blocks_of(path: Path) -> Iterator[bytes]:
+    """The contents of a file that may be packed; ValueError for one that is damaged."""
+    with naming_damage(path), open_packed(path) as packed:
+        while block := packed.read(1 << 20):
+            yield block
+
+
+def write_once(target: Path, blocks: Iterable[bytes]) -> Path:
+    """A file that is whole or absent, written of these blocks unless it is there."""
     if not target.exists():
-        with naming_damage(path), open_packed(path) as packed:
-            copy(packed, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
+            file.writelines(blocks)
     return target
 
 
@@ -198,13 +220,6 @@ def naming_damage(path: Path | str) -> Iterator[None]:
         if error.errno not in (None, errno.EINVAL):
             raise
         raise ValueError(f"{path} is damaged or cut short ({error}): copy it again") from error
-
-
-def copy(stream: IO[bytes], target: Path) -> None:
-    """Write a stream to a file, which is whole or absent."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as temporary, temporary.open("wb") as plain:
-        shutil.copyfileobj(stream, plain, 1 << 20)
 
 
 def open_packed(path: Path) -> IO[bytes]:

@@ -86,7 +86,7 @@ def open_pg19(
             for part in hub_parts(hub, split, data, BookRows(FULL_NAME[split], checksums), WANTED)
         ]
     else:
-        found = find_books(source)
+        found = find_files(source)
         parts = [*book_files(found, checksums, work)] or parquet_books(found, checksums)
         if not parts:
             raise ValueError(f"{source} holds no books{found.only()}; corpus pg19 wants {WANTED}")
@@ -94,7 +94,7 @@ def open_pg19(
     return Source("pg19", "word_perplexity", tuple(parts), facts, official=OFFICIAL)
 
 
-def find_books(source: str | None) -> Listing:
+def find_files(source: str | None) -> Listing:
     """What there is in a folder of books: of the layouts that are read, the first that has any."""
     folder = existing(source, "pg19", WANTED)
     if not folder.is_dir():

@@ -4,6 +4,7 @@ import platform
 import sysconfig
 from pathlib import Path
 
+from data.corpora.local import Listing
 from data.documents import Document, Piece, Source, file_parts
 from data.splits import hashed_split
 
@@ -13,13 +14,13 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 SALT = "14/"
 
 
-def library_files() -> tuple[Path, list[Path]]:
-    """The library's folder, and its .py files but tests and installed packages, sorted."""
+def find_files(_: str | None = None) -> Listing:
+    """The library's .py files but tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = [
         path for path in root.rglob("*.py") if not LEFT_OUT & set(path.relative_to(root).parts[:-1])
     ]
-    return root, sorted(paths)
+    return Listing(root, sorted(paths))
 
 
 def open_pystdlib() -> Source:
@@ -27,10 +28,10 @@ def open_pystdlib() -> Source:
 
     The split of a file is a hash of its path, so it is the same on every machine.
     """
-    root, paths = library_files()
+    found = find_files()
     pieces = []
-    for path in paths:
-        name = path.relative_to(root).as_posix()
+    for path in found.paths:
+        name = path.relative_to(found.root).as_posix()
         document = Document(hashed_split(name, SALT), name)
         pieces.append(Piece(path, 0, path.stat().st_size, document))
     return Source(

@@ -5,11 +5,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.common.files import atomic_path
 from data.corpora.formats import WANTED as READ
 from data.corpora.formats import File, StreamPart, files_of, is_known, named_kind
 from data.corpora.hub import HubName, hub_parts, pinned, stream
-from data.corpora.local import Listing, is_hidden, list_folder, local_path, place
+from data.corpora.local import Listing, is_hidden, list_source, local_path, place, write_once
 from data.documents import Document, Part, Piece, Source, file_parts
 from data.records import JsonPart, TextRows, are_lines, json_parts, parquet_parts
 from data.splits import (
@@ -21,6 +20,7 @@ from data.splits import (
     require_all_splits,
 )
 
+GLOB = re.compile(r"[*?\[]")
 WANTED = f"a file, folder or glob of {READ}, or hub:OWNER/NAME"
 
 
@@ -89,19 +89,11 @@ def find_files(source: str | None) -> Listing:
 
     A folder gives those with a known ending; what is named itself, or by a glob, must be text.
     """
-    if source is None:
-        raise ValueError(f"corpus text needs a source: give --source, {WANTED}")
-    given = local_path(source)
-    if given.is_dir():
-        found = list_folder(given, is_known)
-    elif given.is_file():
-        found = Listing(given.parent, [given])
-    elif re.search(r"[*?\[]", str(given)):
+    given = Path() if source is None else local_path(source)
+    if GLOB.search(str(given)) and not given.exists():
         found = find_glob(given)
-    elif given.exists() or given.is_symlink():
-        raise ValueError(f"{source} is neither a file nor a folder; corpus text wants {WANTED}")
     else:
-        raise ValueError(f"{source} is not there; corpus text wants {WANTED}")
+        found = list_source(source, "text", WANTED, is_known)
     if not found.paths:
         raise ValueError(f"{source} holds no text{found.only()}; corpus text wants {WANTED}")
     if not given.is_dir():
@@ -112,7 +104,7 @@ def find_files(source: str | None) -> Listing:
 
 def find_glob(given: Path) -> Listing:
     """The files that a pattern names, but hidden ones."""
-    literal = re.split(r"[*?\[]", str(given))[0]
+    literal = GLOB.split(str(given))[0]
     found = Listing(Path(literal if literal.endswith("/") else Path(literal).parent))
     for path in sorted(found.root.glob(given.relative_to(found.root).as_posix())):
         if any(map(is_hidden, path.relative_to(found.root).parts)):
@@ -140,14 +132,8 @@ def plain(file: File, work: Path) -> Path:
     """The text of a file as a file: itself, or written once below `work`."""
     if file.is_plain and not mark_bytes(file):
         return file.path
-    target = place(file.path, work / "plain")
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary, temporary.open("wb") as opened:
-            opened.writelines(
-                block.data for block in StreamPart(file, Document("", file.name)).read()
-            )
-    return target
+    blocks = StreamPart(file, Document("", file.name)).read()
+    return write_once(place(file.path, work / "plain"), (block.data for block in blocks))
 
 
 def open_hub_text(hub: HubName, column: str, unit: str) -> Source:

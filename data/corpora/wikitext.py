@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from data.common.files import atomic_path
 from data.corpora.archives import Member, is_archive, unpack
 from data.corpora.hub import HubName, pinned, stream, texts_of
-from data.corpora.local import Listing, ending, existing, list_folder, unpacked
+from data.corpora.local import Listing, ending, list_source, unpacked, write_once
 from data.documents import BLOCK_BYTES, Document, Official, Piece, Source, file_parts
 from data.records import open_parquet
 from data.splits import FULL_NAME, named_split
@@ -31,7 +30,8 @@ def open_wikitext(source: str | None, hub: HubName | None, work: Path) -> Source
     if hub is not None:
         hub = pinned(hub, WANTED)
         facts = hub.facts
-        files = from_rows(hub_rows(hub), work / str(hub.revision))
+        rows = {split: texts_of(hub, data) for split, data in stream(hub, WANTED).items()}
+        files = from_rows(rows, work / str(hub.revision))
         raw = "raw" in (hub.config or hub.name)
     else:
         files, raw = local_files(source, work)
@@ -53,8 +53,7 @@ def is_known(name: str) -> bool:
 
 def find_files(source: str | None) -> Listing:
     """The file that a source names, or the files of WikiText in its folder."""
-    path = existing(source, "wikitext", WANTED)
-    return list_folder(path, is_known) if path.is_dir() else Listing(path.parent, [path])
+    return list_source(source, "wikitext", WANTED, is_known)
 
 
 def local_files(source: str | None, work: Path) -> tuple[dict[str, Path], bool]:
@@ -105,13 +104,10 @@ def token_files(members: list[Member], work: Path) -> tuple[dict[str, Path], boo
 
 def from_rows(rows: Mapping[str, Iterable[str | None]], work: Path) -> dict[str, Path]:
     """Write rows of text, a line each, as the original files have them."""
-    work.mkdir(parents=True, exist_ok=True)
     files = {}
-    for split, lines in rows.items():
-        files[split] = work / f"wiki.{split}.tokens"
-        if not files[split].exists():
-            with atomic_path(files[split]) as temporary, temporary.open("wb") as file:
-                file.writelines(whole_line(row, n, split) for n, row in enumerate(lines))
+    for split, some in rows.items():
+        lines = (whole_line(row, n, split) for n, row in enumerate(some))
+        files[split] = write_once(work / f"wiki.{split}.tokens", lines)
     return files
 
 
@@ -141,12 +137,6 @@ def parquet_rows(members: list[Member]) -> Iterator[str | None]:
                         f"{member.name} has no text in column 'text': get another copy"
                     )
                 yield from rows
-
-
-def hub_rows(hub: HubName) -> dict[str, Iterable[str | None]]:
-    """The rows of each split of the hub's copy."""
-    splits: dict[str, Any] = stream(hub, WANTED)
-    return {split: texts_of(hub, data) for split, data in splits.items()}
 
 
 def articles(path: Path, split: str) -> Iterator[Piece]:

@@ -65,7 +65,6 @@ def test_records_of_many_parts_are_read_in_order(
     from data import documents
 
     monkeypatch.setattr(documents, "PART_BYTES", 100)
-    monkeypatch.setattr(records, "PART_BYTES", 100)
     rows = [f"row {i}\n" * (i % 5) for i in range(60)]
     source = write(
         {"train.jsonl": b"".join(json.dumps({"story": row}).encode() + b"\n" for row in rows)}
