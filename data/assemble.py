@@ -42,12 +42,11 @@ def assemble(
     (folder / "vocabulary").mkdir(parents=True)
     vocabulary = encoder.vocabulary
     vocabulary.save(folder / "vocabulary")
-    parts = len(source.parts)
     splits, digests = {}, {}
     total = sum(path.stat().st_size for path in encoder.folder.glob("*.tokens"))
     with Progress("join", total, "B", scale=True) as progress:
         for split in SPLITS:
-            documents, digests[split] = index_documents(encoder, parts, split, folder)
+            documents, digests[split] = index_documents(encoder, split, folder)
             tokens = int(documents["tokens"].sum())
             if tokens == 0:
                 (folder / split_files(split)[2]).unlink()
@@ -57,18 +56,18 @@ def assemble(
                 target.write(documents.data)
             with (folder / split_files(split)[0]).open("wb") as target:
                 write_header(target, vocabulary.dtype, tokens)
-                join_tokens(encoder, parts, split, target, progress)
+                join_tokens(encoder, split, target, progress)
             splits[split] = describe_split(split, documents, folder)
     if not splits:
         raise ValueError(f"{config.source or config.corpus} holds no text")
-    duplicates = find_duplicates(source, encoder.runs).facts
+    duplicates = find_duplicates(source, lambda index: encoder.finished(index).documents).facts
     if dropped is not None:
         gone = {"dropped": dropped.held_out, "examples": dropped.examples}
         duplicates = duplicates.model_copy(update=gone)
     tell(duplicates)
     if source.facts.get("hub") is not None:
         # There are no files to hash.
-        source_hash = hash_of_texts(len(source.parts), encoder.runs)
+        source_hash = hash_of_texts(encoder.documents())
     corpus = compare_with_official(source, splits, digests, vocabulary)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -83,7 +82,7 @@ def assemble(
     }
     if vocabulary.kind == "words":
         # Not in the splits' facts, which are hashed as they were before this was noted.
-        manifest["lossless"] = lossless(encoder, parts, list(splits))
+        manifest["lossless"] = lossless(encoder, list(splits))
     manifest["hash"] = content_hash(manifest)
     as_record(Manifest, manifest)
     write_sealed(folder / MANIFEST, manifest)
@@ -97,11 +96,9 @@ def checked(source: Source, encoder: Encoder) -> dict[str, Any]:
     if "checksums" not in source.facts:
         return {}
     texts: dict[str, str | None] = {}
-    for index in range(len(source.parts)):
-        for record in encoder.finished(index).documents:
-            differs = record.details.get("differs")
-            text = f"{record.details['name']} ({record.split})"
-            texts[text] = None if differs is None else str(differs)
+    for record in encoder.documents():
+        differs = record.details.get("differs")
+        texts[f"{record.name} ({record.split})"] = None if differs is None else str(differs)
     differ = {name: how for name, how in texts.items() if how}
     if all(how == NOT_LISTED for how in texts.values()):
         raise ValueError("checksums lists none of the books: give the list of these books")
@@ -110,9 +107,7 @@ def checked(source: Source, encoder: Encoder) -> dict[str, Any]:
     return {"checksums": source.facts["checksums"] | {"texts": len(texts), "differ": differ}}
 
 
-def index_documents(
-    encoder: Encoder, parts: int, split: str, folder: Path
-) -> tuple[np.ndarray, str]:
+def index_documents(encoder: Encoder, split: str, folder: Path) -> tuple[np.ndarray, str]:
     """Write the split's names; return its document index and the digest of its texts.
 
     The index is of DOCUMENT_DTYPE; the digest is SHA-256 over "NAME SHA-256" lines, sorted.
@@ -120,20 +115,18 @@ def index_documents(
     tokens, size, words = array("q"), array("q"), array("q")
     texts: list[str] = []
     with (folder / split_files(split)[2]).open("w", encoding="utf-8") as names:
-        for index in range(parts):
-            for record in encoder.finished(index).documents:
-                if record.split != split:
-                    continue
-                details = record.details
-                if record.begins:
-                    names.write(json.dumps(details, sort_keys=True) + "\n")
-                    for column in (tokens, size, words):
-                        column.append(0)
-                tokens[-1] += record.tokens
-                size[-1] += record.bytes
-                words[-1] += record.words
-                if "sha256" in details:
-                    texts.append(f"{details['name']} {details['sha256']}\n")
+        for record in encoder.documents():
+            if record.split != split:
+                continue
+            if record.begins:
+                names.write(json.dumps(record.details, sort_keys=True) + "\n")
+                for column in (tokens, size, words):
+                    column.append(0)
+            tokens[-1] += record.tokens
+            size[-1] += record.bytes
+            words[-1] += record.words
+            if "sha256" in record.details:
+                texts.append(f"{record.name} {record.details['sha256']}\n")
     documents = np.zeros(len(tokens), dtype=DOCUMENT_DTYPE)
     for name, column in (("tokens", tokens), ("bytes", size), ("words", words)):
         documents[name] = column
@@ -141,14 +134,13 @@ def index_documents(
     return documents, sha256("".join(sorted(texts)).encode()).hexdigest()
 
 
-def lossless(encoder: Encoder, parts: int, splits: list[str]) -> dict[str, bool]:
+def lossless(encoder: Encoder, splits: list[str]) -> dict[str, bool]:
     """Of each split whether its tokens give the text back."""
     exact = dict.fromkeys(splits, True)
-    for index in range(parts):
-        for record in encoder.finished(index).documents:
-            # A split without a token is not there.
-            if record.split in exact:
-                exact[record.split] &= record.exact
+    for record in encoder.documents():
+        # A split without a token is not there.
+        if record.split in exact:
+            exact[record.split] &= record.exact
     return exact
 
 
@@ -159,11 +151,9 @@ def write_header(target: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
     np.lib.format.write_array_header_1_0(target, header)
 
 
-def join_tokens(
-    encoder: Encoder, parts: int, split: str, target: BinaryIO, progress: Progress
-) -> None:
+def join_tokens(encoder: Encoder, split: str, target: BinaryIO, progress: Progress) -> None:
     """Append the parts' raw ids; ValueError for those that have changed since they were written."""
-    for index in range(parts):
+    for index in range(encoder.parts):
         path, digest = encoder.tokens(index, split), sha256()
         expected = encoder.finished(index).files.get(split)
         if expected is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from data.common.integrity import write_sealed
 from data.common.progress import Progress
@@ -21,7 +21,7 @@ from data.common.say import say, warn
 from data.common.schema import Count, Record, read_record
 from data.documents import Block, DerivedPart, Document, Part, Source
 from data.manifest import DuplicateFacts, SplitName
-from data.pool import Pool
+from data.pool import work_in_pool
 
 DIGEST = 16
 """Bytes of a hash that are kept."""
@@ -33,11 +33,17 @@ class Run(Record):
     """What a part holds of a document."""
 
     split: SplitName
-    name: str
     begins: bool
+    details: dict[str, JsonValue]
+    """Name, and what else is known of the document."""
     bytes: Count
     text: Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * DIGEST}}}$")]
-    """Hash of what the part holds."""
+    """Hash of what the part holds; see text_hash."""
+
+    @property
+    def name(self) -> str:
+        """The document's name."""
+        return str(self.details["name"])
 
 
 class LookedAt(Record):
@@ -62,19 +68,9 @@ class Duplicates:
     places: list[tuple[int, int]]
 
 
-class TextDigest:
-    """The hash of a text that comes in blocks."""
-
-    def __init__(self) -> None:
-        self._hash = sha256()
-
-    def update(self, data: bytes) -> None:
-        """Add the next block."""
-        self._hash.update(data)
-
-    def hex(self) -> str:
-        """The hash so far."""
-        return self._hash.digest()[:DIGEST].hex()
+def text_hash(digest: Any) -> str:
+    """What is kept of the SHA-256 of a text."""
+    return str(digest.digest()[:DIGEST].hex())
 
 
 def find_duplicates(source: Source, runs: Runs) -> Duplicates:
@@ -108,12 +104,11 @@ def find_duplicates(source: Source, runs: Runs) -> Duplicates:
     return compare(keys, np.array(trained, dtype=bool), places)
 
 
-def hash_of_texts(parts: int, runs: Runs) -> str:
+def hash_of_texts(runs: Iterable[Run]) -> str:
     """SHA-256 over all that was read: of names, splits and hashes of texts."""
     digest = sha256()
-    for index in range(parts):
-        for run in runs(index):
-            digest.update(json.dumps([run.split, run.name, run.text]).encode() + b"\n")
+    for run in runs:
+        digest.update(json.dumps([run.split, run.name, run.text]).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -218,7 +213,7 @@ def without_duplicates(source: Source, folder: Path, workers: int) -> tuple[Sour
     folder.mkdir(exist_ok=True)
     todo = [(i, part) for i, part in enumerate(source.parts) if not seen(folder, i).exists()]
     with Progress("compare documents", len(todo), "part") as progress:
-        for _ in Pool(workers, look_at, folder).map(todo):
+        for _ in work_in_pool(workers, look_at, folder, todo):
             progress.update()
 
     def runs(index: int) -> Sequence[Run]:
@@ -252,14 +247,14 @@ def seen(folder: Path, index: int) -> Path:
 def look_at(folder: Path, index: int, part: Part) -> None:
     """Write down what documents a part holds."""
     found: list[dict[str, Any]] = []
-    digests: list[TextDigest] = []
+    digests: list[Any] = []
     for number, block in in_runs(part):
         if number == len(found):
             document = block.document
-            run = {"split": document.split, "name": document.name, "begins": block.begins}
-            found.append(run | {"bytes": 0})
-            digests.append(TextDigest())
+            run = {"split": document.split, "begins": block.begins, "bytes": 0}
+            found.append(run | {"details": {"name": document.name}})
+            digests.append(sha256())
         digests[-1].update(block.data)
         found[-1]["bytes"] += len(block.data)
-    runs = [run | {"text": digest.hex()} for run, digest in zip(found, digests, strict=True)]
+    runs = [run | {"text": text_hash(digest)} for run, digest in zip(found, digests, strict=True)]
     write_sealed(seen(folder, index), {"runs": runs})

@@ -12,34 +12,27 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from pydantic import JsonValue
 
 from data.common.files import atomic_path
 from data.common.integrity import write_sealed
 from data.common.schema import Count, Record, Sha256, read_record
 from data.documents import Block, Document, Part, complaint
-from data.duplicates import ANEW, Run, TextDigest
+from data.duplicates import ANEW, Run, text_hash
 from data.manifest import SplitName
 from data.tokenizers.registry import Tokenizer, WordCounter
 
 LINE_LIMIT = 16 << 20
-PARTS_FORMAT = 3
+PARTS_FORMAT = 4
 """Of what an interrupted build leaves; one of another format begins anew."""
 
 
-class PartDocument(Record):
-    """A document, or the run of it that one part holds."""
+class PartDocument(Run):
+    """A document, or the run of it that one part holds, with what was found in it."""
 
-    split: SplitName
-    begins: bool
-    details: dict[str, JsonValue]
     tokens: Count
-    bytes: Count
     words: Count
     exact: bool
     """Whether the tokens give the text back."""
-    text: str
-    """Hash of what the part holds of the text."""
 
 
 class PartRecord(Record):
@@ -55,13 +48,14 @@ class Encoder:
     """What is the same for all parts of a build; picklable.
 
     words: see Source; digests: hash each document, none of which may run over several parts;
-    folder: of the finished parts.
+    folder: of the finished parts; parts: how many they will be.
     """
 
     vocabulary: Tokenizer
     words: Literal["spaces", "spaces and lines", "none"]
     digests: bool
     folder: Path
+    parts: int
 
     def done(self, index: int) -> Path:
         """The file whose presence says that a part is finished."""
@@ -75,18 +69,10 @@ class Encoder:
         """What there is to know of a finished part; ValueError if it has changed since."""
         return read_record(PartRecord, self.done(index), ANEW)
 
-    def runs(self, index: int) -> list[Run]:
-        """What a finished part holds of documents."""
-        return [
-            Run(
-                split=each.split,
-                name=str(each.details["name"]),
-                begins=each.begins,
-                bytes=each.bytes,
-                text=each.text,
-            )
-            for each in self.finished(index).documents
-        ]
+    def documents(self) -> Iterator[PartDocument]:
+        """What all parts, which are finished, hold of documents."""
+        for index in range(self.parts):
+            yield from self.finished(index).documents
 
     def encode(self, index: int, part: Part) -> int:
         """Write a part's files; return the bytes of its text.
@@ -158,7 +144,7 @@ class Tally:
         self._how = words
         self._counter = WordCounter()
         self.exact = True
-        self._text = TextDigest()
+        self._text = sha256()
         self._digest = BookDigest() if digest else None
         self.differs: str | None = None
 
@@ -201,7 +187,7 @@ class Tally:
             "bytes": self.bytes,
             "words": self.words,
             "exact": self.exact,
-            "text": self._text.hex(),
+            "text": text_hash(self._text),
         }
 
 

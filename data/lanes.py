@@ -14,7 +14,7 @@ import numpy as np
 from data.orders import Batch, BatchBuilder, DocumentOrder, State, StreamOrder
 from data.shards import Split
 
-__all__ = ["Batch", "LaneReader", "Order", "ScoringBatches", "State", "scoring_batches"]
+__all__ = ["Batch", "LaneReader", "Order", "ScoringBatches", "State"]
 
 Order = Literal["stream", "documents"]
 
@@ -49,7 +49,7 @@ class LaneReader:
         assert 0 <= first < self.mine.stop <= lanes
         self.plan: StreamOrder | DocumentOrder
         if order == "stream":
-            self.plan = StreamOrder(split, lanes, segment, seed)
+            self.plan = StreamOrder(split, lanes, segment, seed, self.mine)
         else:
             self.plan = DocumentOrder(split, lanes, segment, seed, self.mine, reset_documents)
 
@@ -66,7 +66,7 @@ class LaneReader:
     def next(self) -> Batch:
         """The next segment of each lane, in new arrays."""
         builder = BatchBuilder(self.split, len(self.mine), self.segment)
-        self.plan.fill(builder, self.mine)
+        self.plan.fill(builder)
         return builder.batch()
 
     def state(self) -> State:
@@ -90,11 +90,7 @@ class LaneReader:
 
     def seek(self, step: int) -> None:
         """Continue as a new reader would after `step` calls of `next`."""
-        if isinstance(self.plan, StreamOrder):
-            self.plan.seek(step)
-        else:
-            for row, lane in enumerate(self.mine):
-                self.plan.seek_lane(row, lane, step)
+        self.plan.seek(step)
 
 
 class ScoringBatches:
@@ -111,7 +107,7 @@ class ScoringBatches:
     """
 
     def __init__(
-        self, split: Split, *, lanes: int, segment: int, warmup: int, reset_documents: bool
+        self, split: Split, *, lanes: int, segment: int, warmup: int, reset_documents: bool = False
     ) -> None:
         if lanes < 1 or segment < 1 or warmup < 0:
             raise ValueError("lanes and segment must be at least 1 and warmup at least 0")
@@ -169,12 +165,3 @@ def cut(
     position = np.repeat(start, segments) + index * segment
     count = np.minimum(segment, np.repeat(start + length, segments) - position)
     return position, count, index == 0
-
-
-def scoring_batches(
-    split: Split, *, lanes: int, segment: int, warmup: int, reset_documents: bool = False
-) -> ScoringBatches:
-    """The batches that score a split once; see ScoringBatches."""
-    return ScoringBatches(
-        split, lanes=lanes, segment=segment, warmup=warmup, reset_documents=reset_documents
-    )

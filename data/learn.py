@@ -8,7 +8,7 @@ from data.common.say import say
 from data.documents import Block, Part, Source
 from data.encode import naming_text, whole_lines
 from data.options import DataConfig
-from data.pool import Pool
+from data.pool import work_in_pool
 from data.tokenizers.registry import (
     ByteTokenizer,
     MuLawTokenizer,
@@ -45,7 +45,7 @@ def count_words(source: Source, workers: int) -> Counter[bytes]:
     """How often each word occurs in the training split; ValueError if it has none."""
     counts: Counter[bytes] = Counter()
     with Progress("count words", len(source.parts), "part") as progress:
-        for part_counts in Pool(workers, count_part, None).map(enumerate(source.parts)):
+        for part_counts in work_in_pool(workers, count_part, None, enumerate(source.parts)):
             counts.update(part_counts)
             progress.update()
     if not counts:

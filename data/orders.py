@@ -10,6 +10,8 @@ import numpy as np
 
 from data.shards import Split
 
+State = dict[str, int | list[int]]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -79,9 +81,6 @@ class BatchBuilder:
         return Batch(self.inputs_BT, self.targets_BT, self.scored_BT, self.reset_B, self.offset_B)
 
 
-State = dict[str, int | list[int]]
-
-
 def draw(split: Split, lanes: int, seed: int, epoch: int) -> int:
     """A 64-bit number that depends on shards, split, lanes, seed and epoch, and on nothing else."""
     text = f"{split.shards_hash} {split.name} {lanes} {seed} {epoch}"
@@ -95,8 +94,9 @@ class StreamOrder:
     segments fall differently. Memory is reset at an epoch's start: it belonged to another place.
     """
 
-    def __init__(self, split: Split, lanes: int, segment: int, seed: int) -> None:
+    def __init__(self, split: Split, lanes: int, segment: int, seed: int, mine: range) -> None:
         self.split, self.lanes, self.segment, self.seed = split, lanes, segment, seed
+        self.mine = mine
         self.total = len(split.tokens)
         if self.total < lanes:
             raise ValueError(
@@ -111,12 +111,12 @@ class StreamOrder:
         """Number of whole epochs read."""
         return self.step // self.segments_per_epoch
 
-    def fill(self, builder: BatchBuilder, lanes: range) -> None:
+    def fill(self, builder: BatchBuilder) -> None:
         """Add the next segment of each lane."""
         epoch, index = divmod(self.step, self.segments_per_epoch)
         cut = draw(self.split, self.lanes, self.seed, epoch) % self.total if epoch else 0
         builder.reset_B[:] = index == 0
-        lane_B = np.arange(lanes.start, lanes.stop)
+        lane_B = np.arange(self.mine.start, self.mine.stop)
         begin_B = lane_B * self.total // self.lanes + index * self.segment
         end_B = (lane_B + 1) * self.total // self.lanes
         count_B = np.clip(end_B - begin_B, 0, self.segment)
@@ -196,9 +196,8 @@ class DocumentOrder:
         """Number of epochs that all lanes here have read."""
         return int(self.cursors[:, 0].min())
 
-    def fill(self, builder: BatchBuilder, lanes: range) -> None:
+    def fill(self, builder: BatchBuilder) -> None:
         """Add the next segment of each lane."""
-        assert lanes == self.mine
         offset_B = self.cursors[:, 2]
         builder.reset_B[:] = offset_B == 0 if self.reset else ~self.cursors.any(axis=1)
         inside_B = (offset_B > 0) & (offset_B + self.segment < self.size_B)
@@ -242,13 +241,18 @@ class DocumentOrder:
         self.cursors[:] = np.transpose([state["epoch"], state["document"], state["offset"]])
         self._open(range(len(self.mine)))
 
-    def seek_lane(self, row: int, lane: int, step: int) -> None:
-        """Continue a lane as after `step` calls of `fill`."""
+    def seek(self, step: int) -> None:
+        """Continue as after `step` calls of `fill`."""
+        for row, lane in enumerate(self.mine):
+            self.cursors[row] = self._place(lane, step)
+        self._open(range(len(self.mine)))
+
+    def _place(self, lane: int, step: int) -> list[int]:
+        """A lane's epoch, place in its order and offset in the document after `step` calls."""
         left, epoch = step if self.reset else step * self.segment, 0
         while left >= (total := int(self.cost[self.deal(epoch)[lane]].sum())):
             left, epoch = left - total, epoch + 1
         ends = np.cumsum(self.cost[self.deal(epoch)[lane]])
         index = int(np.searchsorted(ends, left, side="right"))
         into = left - int(ends[index - 1]) if index else left
-        self.cursors[row] = [epoch, index, into * self.segment if self.reset else into]
-        self._open([row])
+        return [epoch, index, into * self.segment if self.reset else into]

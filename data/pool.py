@@ -9,60 +9,56 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 OF_TERMINALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-class Pool:
-    """Applies `work(shared, index, item)` to numbered items on `workers` processes.
+def work_in_pool(
+    workers: int, work: Callable[..., Result], shared: Any, items: Iterable[tuple[int, Any]]
+) -> Iterator[Result]:
+    """Yield `work(shared, index, item)` of numbered items as it comes, in any order.
 
-    One worker works in this process. `work` and `shared` must be picklable; `shared` is sent to
-    each worker once.
+    One worker works in this process; of more, each is a process. `work` and `shared` must be
+    picklable; `shared` is sent to each worker once. ChildProcessError when a worker was killed; an
+    error of `work` is raised as it is.
     """
-
-    def __init__(self, workers: int, work: Callable[..., Any], shared: Any) -> None:
-        self.workers, self.work, self.shared = workers, work, shared
-
-    def map(self, items: Iterable[tuple[int, Any]]) -> Iterator[Any]:
-        """Yield the results as they come, in any order.
-
-        ChildProcessError when a worker was killed; an error of `work` is raised as it is.
-        """
-        waiting = deque(items)
-        workers = min(self.workers, len(waiting))
-        if workers <= 1:
-            for index, item in waiting:
-                yield self.work(self.shared, index, item)
-            return
-        others = set(multiprocessing.active_children())
-        spawn = multiprocessing.get_context("spawn")
-        with unheard():
-            # Makes the process that looks after semaphores, too.
-            pool = ProcessPoolExecutor(workers, spawn, start_worker, (self.work, self.shared))
-        try:
-            working: set[Future[Any]] = set()
-            while waiting or working:
-                # Few are handed out ahead, so that few results are held at a time.
-                while waiting and len(working) < 2 * workers:
-                    working.add(submit(pool, working, waiting.popleft()))
-                done, working = wait(working, return_when=FIRST_COMPLETED)
-                while done:
-                    yield done.pop().result()
-        except KeyboardInterrupt:
-            # What they work on is written whole or not at all; nobody waits for it.
-            end_workers(others)
-            raise
-        except BrokenProcessPool as error:
-            # The pool does not know of a worker that was starting when another one was killed; it
-            # would wait for work for ever, and this process at its end for it.
-            end_workers(others)
-            raise ChildProcessError(
-                "a worker was killed, perhaps for want of memory: call again with fewer workers "
-                "and the build continues"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    waiting = deque(items)
+    workers = min(workers, len(waiting))
+    if workers <= 1:
+        for index, item in waiting:
+            yield work(shared, index, item)
+        return
+    others = set(multiprocessing.active_children())
+    spawn = multiprocessing.get_context("spawn")
+    with unheard():
+        # Makes the process that looks after semaphores, too.
+        pool = ProcessPoolExecutor(workers, spawn, start_worker, (work, shared))
+    try:
+        working: set[Future[Any]] = set()
+        while waiting or working:
+            # Few are handed out ahead, so that few results are held at a time.
+            while waiting and len(working) < 2 * workers:
+                working.add(submit(pool, working, waiting.popleft()))
+            done, working = wait(working, return_when=FIRST_COMPLETED)
+            while done:
+                yield done.pop().result()
+    except KeyboardInterrupt:
+        # What they work on is written whole or not at all; nobody waits for it.
+        end_workers(others)
+        raise
+    except BrokenProcessPool as error:
+        # The pool does not know of a worker that was starting when another one was killed; it
+        # would wait for work for ever, and this process at its end for it.
+        end_workers(others)
+        raise ChildProcessError(
+            "a worker was killed, perhaps for want of memory: call again with fewer workers "
+            "and the build continues"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def end_workers(others: set[Any]) -> None:

@@ -17,13 +17,13 @@ from data.common.progress import Progress
 from data.common.schema import Sha256, Size, as_record
 from data.common.signals import Interrupted
 from data.corpora.checksums import read_checksums
-from data.documents import Part, Source
+from data.documents import Source
 from data.duplicates import without_duplicates
 from data.encode import PARTS_FORMAT, Encoder
 from data.learn import make_tokenizer
 from data.manifest import AGAIN
 from data.options import DataConfig
-from data.pool import Pool
+from data.pool import work_in_pool
 from data.shards import MANIFEST, Shards, open_shards
 from data.sources import (
     SOURCE_FILES,
@@ -193,7 +193,7 @@ def build(config: DataConfig, work: Path, workers: int) -> None:
         source, dropped = without_duplicates(source, stage / "texts", workers)
     vocabulary = build_tokenizer(config, source, stage / "vocabulary", workers)
     digests = source.official is not None and source.official.digests is not None
-    encoder = Encoder(vocabulary, source.words, digests, stage / "parts")
+    encoder = Encoder(vocabulary, source.words, digests, stage / "parts", len(source.parts))
     encode_parts(encoder, source, workers)
     source_hash = write_source(work, files, workers)
     require_unchanged(config, files)
@@ -219,13 +219,8 @@ def encode_parts(encoder: Encoder, source: Source, workers: int) -> None:
     sizes = [part.size for _, part in todo]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     with Progress(f"encode {source.corpus}", total, "B", scale=True) as progress:
-        for size in Pool(workers, encode_part, encoder).map(todo):
+        for size in work_in_pool(workers, Encoder.encode, encoder, todo):
             progress.update(size)
-
-
-def encode_part(encoder: Encoder, index: int, part: Part) -> int:
-    """Encode a part; return the bytes of its text."""
-    return encoder.encode(index, part)
 
 
 def table(shards: Shards) -> str:

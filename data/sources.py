@@ -16,7 +16,7 @@ from data.corpora.local import Listing
 from data.documents import Source, readable
 from data.manifest import AGAIN
 from data.options import DataConfig
-from data.pool import Pool
+from data.pool import work_in_pool
 
 ON_HUB = {"enwik8": enwik8.ON_HUB, "wikitext": wikitext.ON_HUB, "pg19": pg19.ON_HUB}
 FINDERS: dict[str, Callable[[str | None], Listing]] = {
@@ -136,7 +136,7 @@ def hash_files(files: list[SourceFile], workers: int) -> dict[str, str]:
     # Starting processes takes longer than hashing a little.
     workers = workers if total > 1 << 28 else 1
     with Progress("hash the source", total, "B", scale=True) as progress:
-        for index, digest in Pool(workers, hash_one, None).map(enumerate(files)):
+        for index, digest in work_in_pool(workers, hash_one, None, enumerate(files)):
             hashes[files[index].name] = digest
             progress.update(files[index].bytes)
     return hashes

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.common.progress import Progress
 from data.common.schema import Size
 from data.common.values import require_ranges
-from data.lanes import Batch, scoring_batches
+from data.lanes import Batch, ScoringBatches
 from data.shards import Split
 from lm.feeding import Segment, tensors
 from lm.inference.predictor import Predictor, StateT
@@ -128,7 +128,7 @@ class Scorer(Generic[StateT]):
         self.predictor, self.split, self.rows, self.config = predictor, split, rows, config
         self.threads = Threads(fixed=True)
         self.state = predictor.begin(len(range(config.lanes)[rows]))
-        self.batches = scoring_batches(
+        self.batches = ScoringBatches(
             split,
             lanes=config.lanes,
             segment=predictor.segment,

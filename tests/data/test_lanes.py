@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.lanes import Batch, LaneReader, scoring_batches
+from data.lanes import Batch, LaneReader, ScoringBatches
 from data.orders import DocumentOrder
 from data.shards import Split
 
@@ -225,7 +225,7 @@ def test_scoring_scores_every_target_once_after_its_warm_up(
     texts = [n for n in lengths if n] if reset else [sum(lengths)]
     total_segments = sum(-(-n // segment) for n in texts)
     lanes = min(lanes, total_segments)
-    batches = scoring_batches(
+    batches = ScoringBatches(
         split, lanes=lanes, segment=segment, warmup=warmup, reset_documents=reset
     )
     read = list(batches)
@@ -256,7 +256,7 @@ def test_scoring_scores_every_target_once_after_its_warm_up(
 
 def test_number_of_lanes_does_not_change_the_cut_of_segments(make_split: MakeSplit) -> None:
     def cuts(lanes: int) -> set[int]:
-        batches = scoring_batches(make_split([100]), lanes=lanes, segment=7, warmup=21)
+        batches = ScoringBatches(make_split([100]), lanes=lanes, segment=7, warmup=21)
         return {
             int(o) for b in batches for o, s in zip(b.offset_B, b.scored_BT[:, 0], strict=True) if s
         }
@@ -280,7 +280,7 @@ def test_impossible_lanes_are_refused(make_split: MakeSplit, options: dict, mess
 
 def test_scoring_lanes_with_nothing_to_score_are_refused(make_split: MakeSplit) -> None:
     with pytest.raises(ValueError, match="2 segments of 4 tokens, too few for 3 lanes"):
-        scoring_batches(make_split([8]), lanes=3, segment=4, warmup=0)
+        ScoringBatches(make_split([8]), lanes=3, segment=4, warmup=0)
 
 
 def test_a_state_of_another_reader_is_refused(make_split: MakeSplit) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data.pool import Pool
+from data.pool import work_in_pool
 
 
 def mark(folder: Path, index: int, item: str) -> str:
@@ -19,7 +19,7 @@ def mark(folder: Path, index: int, item: str) -> str:
 
 def test_few_results_wait_for_a_slow_reader(tmp_path: Path) -> None:
     items = [f"item {number}" for number in range(40)]
-    results = Pool(2, mark, tmp_path).map(enumerate(items))
+    results = work_in_pool(2, mark, tmp_path, enumerate(items))
     first = next(results)
     time.sleep(0.5)
     # Two a worker are under way, and their results may have come.
@@ -48,4 +48,4 @@ def test_a_worker_that_was_killed_while_another_one_was_starting(
     monkeypatch.setattr(ProcessPoolExecutor, "submit", late)
     error, words = (ChildProcessError, "was killed") if killed else (OSError, "is closed")
     with pytest.raises(error, match=words):
-        list(Pool(2, mark, tmp_path).map(enumerate("ab")))
+        list(work_in_pool(2, mark, tmp_path, enumerate("ab")))
