@@ -18,9 +18,9 @@ from data.corpora.checksums import NOT_LISTED
 from data.documents import SPLITS, Source
 from data.duplicates import ANEW, find_duplicates, hash_of_texts, tell
 from data.encode import Encoder
-from data.manifest import FORMAT, DuplicateFacts, Manifest, content_hash
+from data.manifest import FORMAT, MANIFEST, DuplicateFacts, Manifest, content_hash
 from data.options import DataConfig
-from data.shards import DOCUMENT_DTYPE, MANIFEST, split_files
+from data.split_files import DOCUMENT_DTYPE, file_names
 from data.tokenizers.registry import Tokenizer
 
 COPY_BYTES = 4 << 20
@@ -46,15 +46,16 @@ def assemble(
     total = sum(path.stat().st_size for path in encoder.folder.glob("*.tokens"))
     with Progress("join", total, "B", scale=True) as progress:
         for split in SPLITS:
-            documents, digests[split] = index_documents(encoder, split, folder)
+            tokens_file, documents_file, names_file = (folder / name for name in file_names(split))
+            documents, digests[split] = index_documents(encoder, split, names_file)
             tokens = int(documents["tokens"].sum())
             if tokens == 0:
-                (folder / split_files(split)[2]).unlink()
+                names_file.unlink()
                 continue
-            with (folder / split_files(split)[1]).open("wb") as target:
+            with documents_file.open("wb") as target:
                 write_header(target, documents.dtype, len(documents))
                 target.write(documents.data)
-            with (folder / split_files(split)[0]).open("wb") as target:
+            with tokens_file.open("wb") as target:
                 write_header(target, vocabulary.dtype, tokens)
                 join_tokens(encoder, split, target, progress)
             splits[split] = describe_split(split, documents, folder)
@@ -107,14 +108,14 @@ def checked(source: Source, encoder: Encoder) -> dict[str, Any]:
     return {"checksums": source.facts["checksums"] | {"texts": len(texts), "differ": differ}}
 
 
-def index_documents(encoder: Encoder, split: str, folder: Path) -> tuple[np.ndarray, str]:
+def index_documents(encoder: Encoder, split: str, names_file: Path) -> tuple[np.ndarray, str]:
     """Write the split's names; return its document index and the digest of its texts.
 
     The index is of DOCUMENT_DTYPE; the digest is SHA-256 over "NAME SHA-256" lines, sorted.
     """
     tokens, size, words = array("q"), array("q"), array("q")
     texts: list[str] = []
-    with (folder / split_files(split)[2]).open("w", encoding="utf-8") as names:
+    with names_file.open("w", encoding="utf-8") as names:
         for record in encoder.documents():
             if record.split != split:
                 continue
@@ -170,7 +171,7 @@ def join_tokens(encoder: Encoder, split: str, target: BinaryIO, progress: Progre
 def describe_split(split: str, documents: np.ndarray, folder: Path) -> dict[str, Any]:
     """The manifest's entry of a split: counts, and size and SHA-256 of each file."""
     files = {}
-    for name in split_files(split):
+    for name in file_names(split):
         path = folder / name
         files[name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     return {

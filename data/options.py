@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from data.common.values import did_you_mean
+from pydantic import Field
+
+from data.common.values import did_you_mean, require_ranges
 from data.tokenizers.registry import description_of
 from data.tokenizers.subwords import LEAST_SIZE, MOST_SIZE
 from data.tokenizers.tokenizer import DESCRIPTION
@@ -45,9 +47,9 @@ class DataConfig:
     vocabulary: VocabularyKind | None = None
     """What a token is; null is the corpus's own choice: words for wikitext, sentencepiece for pg19,
     mu-law levels for audio, else bytes."""
-    vocabulary_size: int | None = None
+    vocabulary_size: Annotated[int, Field(ge=LEAST_SIZE, le=MOST_SIZE)] | None = None
     """Number of SentencePiece tokens; null is 32,000."""
-    vocabulary_sample: int | None = None
+    vocabulary_sample: Annotated[int, Field(ge=1000)] | None = None
     """Bytes of training text that SentencePiece learns from; null is 50,000,000."""
     vocabulary_method: Literal["unigram", "bpe"] | None = None
     """How SentencePiece learns; null is unigram."""
@@ -90,12 +92,7 @@ class DataConfig:
                 self._refuse(option, "vocabulary_from")
         if self.kind in ("bytes", "mulaw"):
             self._refuse("vocabulary_from", f"the vocabulary {self.kind}")
-        for option, least in (("vocabulary_size", LEAST_SIZE), ("vocabulary_sample", 1000)):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise ValueError(f"{option} must be at least {least}, not {value}")
-        if self.size > MOST_SIZE:
-            raise ValueError(f"vocabulary_size must be at most {MOST_SIZE}, not {self.size}")
+        require_ranges(self)
 
     def _refuse(self, option: str, where: str) -> None:
         """ValueError if an option was given that has no effect."""

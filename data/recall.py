@@ -23,7 +23,9 @@ from data.common import command
 from data.common.files import hash_file
 from data.common.outputs import check_folder, writing_folder
 from data.common.requirements import in_bytes, require_memory
-from data.common.schema import Count
+from data.common.schema import Count, Size
+from data.common.values import require_ranges
+from data.documents import SPLITS
 
 SENTENCE = "the river of a long road ran under its bridge and past our house into that wood"
 WORDS = tuple(SENTENCE.split())
@@ -32,7 +34,6 @@ KEY = 8
 PAIRS = 8
 """Pairs of an associative document."""
 
-SPLITS = ("train", "validation", "test")
 ELSEWHERE = "remove it, or name another --out folder"
 
 TaskName = Literal["copy", "needle", "associative"]
@@ -54,9 +55,9 @@ class RecallConfig:
     """copy, needle or associative."""
     distances: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     """Bytes between an answer and what it is about, at least; each document has one of them."""
-    documents: int = 4000
+    documents: Size = 4000
     """Of the training split."""
-    held_out: int = 200
+    held_out: Size = 200
     """Documents of each other split."""
     seed: Count = 0
     """Of all that is drawn."""
@@ -64,8 +65,7 @@ class RecallConfig:
     def __post_init__(self) -> None:
         if not self.distances or min(self.distances) < 2 * KEY:
             raise ValueError(f"distances must be some of at least {2 * KEY} bytes")
-        if self.documents < 1 or self.held_out < 1:
-            raise ValueError("documents and held_out must be at least 1")
+        require_ranges(self)
 
     def count(self, split: str) -> int:
         """Documents of a split."""

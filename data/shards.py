@@ -18,20 +18,16 @@ from data.split_files import (
     DocumentDetails,
     check_names,
     check_size,
+    file_names,
     open_documents,
     open_tokens,
     read_names,
 )
 from data.tokenizers.registry import Tokenizer, WordTokenizer, load_tokenizer
 
-__all__ = ["DOCUMENT_DTYPE", "MANIFEST", "Shards", "Split", "open_shards", "split_files"]
+__all__ = ["DOCUMENT_DTYPE", "MANIFEST", "Shards", "Split", "open_shards"]
 
 BLOCK_TOKENS = 1 << 22
-
-
-def split_files(split: str) -> tuple[str, str, str]:
-    """Names of a split's files: tokens, documents, names."""
-    return f"{split}.tokens.npy", f"{split}.documents.npy", f"{split}.names.jsonl"
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Split:
     @cached_property
     def details(self) -> list[DocumentDetails]:
         """For each document its name and, where known, title, year and the like."""
-        return read_names(self.folder / split_files(self.name)[2])
+        return read_names(self.folder / file_names(self.name)[2])
 
     @cached_property
     def exact(self) -> bool:
@@ -104,17 +100,15 @@ class Split:
         anew: look at a large file even if this machine knows it. ValueError if it is not.
         """
         assert self.facts is not None
-        name = split_files(self.name)[0]
-        size = self.vocabulary.size
-        return open_tokens(self.folder / name, self.facts.files[name], self.facts, size, anew)
+        tokens = self.folder / file_names(self.name)[0]
+        return open_tokens(tokens, self.facts, self.vocabulary.size, anew)
 
     def open_documents(self, anew: bool = False) -> np.ndarray:
         """See that index and names are as they were written, and return the index; as above."""
         assert self.facts is not None
-        _, documents, names = split_files(self.name)
-        files = self.facts.files
-        check_names(self.folder / names, files[names], self.facts, anew)
-        return open_documents(self.folder / documents, files[documents], self.facts, anew)
+        _, documents, names = file_names(self.name)
+        check_names(self.folder / names, self.facts, anew)
+        return open_documents(self.folder / documents, self.facts, anew)
 
 
 class Shards:
@@ -169,7 +163,7 @@ def open_shards(path: Path | str, verify: bool = False) -> Shards:
     path = Path(path)
     manifest = read_manifest(path)
     for name, facts in manifest.splits.items():
-        if set(facts.files) != set(split_files(name)):
+        if set(facts.files) != set(file_names(name)):
             raise ValueError(f"{path / MANIFEST} lists other files of {name}; {AGAIN}")
         for file, expected in facts.files.items():
             check_size(path / file, expected)

@@ -67,6 +67,11 @@ class DocumentDetails(Record):
     sha256: Sha256 | None = None
 
 
+def file_names(split: str) -> tuple[str, str, str]:
+    """Names of a split's files: tokens, documents, names."""
+    return f"{split}.tokens.npy", f"{split}.documents.npy", f"{split}.names.jsonl"
+
+
 def check_size(path: Path, facts: FileFacts) -> None:
     """ValueError unless the file is there with its size."""
     if not path.is_file():
@@ -76,15 +81,12 @@ def check_size(path: Path, facts: FileFacts) -> None:
         raise ValueError(f"{path} has {size:,} bytes instead of {facts.bytes:,}; {AGAIN}")
 
 
-def open_tokens(
-    path: Path, facts: FileFacts, split: SplitFacts, size: int, anew: bool = False
-) -> np.ndarray:
+def open_tokens(path: Path, split: SplitFacts, size: int, anew: bool = False) -> np.ndarray:
     """Ids of a split, 1-D, memory-mapped and read-only.
 
     Args:
         path: the file.
-        facts: its size and hash.
-        split: what the manifest says of the split.
+        split: what the manifest says of the split and of the file.
         size: of the vocabulary; decides the type too.
         anew: look at a large file even if this machine knows it.
 
@@ -93,7 +95,7 @@ def open_tokens(
             vocabulary does not have.
     """
     tokens = mapped(path, np.min_scalar_type(size - 1), split.tokens)
-    seen = looked_at(path, facts, SeenTokens, lambda: see_tokens(path, tokens), anew)
+    seen = looked_at(path, split, SeenTokens, lambda: see_tokens(path, tokens), anew)
     if seen.largest >= size:
         raise ValueError(
             f"{path} has the id {seen.largest}, and its vocabulary has only {size}; {AGAIN}"
@@ -101,16 +103,14 @@ def open_tokens(
     return tokens
 
 
-def open_documents(
-    path: Path, facts: FileFacts, split: SplitFacts, anew: bool = False
-) -> np.ndarray:
+def open_documents(path: Path, split: SplitFacts, anew: bool = False) -> np.ndarray:
     """The document index, memory-mapped; arguments and errors as of `open_tokens`.
 
     Documents lie one behind the other from the split's first token to its last, and their bytes
     and words are together those of the split.
     """
     documents = mapped(path, DOCUMENT_DTYPE, split.documents)
-    seen = looked_at(path, facts, SeenDocuments, lambda: see_documents(path, documents), anew)
+    seen = looked_at(path, split, SeenDocuments, lambda: see_documents(path, documents), anew)
     fault = seen.fault
     for name in ("tokens", "bytes", "words"):
         has, should = getattr(seen, name), getattr(split, name)
@@ -121,9 +121,9 @@ def open_documents(
     return documents
 
 
-def check_names(path: Path, facts: FileFacts, split: SplitFacts, anew: bool = False) -> None:
+def check_names(path: Path, split: SplitFacts, anew: bool = False) -> None:
     """See that there is a line for each document; arguments and errors as of `open_tokens`."""
-    seen = looked_at(path, facts, SeenNames, lambda: see_names(path), anew)
+    seen = looked_at(path, split, SeenNames, lambda: see_names(path), anew)
     if seen.lines != split.documents:
         raise ValueError(
             f"{path} names {seen.lines:,} documents, and the split has {split.documents:,}; {AGAIN}"
@@ -150,11 +150,11 @@ def mapped(path: Path, dtype: np.dtype[Any], length: int) -> np.ndarray:
 
 
 def looked_at(
-    path: Path, facts: FileFacts, kind: type[Facts], look: Callable[[], Facts], anew: bool
+    path: Path, split: SplitFacts, kind: type[Facts], look: Callable[[], Facts], anew: bool
 ) -> Facts:
     """What is found in a file that must have its hash."""
     seen = look() if anew else remembered(path, kind, look)
-    if seen.sha256 != facts.sha256:
+    if seen.sha256 != split.files[path.name].sha256:
         raise ValueError(f"{path} {CHANGED}: it does not match its hash; {AGAIN}")
     return seen
 

@@ -13,6 +13,7 @@ from data.documents import Expected
 
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 NOT_LISTED = "is not in the list of checksums"
+GIVE, GO_ON = "give the list of these books", ", or go on with --checksums-mismatch warn"
 
 
 @dataclass(frozen=True)
@@ -34,30 +35,21 @@ class Checksums:
         """
         expected = self.texts.get(name)
         if expected is None and self.required:
-            raise ValueError(self._complaint([name]))
+            raise ValueError(f"{name} {NOT_LISTED}, {self.path}: {GIVE}{GO_ON}")
         return expected
 
     def cover(self, names: list[str]) -> None:
         """ValueError unless all texts of a corpus are listed or, where that is enough, some."""
         missing = [name for name in names if name not in self.texts]
-        if missing and (self.required or len(missing) == len(names)):
-            raise ValueError(self._complaint(missing, len(names)))
-
-    def _complaint(self, missing: list[str], of: int | None = None) -> str:
+        listed = len(names) - len(missing)
+        if not missing or (listed and not self.required):
+            return
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        if of is None:
-            return f"{some} {NOT_LISTED}, {self.path}: {self._mend(True)}"
-        listed = of - len(missing)
-        count = (
-            f"lists {listed:,} of {of:,} books and not"
-            if listed
-            else f"lists none of {of:,} books:"
+        if not listed:
+            raise ValueError(f"{self.path} lists none of {len(names):,} books: {some}; {GIVE}")
+        raise ValueError(
+            f"{self.path} lists {listed:,} of {len(names):,} books and not {some}; {GIVE}{GO_ON}"
         )
-        return f"{self.path} {count} {some}; {self._mend(listed > 0)}"
-
-    def _mend(self, some: bool) -> str:
-        go_on = ", or go on with --checksums-mismatch warn" if some else ""
-        return f"give the list of these books{go_on}"
 
 
 def read_checksums(path: Path, required: bool = True) -> Checksums:

@@ -1,5 +1,6 @@
 """Tokenizers: bytes, words, SentencePiece subwords and mu-law audio. Entry point."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
@@ -21,7 +22,13 @@ __all__ = [
     "load_tokenizer",
 ]
 
-FILES = {"bytes": None, "mulaw": None, "words": WORDS, "sentencepiece": MODEL}
+KINDS: dict[str, tuple[str, Callable[[Path], Tokenizer]]] = {
+    "bytes": (DESCRIPTION, lambda _: ByteTokenizer()),
+    "mulaw": (DESCRIPTION, lambda _: MuLawTokenizer()),
+    "words": (WORDS, WordTokenizer.load),
+    "sentencepiece": (MODEL, SentencePieceTokenizer.load),
+}
+"""Of each kind the file that it needs, and what reads it from its folder."""
 
 
 class Description(Record):
@@ -48,30 +55,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Read what `save` wrote; ValueError when files are missing or do not match their hash."""
     description = description_of(folder)
     kind = description.kind
-    if kind not in FILES:
+    if kind not in KINDS:
         raise ValueError(f"{folder} holds a vocabulary of unknown kind {kind!r}")
     if kind == "words" and (description.eos is None or description.unknown is None):
         raise ValueError(f"{folder / DESCRIPTION} lacks eos or unknown; {AGAIN}")
-    needed = FILES[kind]
-    if needed and not (folder / needed).is_file():
+    needed, load = KINDS[kind]
+    if not (folder / needed).is_file():
         raise ValueError(f"{folder / needed} is missing: prepare the shards again")
     try:
-        vocabulary = read_tokenizer(kind, folder)
+        vocabulary = load(folder)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"{folder} is damaged: prepare the shards again ({error})") from error
     if vocabulary.hash != description.hash:
         raise ValueError(f"{folder} is damaged: the vocabulary does not match its hash")
     return vocabulary
-
-
-def read_tokenizer(kind: str, folder: Path) -> Tokenizer:
-    """The tokenizer of a known kind from its files."""
-    match kind:
-        case "words":
-            return WordTokenizer.load(folder)
-        case "sentencepiece":
-            return SentencePieceTokenizer.load(folder)
-        case "mulaw":
-            return MuLawTokenizer()
-        case _:
-            return ByteTokenizer()

@@ -84,8 +84,8 @@ def tokens(folder: Path, megabytes: int, rounds: int) -> dict[str, Any]:
         files={path.name: facts},
     )
     actions = {
-        "first": lambda: open_tokens(path, facts, split, VOCABULARY, anew=True),
-        "again": lambda: open_tokens(path, facts, split, VOCABULARY),
+        "first": lambda: open_tokens(path, split, VOCABULARY, anew=True),
+        "again": lambda: open_tokens(path, split, VOCABULARY),
     }
     cache = {"XDG_CACHE_HOME": str(folder / "cache")}
     # What was written just now would not be remembered.
