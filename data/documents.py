@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 PART_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
@@ -272,16 +272,12 @@ def cut_at_lines(piece: Piece) -> Iterator[Piece]:
         yield Piece(piece.path, start, piece.end, piece.document, begins)
 
 
-def next_line(file: Any, position: int, end: int) -> int:
+def next_line(file: IO[bytes], position: int, end: int) -> int:
     """Offset of the first line that begins at or after `position`, or `end` if none does."""
-    position -= 1
-    file.seek(position)
-    while position < end:
-        block = file.read(min(BLOCK_BYTES, end - position))
-        newline = block.find(b"\n")
-        if newline >= 0:
-            return int(position + newline + 1)
-        position += len(block)
+    file.seek(position - 1)
+    while file.tell() < end and (block := file.readline(BLOCK_BYTES)):
+        if block.endswith(b"\n"):
+            return min(file.tell(), end)
     return end
 
 

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files that say how much memory a container may use, in its two versions."""
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
@@ -23,11 +27,6 @@ def extra(name: str, what: str) -> Iterator[None]:
         missing = isinstance(error, ModuleNotFoundError) and error.name
         reason = f"the package {error.name}" if missing else f"a package that works ({error})"
         raise ValueError(f"{what} needs {reason}: pip install 'longrange-lm[{name}]'") from error
-
-
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files that say how much memory a container may use, in its two versions."""
-UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def require_memory(needed: int, what: str, available: int | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.corpora.local import Listing, ending, list_source
-from data.documents import BLOCK_BYTES, Block, Document, Part, Source, grouped
+from data.documents import BLOCK_BYTES, Block, Document, Part, Piece, Source, grouped
 from data.splits import assign_splits, fractions, names_splits
 
 WANTED = "a .wav file, or a folder of them, all of one sample rate"
@@ -19,20 +19,10 @@ MOST_HEAD = 4096
 
 
 @dataclass(frozen=True)
-class WavPiece:
-    """Frames [start, end) of a .wav file, a document."""
-
-    path: Path
-    start: int
-    end: int
-    document: Document
-
-
-@dataclass(frozen=True)
 class WavPart(Part):
-    """Pieces of .wav files as little-endian 16-bit mono samples."""
+    """Pieces of .wav files, counted in frames, as little-endian 16-bit mono samples."""
 
-    pieces: tuple[WavPiece, ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def size(self) -> int:
@@ -73,13 +63,13 @@ def open_audio(source: str | None) -> Source:
             )
     if len(paths) < 3 and not names_splits(names):
         pieces = [
-            WavPiece(path, start, end, Document(split, f"{name}[{start}:{end}]"))
+            Piece(path, start, end, Document(split, f"{name}[{start}:{end}]"))
             for path, name, (frames, _) in zip(paths, names, heads, strict=True)
             for split, (start, end) in fractions(frames).items()
         ]
     else:
         pieces = [
-            WavPiece(path, 0, frames, Document(split, name))
+            Piece(path, 0, frames, Document(split, name))
             for path, name, split, (frames, _) in zip(
                 paths, names, assign_splits(names), heads, strict=True
             )

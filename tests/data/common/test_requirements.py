@@ -1,11 +1,12 @@
-"""Room is asked for before it is taken."""
+"""Room is asked for before it is taken, and a package that is not there is named."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from data.common import requirements
-from data.common.requirements import in_bytes, machine_memory, require_memory
+from data.common.requirements import extra, in_bytes, machine_memory, require_memory
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
@@ -38,3 +39,15 @@ def test_a_container_has_less_than_its_machine(
 )
 def test_bytes_are_read_in_units(number: int, text: str) -> None:
     assert in_bytes(number) == text
+
+
+def test_a_package_that_is_missing_or_broken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = r"^--this needs the package nowhere_to_be: pip install 'longrange-lm\[all\]'$"
+    with pytest.raises(ValueError, match=sentence), extra("all", "--this"):
+        import nowhere_to_be  # type: ignore[import-not-found]  # noqa: F401
+    broken = pytest.raises(ValueError, match=r"needs a package that works \(cannot import name")
+    with broken, extra("all", "--this"):
+        from json import nothing  # type: ignore[attr-defined]  # noqa: F401
+    monkeypatch.setitem(sys.modules, "decimal", None)
+    with pytest.raises(ValueError, match="needs the package decimal"), extra("all", "--this"):
+        import decimal  # noqa: F401

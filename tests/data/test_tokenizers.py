@@ -1,4 +1,4 @@
-"""Vocabularies: exact round trips, bytes and words per token, hashes."""
+"""Tokenizers: exact round trips, bytes and words per token, hashes."""
 
 import json
 import random
