@@ -1,5 +1,12 @@
-"""Program: write a trained model as a folder for the Hugging Face ecosystem."""
+"""Program: write a trained model as a folder for the Hugging Face ecosystem.
 
+The folder carries the source code of its model, so that it runs without this repository.
+transformers copies the files of a folder that import each other by `from .name import`. So every
+module that is needed goes there flat, `lm.model.layer` as `lm_model_layer.py`, with its imports
+of others of ours rewritten.
+"""
+
+import importlib.util
 import json
 import os
 import re
@@ -11,15 +18,14 @@ import torch
 from safetensors.torch import load_file
 
 from data.common import command
-from data.common.files import hash_file, read_json, write_json
+from data.common.files import read_json, write_json
 from data.common.integrity import write_sums
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.tensors import save_tensors
 from data.tokenizers.registry import Tokenizer
 from lm.hub.byte_tokenizer import HubByteTokenizer
-from lm.hub.card import model_card, scores_of
-from lm.hub.code import code_files, flat
+from lm.hub.card import model_card
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.subword_tokenizer import HubSentencePieceTokenizer
@@ -33,6 +39,8 @@ TOKENIZERS: dict[str, type[HubTokenizer]] = {
     "sentencepiece": HubSentencePieceTokenizer,
 }
 """By kind of vocabulary; levels of sound are no text and have none."""
+OURS = re.compile(r"^(\s*)from ((?:lm|data)(?:\.\w+)*) import", re.MULTILINE)
+"""An import that an exported folder has to find in itself."""
 
 
 def main(
@@ -61,7 +69,8 @@ def main(
     loaded = load_run(run, checkpoint)
     with new_folder(out, "--out") as place:
         write_folder(loaded, place, max_shard_size)
-        card = card_of(loaded, run, title or run.resolve().name)
+        tokenizer = loaded.vocabulary.kind in TOKENIZERS
+        card = model_card(loaded, run, title or run.resolve().name, tokenizer)
         (place / "README.md").write_text(card, encoding="utf-8")
         # Weights have theirs in their files, and the card may be edited.
         names = sorted(path.name for path in place.iterdir())
@@ -87,10 +96,9 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
     config = CompressiveTransformerConfig.of(
         loaded.model.config, vocabulary.size, run=origin(loaded)
     )
-    modules = {"AutoConfig": "lm.hub.configuration.CompressiveTransformerConfig"}
-    modules["AutoModelForCausalLM"] = "lm.hub.modeling.CompressiveTransformerForCausalLM"
-    config.auto_map = {name: _reference(path) for name, path in modules.items()}
     model = CompressiveTransformerForCausalLM(config)
+    classes = {"AutoConfig": type(config), "AutoModelForCausalLM": type(model)}
+    config.auto_map = {name: _reference(kind) for name, kind in classes.items()}
     model.model.load_state_dict(loaded.model.state_dict())
     model.generation_config.bos_token_id = vocabulary.start
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -98,24 +106,46 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
         # The same, with the hash of each weight.
         save_tensors(load_file(path), path, {"format": "pt"})
     vocabulary.save(folder)
-    needed = [path.rpartition(".")[0] for path in modules.values()]
+    needed = [kind.__module__ for kind in classes.values()]
     if vocabulary.kind in TOKENIZERS:
         tokenizer = tokenizer_of(vocabulary, folder)
         tokenizer.save_pretrained(folder)
         kind = type(tokenizer)
         settings = read_json(folder / "tokenizer_config.json")
-        reference = _reference(f"{kind.__module__}.{kind.__name__}")
-        settings["auto_map"] = {"AutoTokenizer": [reference, None]}
+        settings["auto_map"] = {"AutoTokenizer": [_reference(kind), None]}
         write_json(folder / "tokenizer_config.json", settings)
         needed.append(kind.__module__)
     for name, text in code_files(needed).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _reference(path: str) -> str:
+def _flat(module: str) -> str:
+    """Name of a module in an exported folder."""
+    return module.replace(".", "_")
+
+
+def _reference(kind: type) -> str:
     """How auto_map names a class."""
-    module, _, name = path.rpartition(".")
-    return f"{flat(module)}.{name}"
+    return f"{_flat(kind.__module__)}.{kind.__name__}"
+
+
+def code_files(modules: list[str]) -> dict[str, str]:
+    """Text of the modules, and of all of ours that they import, by file name."""
+    files: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if f"{_flat(module)}.py" in files:
+            continue
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        source = Path(spec.origin).read_text(encoding="utf-8")
+        waiting += [found[2] for found in OURS.finditer(source)]
+        files[f"{_flat(module)}.py"] = OURS.sub(
+            lambda found: f"{found[1]}from .{_flat(found[2])} import", source
+        )
+    return files
 
 
 def tokenizer_of(vocabulary: Tokenizer, folder: Path) -> HubTokenizer:
@@ -136,21 +166,6 @@ def origin(loaded: LoadedRun) -> dict[str, Any]:
     values = {name: asdict(part) for name, part in parts.items()}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
-
-
-def card_of(loaded: LoadedRun, run: Path, title: str) -> str:
-    """The model card of a run's checkpoint."""
-    weights = hash_file(loaded.checkpoint / "model.safetensors")
-    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    data = loaded.config.data
-    facts = {
-        "trained on": f"{data.corpus}-prefix" if data.prefix else data.corpus,
-        "vocabulary": loaded.vocabulary.name,
-        "parameters": f"{parameters:,}",
-        "checkpoint": f"{loaded.checkpoint.name}, SHA-256 {weights}",
-    }
-    scores, tokenizer = scores_of(run, weights), loaded.vocabulary.kind in TOKENIZERS
-    return model_card(title, loaded.model.config, facts, scores, tokenizer)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,18 @@ from data.common.integrity import check_sums, write_sealed
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.common.schema import Record, Size, as_record
-from data.common.tensors import save_tensors
+from data.common.tensors import TensorFile, save_tensors
 from data.tokenizers.registry import Tokenizer, load_tokenizer
 from lm.hub.configuration import refuse_foreign
-from lm.hub.weights import MEANT, MEND, ExportedWeights
+from lm.hub.weights import MEANT, MEND
 from lm.model.model_config import JOINED, ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.checkpoints import LATEST, STATE, WEIGHTS, CheckpointState
 from lm.runs.run_config import RunConfig, write_config
 
 NAME = "step-00000000"
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The file of all weights, or of which of several files has each."""
 
 
 class ExportedConfig(Record):
@@ -90,9 +92,11 @@ def read_weights(folder: Path, config: ModelConfig, vocabulary: int) -> dict[str
     """The weights of an exported folder by their names in a run, float32.
 
     Raises:
-        ValueError: they are not those of such a model, all of them and no others.
+        ValueError: they are not those of such a model, all of them and no others, or a file is
+            missing, damaged or no safetensors.
     """
-    stored = ExportedWeights(folder)
+    files = [TensorFile(folder / name, MEND) for name in sorted(weight_files(folder))]
+    stored = {name: file for file in files for name in file}
     if config.layers > len(stored):
         # Even the outline of so many layers might not fit.
         raise ValueError(
@@ -107,11 +111,33 @@ def read_weights(folder: Path, config: ModelConfig, vocabulary: int) -> dict[str
             f"config.json in {folder} asks for weights larger than any machine's memory; {MEND}"
         ) from None
     wanted = {f"model.{name}": weight for name, weight in outline.named_parameters()}
-    stored.require(wanted)
+    if missing := sorted(wanted.keys() - stored.keys()):
+        raise ValueError(f"{folder} lacks the weight {missing[0]}; {MEND}")
+    if strange := sorted(stored.keys() - wanted.keys()):
+        raise ValueError(f"{folder} has {strange[0]} of another model; {MEND}")
     return {
         name.removeprefix("model."): stored[name].take(name, None, weight.shape).float()
         for name, weight in wanted.items()
     }
+
+
+def weight_files(folder: Path) -> set[str]:
+    """Names of the files of an exported folder's weights; ValueError where none can be."""
+    if not (folder / INDEX).is_file():
+        if (folder / ONE).is_file():
+            return {ONE}
+        raise ValueError(
+            f"{folder} has no {ONE}, and weights in other formats may hold code: save them as "
+            "safetensors"
+        )
+    index = read_json(folder / INDEX)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{folder / INDEX} lacks weight_map; {MEND}")
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{folder / INDEX} names {name!r}, which is no file; {MEND}")
+    return {*places.values()}
 
 
 def write_run(

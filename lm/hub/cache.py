@@ -1,7 +1,5 @@
 """Memory between two calls of a model of transformers."""
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -77,28 +75,24 @@ class CompressiveCache(Cache):
         found: list[bool] = (other.hash_B == self.hash_B).tolist()
         return found
 
-    def select(self, lanes: Sequence[int]) -> None:
+    def batch_select_indices(self, indices: Tensor) -> None:
         """Go on with these lanes, in this order."""
-        if self.reader is not None and list(lanes) != list(range(self.reader.lanes)):
-            self._become(lambda reader: reader.select(lanes), list(lanes))
+        lanes: list[int] = indices.tolist()
+        if self.reader is not None and lanes != list(range(self.reader.lanes)):
+            self._become(self.reader.select(lanes), lanes)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Go on with these lanes, for beam search."""
-        self.select(beam_idx.tolist())
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Go on with these lanes."""
-        self.select(indices.tolist())
+        """The same, as beam search calls it."""
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each lane several times, side by side; they share what was read."""
         if self.reader is not None:
             rows = [lane for lane in range(self.reader.lanes) for _ in range(repeats)]
-            self._become(lambda reader: reader.repeat(repeats), rows)
+            self._become(self.reader.repeat(repeats), rows)
 
-    def _become(self, change: Callable[[Reader], Reader], rows: list[int]) -> None:
-        assert self.reader is not None
-        self.reader = change(self.reader)
+    def _become(self, reader: Reader, rows: list[int]) -> None:
+        self.reader = reader
         if self.hash_B is not None:
             self.hash_B = self.hash_B[rows]
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ConfigDict, JsonValue
 
 from data.common.schema import Record, read_record
-from lm.model.model_config import ModelConfig
+from lm.inference.loading import LoadedRun
 
 HEAD = """\
 ---
@@ -80,22 +80,19 @@ class Scored(Record):
     checkpoint: Weights
 
 
-def model_card(
-    title: str,
-    model: ModelConfig,
-    facts: dict[str, str],
-    scores: list[Scored],
-    tokenizer: bool,
-) -> str:
-    """Markdown of the card.
+def model_card(loaded: LoadedRun, run: Path, title: str, tokenizer: bool) -> str:
+    """Markdown of the card of a run's checkpoint.
 
     Args:
+        loaded: the checkpoint.
+        run: folder with results of eval.score, of which those for exactly these weights are told.
         title: name of the model.
-        model: its sizes.
-        facts: what else is to be said of it, by name.
-        scores: results of eval.score for exactly these weights.
         tokenizer: whether the folder has one.
+
+    Raises:
+        ValueError: a result has changed since it was written, or is none.
     """
+    model, data = loaded.model.config, loaded.config.data
     sizes = (
         f"A Compressive Transformer (arXiv 1911.05507): {model.layers} layers of width "
         f"{model.width}, {model.heads} heads. It reads segments of {model.segment} tokens; every "
@@ -106,13 +103,23 @@ def model_card(
             f" and {model.compressed} compressed slots, each made from {model.rate} older ones "
             f"by {model.compression}"
         )
+    facts = {
+        "trained on": f"{data.corpus}-prefix" if data.prefix else data.corpus,
+        "vocabulary": loaded.vocabulary.name,
+        "parameters": f"{sum(parameter.numel() for parameter in loaded.model.parameters()):,}",
+        "checkpoint": f"{loaded.checkpoint.name}, SHA-256 {loaded.weights}",
+    }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     table = f"| | |\n|---|---|\n{rows}\n"
-    use = USE if tokenizer else USE_IDS
-    return "\n".join([HEAD, f"# {title}\n", f"{sizes}.\n", table, _scores(scores), use, END])
+    scores, use = _scores(run, loaded.weights), USE if tokenizer else USE_IDS
+    return "\n".join([HEAD, f"# {title}\n", f"{sizes}.\n", table, scores, use, END])
 
 
-def _scores(scores: list[Scored]) -> str:
+def _scores(run: Path, sha256: str) -> str:
+    """The results in a run's folder that belong to weights of this hash, as a table."""
+    mend = "remove it, or score again with python -m eval.score"
+    results = [read_record(Scored, path, mend) for path in sorted(run.glob("score-*.json"))]
+    scores = [score for score in results if score.checkpoint.sha256 == sha256]
     if not scores:
         return "## Scores\n\nNone was measured with these weights before the export.\n"
     lines = ["## Scores\n", "| corpus, split | value | unit | protocol |", "|---|---|---|---|"]
@@ -129,14 +136,3 @@ def _short(value: Any) -> str:
     """A setting as it is read; of a hash the beginning."""
     text = str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
-
-
-def scores_of(run: Path, sha256: str) -> list[Scored]:
-    """Results in a run's folder that belong to a checkpoint, by the hash of its weights.
-
-    Raises:
-        ValueError: one has changed since it was written, or is no result.
-    """
-    mend = "remove it, or score again with python -m eval.score"
-    found = [read_record(Scored, path, mend) for path in sorted(run.glob("score-*.json"))]
-    return [score for score in found if score.checkpoint.sha256 == sha256]

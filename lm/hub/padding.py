@@ -100,16 +100,6 @@ def spread(hidden_BtD: Tensor, column_BL: Tensor) -> Tensor:
     return hidden_BtD.gather(1, column_BL[:, :, None].expand(-1, -1, hidden_BtD.shape[2]))
 
 
-def predictable(labels_BL: Tensor, real_BL: Tensor) -> Tensor:
-    """Labels, less those of padding and of the first token of each lane, which nothing precedes.
-
-    In a row that is padded on the left the first token is not in the first column, and collators
-    that know nothing of this make it a label.
-    """
-    first = real_BL & (real_BL.cumsum(1) == 1)
-    return labels_BL.masked_fill(~real_BL | first, IGNORED)
-
-
 def mean_loss(
     logits_BLV: Tensor,
     labels_BL: Tensor,
@@ -136,7 +126,10 @@ def mean_loss(
             f"{list(labels_BL.shape)}"
         )
     given = labels_BL[:, 1:]
-    labels = predictable(labels_BL, real_BL)[:, 1:].flatten()
+    # In a row that is padded on the left the first token is not in the first column, and collators
+    # that know nothing of this make it a label.
+    first_BL = real_BL & (real_BL.cumsum(1) == 1)
+    labels = labels_BL.masked_fill(~real_BL | first_BL, IGNORED)[:, 1:].flatten()
     logits = logits_BLV[:, :-1].flatten(0, 1)
     check_ids("labels other than -100", labels[labels != IGNORED], logits.shape[-1])
     if logits.dtype != torch.float64:

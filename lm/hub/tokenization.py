@@ -1,7 +1,8 @@
 """Our tokenizers as those of transformers.
 
 A text becomes the ids that the data pipeline makes of it, behind the context that precedes every
-text; ids become the bytes that they stand for, read as UTF-8.
+text; ids become the bytes that they stand for, read as UTF-8. Each kind has a file of its own: an
+exported folder carries what that imports, and one of bytes should not want SentencePiece.
 """
 
 from pathlib import Path

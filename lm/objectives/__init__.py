@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from lm.objectives.objective import Likelihood, Objective
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"likelihood": Likelihood}
-"""By name; to add one, write it in a file of its own, as `Likelihood` is, and enter it here."""
+"""By name; to add one, write it in a file of its own and enter it here."""
 
 
 def chosen(names: Sequence[str]) -> list[Objective]:

@@ -1,36 +1,19 @@
-"""Losses as named terms, and the one place where terms become a number to minimise.
-
-A term is a sum and a count. Sums stay whole across segments, micro-batches and ranks until one
-division by what all of them counted together, so every token of an update weighs the same.
+"""Objectives: what makes terms of a segment that the model has read.
 
 Shapes: K segments, B lanes, T tokens of a segment, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from lm.feeding import Segment
 from lm.model.components import cross_entropy
 from lm.model.memory import MemoryState
-from lm.model.transformer import CompressiveTransformer, SegmentOutput, SegmentStates
-
-Divisor = Literal["scored", "elements"]
-"""What a term's sum is divided by: the tokens that an update scores, or the term's own count, as a
-mean over the back-propagations of an update."""
-
-
-class Term(NamedTuple):
-    """A part of the loss, of some lanes and segments."""
-
-    total: Tensor
-    """scalar"""
-    counted: Tensor
-    """scalar"""
-    divisor: Divisor = "elements"
+from lm.model.transformer import CompressiveTransformer, SegmentStates
+from lm.objectives.terms import Term, add_terms
 
 
 class SegmentRead:
@@ -108,15 +91,6 @@ def weights_at(objectives: Iterable[Objective], step: int) -> dict[str, float]:
     return {name: w for each in objectives for name, w in each.weights(step).items()}
 
 
-def add_terms(sums: dict[str, Term], more: Mapping[str, Term]) -> None:
-    """Add the terms of another segment to sums by name."""
-    for name, term in more.items():
-        before = sums.get(name)
-        if before is not None:
-            term = Term(before.total + term.total, before.counted + term.counted, term.divisor)
-        sums[name] = term
-
-
 class Unroll(nn.Module):
     """The model over the K segments that one back-propagation spans (the BPTT window).
 
@@ -151,43 +125,3 @@ class Unroll(nn.Module):
             add_terms(terms, terms_of(self.objectives, read))
             add_terms(by_layer, {name: Term(*loss) for name, loss in states.by_layer.items()})
         return terms, by_layer, memory.detach()
-
-
-def segment_loss(output: SegmentOutput) -> Tensor:
-    """The loss of one segment alone: mean nats of its targets, and what the model adds.
-
-    Args:
-        output: of a forward pass with targets.
-    """
-    nats = output.predictions
-    likelihood = Term(nats.sum(), torch.tensor(nats.numel(), device=nats.device))
-    added = {name: Term(*loss) for name, loss in output.auxiliary.items()}
-    return total_loss({"nats": likelihood} | added)
-
-
-def total_loss(
-    terms: Mapping[str, Term],
-    factors: Mapping[str, float | Tensor] | None = None,
-    weights: Mapping[str, float] | None = None,
-) -> Tensor:
-    """The number to minimise: sums times factors times weights.
-
-    Args:
-        terms: by name.
-        factors: what each sum is multiplied by; none: one over its own count, so that it is a mean.
-        weights: of the terms that are to count more or less than 1.
-    """
-    parts = []
-    for name, term in terms.items():
-        if factors is None:
-            factor: float | Tensor = 1 / term.counted.clamp(min=1).to(term.total.dtype)
-        else:
-            factor = factors[name]
-        if isinstance(factor, Tensor):
-            factor = factor.to(term.total.dtype)
-        weight = 1.0 if weights is None else weights.get(name, 1.0)
-        parts.append(term.total * (factor * weight))
-    loss = parts[0]
-    for part in parts[1:]:
-        loss = loss + part
-    return loss

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lm.feeding import Segment
 from lm.model.layer import Block
 from lm.model.memory import MemoryState
-from lm.objectives.objective import Term, Unroll
+from lm.objectives.objective import Unroll
+from lm.objectives.terms import Term
 from lm.runs.run_config import RunConfig
 from lm.training.optim import Masters, build_optimizer, clip_gradients
 

@@ -26,8 +26,8 @@ from data.tokenizers.registry import (
 )
 from data.tokenizers.words import split_words
 from lm import export, import_folder
-from lm.export import tokenizer_of
-from lm.hub.code import code_files
+from lm.export import TOKENIZERS, code_files, tokenizer_of
+from lm.hub.card import model_card
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.tokenization import HubTokenizer
 from lm.inference.loading import load_run
@@ -259,7 +259,8 @@ def test_sound_has_no_tokenizer_and_the_card_says_how_to_go_without(
     loaded = replace(load_run(trained_run), vocabulary=MuLawTokenizer())
     export.write_folder(loaded, tmp_path, "5GB")
     assert not list(tmp_path.glob("*token*")) and (tmp_path / "vocabulary.json").exists()
-    assert "AutoTokenizer" not in export.card_of(loaded, trained_run, "sound")
+    tokenizer = loaded.vocabulary.kind in TOKENIZERS
+    assert "AutoTokenizer" not in model_card(loaded, trained_run, "sound", tokenizer)
 
 
 def test_bytes_that_are_no_text_are_replaced(tmp_path: Path, trained_run: Path) -> None:
@@ -276,7 +277,7 @@ def test_exported_code_imports_nothing_of_ours() -> None:
     assert {"lm_model_layer.py", "lm_model_incremental.py", "data_common_files.py"} <= files.keys()
     for text in files.values():
         assert not re.search(r"(from|import) (lm|data)\b", text)
-    assert not any(name.startswith("data_voc") for name in code_files(["lm.hub.modeling"]))
+    assert not any(name.startswith("data_tok") for name in code_files(["lm.hub.modeling"]))
 
 
 def test_mistakes_get_one_sentence(folder: Path, trained_run: Path, tmp_path: Path) -> None:

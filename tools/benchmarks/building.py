@@ -16,7 +16,7 @@ from lm.feeding import Segment, tensors
 from lm.model.memory import MemoryState
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.objectives.objective import segment_loss
+from lm.objectives.terms import segment_loss
 from lm.runs.run_config import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
