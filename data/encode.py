@@ -90,8 +90,6 @@ class Encoder:
                     files[split] = stack.enter_context(path.open("wb"))
                     digests[split] = sha256()
                 if block.begins or not tallies:
-                    if tallies:
-                        tallies[-1].close()
                     tallies.append(Tally(block, self.words, self.digests))
                 with naming_text(part, block.document, tallies[-1].bytes):
                     ids = self.vocabulary.encode(block.data)
@@ -99,12 +97,12 @@ class Encoder:
                 files[split].write(ids.data)
                 digests[split].update(ids.data)
                 tallies[-1].add(block.data, len(ids), self._exact(block.data, ids))
-            if tallies:
-                tallies[-1].close()
+            # Before any file is in its place: a text may not be what it must.
+            documents = [tally.record() for tally in tallies]
             for file in files.values():
                 file.flush()
         record = {
-            "documents": [tally.record() for tally in tallies],
+            "documents": documents,
             "files": {split: digest.hexdigest() for split, digest in digests.items()},
         }
         write_sealed(self.done(index), record)
@@ -146,7 +144,6 @@ class Tally:
         self.exact = True
         self._text = sha256()
         self._digest = BookDigest() if digest else None
-        self.differs: str | None = None
 
     def add(self, data: bytes, tokens: int, exact: bool) -> None:
         """Count a block and the tokens that it became; exact: that give it back."""
@@ -161,24 +158,20 @@ class Tally:
         if self._digest:
             self._digest.update(data)
 
-    def close(self) -> None:
-        """ValueError if the whole text must have another hash than it has."""
-        expected = self.document.expected
-        if self._digest and expected:
-            self.differs = expected.difference(self._digest.hex(), self._digest.bytes)
-            if self.differs and expected.required:
-                raise ValueError(
-                    f"{self.document.name} ({self.document.split}) {self.differs}: get it again, "
-                    "or go on with --checksums-mismatch warn"
-                )
-
     def record(self) -> dict[str, Any]:
-        """The entry in the part's list of documents."""
+        """The entry in the part's list; ValueError if the text must have another hash."""
         details = {"name": self.document.name, **self.document.details}
         if self._digest:
             details["sha256"] = self._digest.hex()
-        if self.differs:
-            details["differs"] = self.differs
+            expected = self.document.expected
+            differs = expected and expected.difference(details["sha256"], self._digest.bytes)
+            if expected and differs and expected.required:
+                raise ValueError(
+                    f"{self.document.name} ({self.document.split}) {differs}: get it again, or go "
+                    "on with --checksums-mismatch warn"
+                )
+            if differs:
+                details["differs"] = differs
         return {
             "split": self.document.split,
             "begins": self.begins,

@@ -58,10 +58,8 @@ class BookRows(Rows):
 
 def book(split: str, number: str, details: dict[str, Any], checksums: Checksums | None) -> Document:
     """A book with what a list says of it; ValueError if it must be listed and is not."""
-    if checksums is None:
-        return Document(split, number, details)
-    expected = checksums.look_up(number)
-    if expected is None:
+    expected = checksums.look_up(number) if checksums else None
+    if checksums and expected is None:
         details = details | {"differs": NOT_LISTED}
     return Document(split, number, details, expected)
 
@@ -101,20 +99,22 @@ def find_files(source: str | None) -> Listing:
         raise ValueError(f"{source} is a file: unpack it; corpus pg19 wants {WANTED}")
     found = list_folder(folder, lambda name: ending(name) in (*BOOKS, ".parquet", ".csv"))
     places = [path.relative_to(folder) for path in found.paths]
-    books = [
-        len(place.parts) == 2 and place.parts[0] in SPLITS and ending(place.name) in BOOKS
-        for place in places
-    ]
-    tables = [
-        path.suffix.lower() == ".parquet" and named_split(place.as_posix()) is not None
-        for path, place in zip(found.paths, places, strict=True)
-    ]
-    chosen = books if any(books) else tables
-    for place, is_chosen in zip(places, chosen, strict=True):
-        if not is_chosen and (place.as_posix() != METADATA or not any(books)):
+    tables = not any(map(is_book, places))
+    for place in places:
+        if not (is_table(place) if tables else is_book(place) or place.as_posix() == METADATA):
             found.paths.remove(folder / place)
             found.passed[ending(place.name)] += 1
     return found
+
+
+def is_book(place: Path) -> bool:
+    """Whether a path below the folder is that of a book in DeepMind's layout."""
+    return len(place.parts) == 2 and place.parts[0] in SPLITS and ending(place.name) in BOOKS
+
+
+def is_table(place: Path) -> bool:
+    """Whether it is that of a parquet file which says its split."""
+    return place.suffix.lower() == ".parquet" and named_split(place.as_posix()) is not None
 
 
 def book_files(found: Listing, checksums: Checksums | None, work: Path) -> tuple[Part, ...]:
@@ -140,13 +140,12 @@ def book_files(found: Listing, checksums: Checksums | None, work: Path) -> tuple
 
 def parquet_books(found: Listing, checksums: Checksums | None) -> list[Part]:
     """Parts of parquet files whose paths name their splits."""
-    parts: list[Part] = []
-    for path in found.paths:
-        name = path.relative_to(found.root).as_posix()
-        split = named_split(name)
-        assert split is not None
-        parts += parquet_parts(path, name, BookRows(split, checksums))
-    return parts
+    names = [path.relative_to(found.root).as_posix() for path in found.paths]
+    return [
+        part
+        for path, name in zip(found.paths, names, strict=True)
+        for part in parquet_parts(path, name, BookRows(str(named_split(name)), checksums))
+    ]
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
