@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from data.common.outputs import in_place, resolved, writing
 from eval.pages import plain
 from eval.results import bits_named, bits_of, spoken
-from lm.scoring import BITS
+from lm.inference.inference_config import BITS
 
 Results = Mapping[str, dict[str, Any]]
 """Results by the name of their run."""

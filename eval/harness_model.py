@@ -13,9 +13,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from data.common.progress import Progress
-from lm.inference.loading import Lengths, LoadedRun, load_run
+from lm.inference.inference_config import Lengths, SamplingConfig
+from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelState
-from lm.inference.sampling import SamplingConfig
 from lm.inference.session import Session, Writing, encode
 from lm.model.components import cross_entropy
 from lm.scoring import require_finite

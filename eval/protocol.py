@@ -14,22 +14,19 @@ from typing import Any
 import numpy as np
 
 from data.shards import Shards, Split, open_shards
+from eval.eval_config import ScoreConfig
 from eval.results import FORMAT, Result, spoken
-from lm.inference.loading import Lengths, LoadedRun, load_run
+from lm.inference.inference_config import ScoringConfig
+from lm.inference.loading import LoadedRun, load_run
 from lm.model.flops import training_flops
 from lm.runs.runlog import commit
-from lm.scoring import Score, ScoringConfig, resolved_warmup
+from lm.scoring import Score, resolved_warmup
 
 BLOCK_TOKENS = 1 << 22
 RESAMPLES = 1000
 LEVEL = 0.95
 MOST_NATS = 700.0
 """Whose exponential is still a floating-point number."""
-
-
-@dataclass(frozen=True)
-class ScoreConfig(ScoringConfig, Lengths):
-    """How a split is read when it is scored; lengths default to those of training."""
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,14 @@
 """Program: scores of a trained model when its smallest weights are set to zero."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.common import command
 from data.common.outputs import check_output, write_result
-from eval.protocol import ScoreConfig, open_reading, record
-from eval.results import Share, spoken
-from eval.score import scored, this_rank
-from lm.inference.loading import parts_of
-from lm.sparse.pruning import Scope, prune
-from lm.sparse.sparse_config import Kind
-from lm.training import dist
+from eval.eval_config import PruneConfig
+from eval.results import spoken
 
 LOGARITHMIC = "bits_per_byte"
-
-
-@dataclass(frozen=True)
-class PruneConfig(ScoreConfig):
-    """What is pruned, and how a split is read when it is scored."""
-
-    sparsities: tuple[Share, ...] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
-    """Shares of the weights that are zero."""
-    kinds: tuple[Kind, ...] = ("attention", "feedforward")
-    """Matrices that are pruned."""
-    scope: Scope = "matrix"
-    """Whether the smallest weights of each matrix go, or the smallest of all together."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.sparsities:
-            raise ValueError("sparsities must be some shares between 0 and 1")
-        if not self.kinds:
-            raise ValueError("kinds must name some matrices, such as '[attention, feedforward]'")
 
 
 def main(
@@ -54,6 +29,12 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the result, of which tools.plot draws a curve.
     """
+    from eval.protocol import open_reading, record
+    from eval.sweeps import scored, this_rank
+    from lm.inference.loading import parts_of
+    from lm.sparse.pruning import prune
+    from lm.training import dist
+
     check_output(json, *parts_of(run), shards)
     points: list[dict[str, Any]] = []
     world = this_rank()

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from data.common.integrity import read_sealed
 from data.common.schema import Count, Record, Sha256, Size, as_record
-from lm.scoring import BITS
+from lm.inference.inference_config import BITS
 
 FORMAT = 2
 LENGTHS = ("segment", "memory", "compressed", "lanes", "warmup", "reset_documents", "dynamic")

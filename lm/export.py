@@ -6,41 +6,12 @@ module that is needed goes there flat, `lm.model.layer` as `lm_model_layer.py`, 
 of others of ours rewritten.
 """
 
-import importlib.util
-import json
-import os
-import re
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
 
 from data.common import command
-from data.common.files import read_json, write_json
 from data.common.integrity import write_sums
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
-from data.common.tensors import save_tensors
-from data.tokenizers.registry import Tokenizer
-from lm.hub.byte_tokenizer import HubByteTokenizer
-from lm.hub.card import model_card
-from lm.hub.configuration import CompressiveTransformerConfig
-from lm.hub.modeling import CompressiveTransformerForCausalLM
-from lm.hub.subword_tokenizer import HubSentencePieceTokenizer
-from lm.hub.tokenization import HubTokenizer
-from lm.hub.word_tokenizer import HubWordTokenizer
-from lm.inference.loading import LoadedRun, load_run, pieces
-
-TOKENIZERS: dict[str, type[HubTokenizer]] = {
-    "bytes": HubByteTokenizer,
-    "words": HubWordTokenizer,
-    "sentencepiece": HubSentencePieceTokenizer,
-}
-"""By kind of vocabulary; levels of sound are no text and have none."""
-OURS = re.compile(r"^(\s*)from ((?:lm|data)(?:\.\w+)*) import", re.MULTILINE)
-"""An import that an exported folder has to find in itself."""
 
 
 def main(
@@ -63,6 +34,10 @@ def main(
         title: of the model card, by default the run's name.
         max_shard_size: weights are split into files of this size at most, such as 500MB.
     """
+    from lm.hub.card import model_card
+    from lm.hub.exporting import TOKENIZERS, check_shard_size, quiet_deepspeed, write_folder
+    from lm.inference.loading import load_run, pieces
+
     check_folder(out, *pieces(run))
     check_shard_size(max_shard_size)
     quiet_deepspeed()
@@ -76,96 +51,6 @@ def main(
         names = sorted(path.name for path in place.iterdir())
         write_sums(place, [n for n in names if not n.endswith((".safetensors", ".md"))])
     print(out)
-
-
-def check_shard_size(text: str) -> None:
-    """ValueError for what transformers would not take as a size of files, or misunderstand."""
-    found = re.fullmatch(r"([0-9]+)(TB|GB|MB|KB|TIB|GIB|MIB|KIB)", text.upper())
-    if not found or not int(found[1]):
-        raise ValueError(f"max-shard-size must be a size such as 500MB or 5GB, not {text}")
-
-
-def quiet_deepspeed() -> None:
-    """Let DeepSpeed, which transformers asks when it saves and loads, not warn of a missing GPU."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
-    """Weights, configuration, tokenizer and code into an existing folder."""
-    vocabulary = loaded.vocabulary
-    config = CompressiveTransformerConfig.of(
-        loaded.model.config, vocabulary.size, run=origin(loaded)
-    )
-    model = CompressiveTransformerForCausalLM(config)
-    classes = {"AutoConfig": type(config), "AutoModelForCausalLM": type(model)}
-    config.auto_map = {name: _reference(kind) for name, kind in classes.items()}
-    model.model.load_state_dict(loaded.model.state_dict())
-    model.generation_config.bos_token_id = vocabulary.start
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    for path in folder.glob("*.safetensors"):
-        # The same, with the hash of each weight.
-        save_tensors(load_file(path), path, {"format": "pt"})
-    vocabulary.save(folder)
-    needed = [kind.__module__ for kind in classes.values()]
-    if vocabulary.kind in TOKENIZERS:
-        tokenizer = tokenizer_of(vocabulary, folder)
-        tokenizer.save_pretrained(folder)
-        kind = type(tokenizer)
-        settings = read_json(folder / "tokenizer_config.json")
-        settings["auto_map"] = {"AutoTokenizer": [_reference(kind), None]}
-        write_json(folder / "tokenizer_config.json", settings)
-        needed.append(kind.__module__)
-    for name, text in code_files(needed).items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def _flat(module: str) -> str:
-    """Name of a module in an exported folder."""
-    return module.replace(".", "_")
-
-
-def _reference(kind: type) -> str:
-    """How auto_map names a class."""
-    return f"{_flat(kind.__module__)}.{kind.__name__}"
-
-
-def code_files(modules: list[str]) -> dict[str, str]:
-    """Text of the modules, and of all of ours that they import, by file name."""
-    files: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
-        if f"{_flat(module)}.py" in files:
-            continue
-        spec = importlib.util.find_spec(module)
-        assert spec is not None
-        assert spec.origin is not None
-        source = Path(spec.origin).read_text(encoding="utf-8")
-        waiting += [found[2] for found in OURS.finditer(source)]
-        files[f"{_flat(module)}.py"] = OURS.sub(
-            lambda found: f"{found[1]}from .{_flat(found[2])} import", source
-        )
-    return files
-
-
-def tokenizer_of(vocabulary: Tokenizer, folder: Path) -> HubTokenizer:
-    """The tokenizer of a vocabulary that was saved to `folder`."""
-    kind = TOKENIZERS[vocabulary.kind]
-    files = {name: str(folder / file) for name, file in kind.vocab_files_names.items()}
-    make: Any = kind
-    tokenizer: HubTokenizer = make(**files)
-    return tokenizer
-
-
-def origin(loaded: LoadedRun) -> dict[str, Any]:
-    """What the run's config says besides the model, without paths of this machine, as JSON."""
-    config = loaded.config
-    shards = Path(config.data.shards.name)
-    data = replace(config.data, shards=shards, source=None, vocabulary_from=None, checksums=None)
-    parts: dict[str, Any] = {"data": data, "optim": config.optim, "training": config.training}
-    values = {name: asdict(part) for name, part in parts.items()}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain
 
 
 if __name__ == "__main__":

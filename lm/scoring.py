@@ -7,46 +7,22 @@ Shapes: B lanes of this rank, T tokens of a segment, D documents, N tokens of th
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from pydantic import Field
 from torch import Tensor
 
 from data.common.progress import Progress
-from data.common.schema import Size
-from data.common.values import require_ranges
 from data.lanes import Batch, ScoringBatches
 from data.shards import Split
 from lm.feeding import Segment, tensors
+from lm.inference.inference_config import BITS, ScoringConfig
 from lm.inference.predictor import Predictor, StateT
 from lm.threads import Threads
 
-BITS = ("bits_per_byte", "bits_per_token")
-LONGEST = 1 << 40
-"""Tokens; no text has as many."""
 ASTRAY = "its weights are damaged or its training went astray; use another --checkpoint"
-
-
-@dataclass(frozen=True)
-class ScoringConfig:
-    """How a split is read when it is scored."""
-
-    lanes: Annotated[int, Field(ge=1, le=LONGEST)] = 8
-    """Parts of the split that are read side by side."""
-    warmup: Annotated[int, Field(ge=0, le=LONGEST)] | None = None
-    """Tokens a lane reads unscored before its part; none: as many as both memories of a layer span.
-    The score does not depend on the number of lanes once this covers the model's whole range."""
-    reset_documents: bool = False
-    """Begin each document with empty memory."""
-    threads: Size | None = None
-    """Threads that compute on a CPU; none: as many as are fastest, found by timing the reading
-    itself (OMP_NUM_THREADS is kept to where it is set)."""
-
-    def __post_init__(self) -> None:
-        require_ranges(self)
 
 
 @dataclass(frozen=True)

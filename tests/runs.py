@@ -13,10 +13,9 @@ from data.prepare import prepare
 from data.shards import Shards, open_shards
 from lm.model.model_config import ModelConfig
 from lm.runs import checkpoints
-from lm.runs.run_config import OptimConfig, RunConfig, TrainingConfig, write_config
+from lm.runs.run_config import OptimConfig, RunConfig, RunFolder, TrainingConfig, write_config
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.training import dist
-from lm.training.folder import RunFolder
 from lm.training.loop import Loop
 from lm.training.trainer import Trainer
 

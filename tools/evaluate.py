@@ -13,12 +13,9 @@ from data.common.outputs import check_folder, write_result
 from data.common.schema import Record, Size
 from data.common.values import require_ranges
 from data.shards import Shards, open_shards
-from eval import breakdown, compress, dynamic, report, score
-from eval.breakdown import BreakdownConfig
-from eval.dynamic import DynamicConfig
+from eval import breakdown, dynamic, report, score
+from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.results import Breakdown, Compressed, Dynamic, Score, read_result
-from eval.score import ProgramConfig, SweepConfig
-from lm.inference.loading import load_run, parts_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,9 @@ def main(
         shards: for each run the shards to be read instead of those of its training, such as some
             with shorter splits.
     """
+    from eval import coding
+    from lm.inference.loading import parts_of
+
     if not runs:
         raise ValueError("runs must name at least one folder")
     if shards is not None and len(shards) != len(runs):
@@ -69,7 +69,7 @@ def main(
     for text in texts:
         for part in (split, "validation", "train"):
             open_shards(text).split(part)
-    compress.compressors()
+    coding.compressors()
     for run, text in zip(runs, texts, strict=True):
         one_run(run, text, evaluate)
     report.main(runs[0], runs[1:], split, out, anyway=True)
@@ -83,6 +83,8 @@ def reported(shards: Path) -> str:
 def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
     """Make every result file of a run that is not there."""
     split, lanes = reported(shards), config.lanes
+    from lm.inference.loading import load_run
+
     loaded, hash_of_shards = load_run(run), open_shards(shards).hash
 
     def lacks(file: Path, kind: type[Record] = Score) -> bool:
@@ -121,15 +123,18 @@ def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
 
 def compressed(run: Path, shards: Shards, split: str, config: EvaluateConfig) -> dict[str, Any]:
     """A part of a split, compressed with the model, given back, and compressed with others."""
+    from eval import coding
+    from lm.inference.loading import load_run
+
     loaded, part = load_run(run), shards.split(split)
     content = part.vocabulary.decode(part.tokens[: config.compressed_bytes])
     # A whole number of lines, which every vocabulary of text can write.
     content = content[: content.rfind(b"\n", 0, config.compressed_bytes) + 1] or content
-    predictor, model, name = loaded.predictor, compress.model_digest(loaded), Path(part.name)
-    made = {"this model": compress.compress(predictor, model, content, None, name)}
-    if compress.restore(predictor, model, made["this model"], name) != content:
+    predictor, model, name = loaded.predictor, coding.model_digest(loaded), Path(part.name)
+    made = {"this model": coding.compress(predictor, model, content, None, name)}
+    if coding.restore(predictor, model, made["this model"], name) != content:
         raise ValueError(f"the {split} split of {shards.path} does not come back as it was")
-    made |= {kind: do(content) for kind, do in compress.compressors().items()}
+    made |= {kind: do(content) for kind, do in coding.compressors().items()}
     return {
         "bytes": len(content),
         "bits_per_byte": {kind: 8 * len(result) / len(content) for kind, result in made.items()},

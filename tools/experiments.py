@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import torch
 from pydantic import ConfigDict, Field
 
 from data.common import command
@@ -31,15 +30,11 @@ from data.common.outputs import writing_folder
 from data.common.say import say
 from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
-from data.common.tensors import TensorFile
 from data.common.yamlfile import read_yaml
 from eval.results import Cost, bits_named, bits_of, unit_of
 from lm import train
-from lm.runs import checkpoints
-from lm.runs.run_config import RunConfig
-from lm.runs.runlog import read_metrics
-from lm.scoring import BITS
-from lm.training.folder import RunFolder, kept_alone
+from lm.inference.inference_config import BITS
+from lm.runs.run_config import RunConfig, RunFolder
 
 RESULT = "result.json"
 LONGEST_NAME = 200
@@ -136,6 +131,8 @@ def main(
         threads: threads that each run computes with.
         table: only make the table of what is finished.
     """
+    from lm.training.folder import kept_alone
+
     plan = Experiment.read(experiment)
     runs = list(plan.configs(shards))
     if not table:
@@ -170,6 +167,8 @@ def train_apart(run: Path, config: RunConfig, threads: int) -> None:
 
 
 def _train(run: Path, config: RunConfig, threads: int) -> None:
+    import torch
+
     torch.set_num_threads(threads)
     sections = {section.name: getattr(config, section.name) for section in fields(config)}
     try:
@@ -219,6 +218,10 @@ def result(folder: Path, config: RunConfig) -> dict[str, Any]:
     Raises:
         ValueError: that is not a number.
     """
+    from data.common.tensors import TensorFile
+    from lm.runs import checkpoints
+    from lm.runs.runlog import read_metrics
+
     metrics = read_metrics(folder / "metrics.jsonl")
     newest = checkpoints.newest(folder)
     assert newest is not None, "a finished run has saved its last step"

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from data.common.files import hash_file
-from data.common.schema import Count, Size
 from data.common.tensors import TensorFile
 from data.tokenizers.registry import Tokenizer, load_tokenizer
+from lm.inference.inference_config import Lengths
 from lm.inference.predictor import ModelPredictor
 from lm.model.transformer import CompressiveTransformer
 from lm.runs import checkpoints
@@ -17,18 +17,6 @@ from lm.runs.checkpoints import WEIGHTS
 from lm.runs.run_config import RunConfig, read_config
 from lm.sparse.state import densify, put_sets, require_sets
 from lm.sparse.topkast import sparsify
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths that may differ from training; none keeps the trained one."""
-
-    segment: Size | None = None
-    """Tokens read at once."""
-    memory: Count | None = None
-    """Slots of memory in each layer."""
-    compressed: Count | None = None
-    """Slots of compressed memory in each layer."""
 
 
 @dataclass(frozen=True)

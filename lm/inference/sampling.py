@@ -6,50 +6,11 @@ reach 1 before the last tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from data.common.schema import Size
-from data.common.values import require_ranges
-
-LEAST, MOST = 1e-30, 1e30
-"""Range of what logits are divided and multiplied by: within it float64 cannot overflow."""
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is drawn from the model's distribution."""
-
-    temperature: Annotated[float, Field(ge=0, le=MOST)] = 1.0
-    """Divides the logits; 0 always takes the most probable token."""
-    top_k: Size | None = None
-    """Draw only from this many most probable tokens, and those that are as probable as the last."""
-    top_p: Fraction | None = None
-    """Draw only from the fewest tokens whose probabilities reach this sum (nucleus sampling); 1
-    leaves all."""
-    min_p: Fraction | None = None
-    """Draw only from tokens at least this many times as probable as the most probable one."""
-    typical: Fraction | None = None
-    """Draw only from the fewest tokens that reach this sum of probabilities, those first whose
-    information is closest to what the model expects (Meister et al., arXiv 2202.00666)."""
-    repetition_penalty: Annotated[float, Field(ge=LEAST, le=MOST)] | None = None
-    """Divides positive and multiplies negative logits of tokens of the prompt and of the text so
-    far (Keskar et al., arXiv 1909.05858); above 1 it makes repetition rarer."""
-
-    def __post_init__(self) -> None:
-        require_ranges(self)
-        if 0 < self.temperature < LEAST:
-            raise ValueError(f"temperature must be 0, or at least {LEAST}, not {self.temperature}")
-        filters = (self.top_k, self.top_p, self.min_p, self.typical)
-        if self.temperature == 0 and any(value is not None for value in filters):
-            raise ValueError(
-                "top-k, top-p, min-p and typical have no effect at temperature 0; leave them out"
-            )
+from lm.inference.inference_config import SamplingConfig
 
 
 def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 
 from data.common.progress import Progress
 from data.tokenizers.registry import Tokenizer
+from lm.inference.inference_config import SamplingConfig
 from lm.inference.predictor import Predictor, StateT
-from lm.inference.sampling import Sampler, SamplingConfig
+from lm.inference.sampling import Sampler
 
 PART = 4096
 """Tokens of each lane that are read between two updates of the progress display."""

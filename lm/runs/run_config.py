@@ -224,6 +224,17 @@ class RunConfig:
             )
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """The run's folder and where in it to begin."""
+
+    run: Path
+    """Folder of the run; one that holds a checkpoint of the same run is continued."""
+    checkpoint: str | None = None
+    """Checkpoint to go back to and continue from, such as step-00001000; later ones are set aside.
+    None: the newest."""
+
+
 def write_config(path: Path, config: RunConfig) -> None:
     """Write a run's config.yaml, with its hash in a comment before it."""
     with writing(path) as temporary:

@@ -1,16 +1,13 @@
 """One-shot magnitude pruning: the smallest weights of a trained model become zero."""
 
 from collections.abc import Collection, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lm.model.components import Linear
-from lm.sparse.sparse_config import Kind
+from lm.sparse.sparse_config import Kind, Scope
 from lm.sparse.topkast import kind_of
-
-Scope = Literal["matrix", "model"]
 
 
 def dense_matrices(model: nn.Module, kinds: Collection[Kind]) -> dict[str, Linear]:

@@ -154,3 +154,25 @@ class PowerConfig:
 
 PLAIN = PowerConfig()
 """No powers."""
+
+
+Scope = Literal["matrix", "model"]
+
+
+@dataclass(frozen=True)
+class PackingConfig:
+    """How many weights a corpus may claim."""
+
+    accepted: float = 0.99
+    """Share gamma of the quality that a mask must keep: bits per byte may rise to 1 / gamma."""
+    densities: tuple[float, ...] = (0.8, 0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
+    """Shares of each matrix that are tried, falling."""
+    kinds: tuple[Kind, ...] = ("attention", "feedforward")
+    """Matrices that corpora share; of all other parameters each has its own."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.accepted <= 1:
+            raise ValueError(f"packing.accepted must be above 0, at most 1, not {self.accepted}")
+        falling = sorted({d for d in self.densities if 0 < d < 1}, reverse=True)
+        if list(self.densities) != falling:
+            raise ValueError("packing.densities must fall, and lie between 0 and 1")

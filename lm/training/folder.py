@@ -18,7 +18,7 @@ from data.common.files import sync
 from data.common.locks import alone
 from data.common.outputs import writing
 from lm.runs import checkpoints
-from lm.runs.run_config import RunConfig, changed, read_config, write_config
+from lm.runs.run_config import RunConfig, RunFolder, changed, read_config, write_config
 from lm.runs.runlog import MetricsLog, read_metrics, write_environment
 from lm.training.trainer import Trainer
 
@@ -29,17 +29,6 @@ OURS = {
     *("samples", "profile", "tensorboard", "wandb", "launch.sh", "launch.sbatch"),
 }
 """What a run may have written before its first checkpoint."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The run's folder and where in it to begin."""
-
-    run: Path
-    """Folder of the run; one that holds a checkpoint of the same run is continued."""
-    checkpoint: str | None = None
-    """Checkpoint to go back to and continue from, such as step-00001000; later ones are set aside.
-    None: the newest."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from data.common.progress import Progress
 from data.common.say import warn
+from lm.inference.inference_config import BITS
 from lm.runs.checkpoints import Owed
 from lm.runs.runlog import MetricsLog, trained_seconds
-from lm.scoring import BITS
 from lm.threads import Threads
 from lm.training.dist import on_first
 from lm.training.gradients import judge_skipped

@@ -10,12 +10,13 @@ from data.common.files import atomic_path
 from data.shards import Split
 from lm.feeding import Segment
 from lm.inference.attention_mass import AttentionMass
+from lm.inference.inference_config import SamplingConfig, ScoringConfig
 from lm.inference.predictor import ModelPredictor, evaluating
-from lm.inference.sampling import Sampler, SamplingConfig
+from lm.inference.sampling import Sampler
 from lm.model.incremental import Reader
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import Score, ScoringConfig, score
+from lm.scoring import Score, score
 from lm.training.dist import World
 from lm.training.trainer import Trainer
 

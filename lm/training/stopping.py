@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
 from data.common.say import say
 from data.common.signals import ENDING, handling
-from lm.runs.checkpoints import CheckpointState
 from lm.runs.run_config import TrainingConfig
+
+if TYPE_CHECKING:
+    # Launchers read names of this file, and checkpoints take a while to import.
+    from lm.runs.checkpoints import CheckpointState
 
 
 class Length:
@@ -25,7 +28,7 @@ class Length:
     has the learning rate of the same share of a run with a known number of steps.
     """
 
-    def __init__(self, training: TrainingConfig, state: CheckpointState | None) -> None:
+    def __init__(self, training: TrainingConfig, state: "CheckpointState | None") -> None:
         """`state`: that of the checkpoint which the run continues from; none for a new run.
 
         Raises:
@@ -41,7 +44,7 @@ class Length:
         if state is not None and state.step > self.steps:
             raise ValueError(f"the run has {state.step} steps; training.steps {self.steps} is less")
 
-    def _announced(self, state: CheckpointState | None) -> int:
+    def _announced(self, state: "CheckpointState | None") -> int:
         """What is known of the number of steps of a run with minutes that goes on."""
         assert self.budget is not None
         if state is None:

@@ -12,8 +12,7 @@ from data.prepare import prepare
 from data.shards import Shards
 from data.stated import require_stated
 from lm import train
-from lm.runs.run_config import RunConfig
-from lm.training.folder import RunFolder
+from lm.runs.run_config import RunConfig, RunFolder
 
 TEXT = b" a few words of no great length \n" * 200
 

@@ -14,11 +14,13 @@ from data.shards import Shards
 from data.tokenizers.registry import ByteTokenizer
 from eval import breakdown
 from eval.ablation import CHANGES, AblatedPredictor, foreign
-from eval.breakdown import BreakdownConfig, by_position
+from eval.eval_config import ABLATIONS, BreakdownConfig
+from eval.parts import by_position
 from eval.results import Breakdown, read_result
+from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import Scorer, ScoringConfig, score
+from lm.scoring import Scorer, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 
@@ -167,3 +169,7 @@ def test_a_gpu_breaks_down_alike(trained_run: Path, tmp_path: Path) -> None:
     result = read_result(tmp_path / "breakdown-validation.json", Breakdown)
     assert sum(s[0] for s in result["attention"]["stores"].values()) == pytest.approx(1.0, rel=1e-4)
     assert result["ablation"]["intact"] == pytest.approx(result["value"], rel=1e-4)
+
+
+def test_every_ablation_can_be_asked_for():
+    assert tuple(CHANGES) == ABLATIONS

@@ -9,27 +9,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval import coding
+
 pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 
 from data.shards import Shards
 from data.tokenizers.registry import ByteTokenizer
 from eval import compress
-from eval.compress import SIZE, pack, unpack
+from eval.coding import SIZE, pack, unpack
+from lm.inference.inference_config import ScoringConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelPredictor
-from lm.scoring import ScoringConfig, score
+from lm.scoring import score
 from tests.texts import split_of, vocabularies
 
 FILE = Path("text")
 
 
 def packed_of(loaded: LoadedRun, content: bytes, lanes: int | None, file: Path) -> bytes:
-    model = compress.model_digest(loaded)
-    return compress.compress(loaded.predictor, model, content, lanes, file)
+    model = coding.model_digest(loaded)
+    return coding.compress(loaded.predictor, model, content, lanes, file)
 
 
 def restored(loaded: LoadedRun, packed: bytes, file: Path) -> bytes:
-    return compress.restore(loaded.predictor, compress.model_digest(loaded), packed, file)
+    return coding.restore(loaded.predictor, coding.model_digest(loaded), packed, file)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,8 @@ def test_the_size_is_what_the_score_says(loaded: LoadedRun, shards: Shards) -> N
 
 
 def test_lanes_are_long_by_default(loaded: LoadedRun, monkeypatch) -> None:
-    monkeypatch.setattr(compress, "LANE_TOKENS", 100)
-    monkeypatch.setattr(compress, "MOST_LANES", 3)
+    monkeypatch.setattr(coding, "LANE_TOKENS", 100)
+    monkeypatch.setattr(coding, "MOST_LANES", 3)
     for size, lanes in ((50, 1), (250, 2), (1000, 3)):
         packed = packed_of(loaded, b"a" * size, None, FILE)
         assert unpack(packed, FILE)[0].lanes == lanes

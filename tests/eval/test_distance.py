@@ -14,11 +14,12 @@ from data.prepare import prepare
 from data.recall import TASKS, RecallConfig
 from data.tokenizers.registry import ByteTokenizer
 from eval import distance
-from eval.distance import RecallScorer, buckets, read_answers
-from eval.score import ScoreConfig
+from eval.eval_config import ScoreConfig
+from eval.reach import RecallScorer, buckets, read_answers
+from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import ScoringConfig, score
+from lm.scoring import score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 

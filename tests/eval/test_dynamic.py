@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 from data.tokenizers.registry import ByteTokenizer
 from eval import dynamic
-from eval.dynamic import DynamicConfig, DynamicScorer
+from eval.adapting import DynamicScorer
+from eval.eval_config import DynamicConfig
 from eval.results import Dynamic, read_result
+from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import ScoringConfig, score
+from lm.scoring import score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 

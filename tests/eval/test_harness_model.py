@@ -16,7 +16,8 @@ from lm_eval.api.registry import get_model
 
 from data.tokenizers.registry import ByteTokenizer
 from eval.harness_model import LongRangeLM
-from lm.scoring import ScoringConfig, score
+from lm.inference.inference_config import ScoringConfig
+from lm.scoring import score
 from tests.texts import TEXT, split_of
 
 DOCUMENTS = [TEXT.decode()[:411], "a word", TEXT.decode()[50:350], ""]

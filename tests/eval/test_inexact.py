@@ -16,11 +16,10 @@ from data.shards import Shards
 from data.tokenizers.registry import MuLawTokenizer, WordTokenizer
 from data.tokenizers.words import split_words
 from eval import breakdown, compress, dynamic, report, score
-from eval.breakdown import BreakdownConfig
-from eval.dynamic import DynamicConfig
+from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig
 from eval.protocol import all_units, denominators
 from eval.results import Breakdown, Dynamic, read_result
-from eval.score import ProgramConfig, compressors
+from eval.sweeps import compressors
 from lm.runs.run_config import RunConfig
 from lm.scoring import Score
 from tests.runs import WORDS, finished

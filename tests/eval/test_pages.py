@@ -14,11 +14,11 @@ from matplotlib import pyplot as plt
 from data.split_files import DocumentDetails
 from data.tokenizers.registry import ByteTokenizer
 from eval import figures
-from eval.breakdown import COLUMNS, write_documents
 from eval.figures import drawn, short
 from eval.pages import Section, html, markdown, marked, plain, with_files
+from eval.parts import COLUMNS, write_documents
 from tests.texts import split_of
-from tools import plot
+from tools import drawings
 
 NAMES = [
     "caf\udce9.txt",
@@ -100,10 +100,10 @@ FIGURES = {
     "distance": lambda name: figures.distance(
         {name: {"distance": {"reach": {"memory": 8}, "buckets": [{"from": 8, "accuracy": 1.0}]}}}
     ),
-    "pruning": lambda name: plot.pruning(
+    "pruning": lambda name: drawings.pruning(
         {name: {"pruning": [{"zero": 0.5, "value": 2.0}], "alpha": 1.0, "unit": name}}
     ),
-    "experiment": lambda name: plot.experiment(
+    "experiment": lambda name: drawings.experiment(
         [{"variant": name, "bits_per_byte": 2.0, "deviation": None}]
     ),
 }

@@ -9,10 +9,11 @@ from torch import nn
 
 from data.tokenizers.registry import ByteTokenizer
 from eval.protocol import all_units, characters, convert, denominators, interval
+from lm.inference.inference_config import ScoringConfig
 from lm.inference.predictor import ModelPredictor
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import Score, ScoringConfig, score
+from lm.scoring import Score, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of, vocabularies
 

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from eval import prune, score
-from eval.prune import PruneConfig
-from eval.score import ProgramConfig
+from eval.eval_config import ProgramConfig, PruneConfig
 from tools import compact, plot
 
 
@@ -40,7 +39,12 @@ def test_scores_against_sparsity(
     plot.main(files[0], beside=[files[1]], out=tmp_path / "pruning.png")
     assert (tmp_path / "pruning.png").read_bytes().startswith(b"\x89PNG")
     drawn = {}
-    monkeypatch.setattr(plot, "figure_of", lambda results: drawn.update(results) or Figure())
+
+    def draw(results):
+        drawn.update(results)
+        return Figure()
+
+    monkeypatch.setattr("tools.drawings.figure_of", draw)
     plot.main(files[0], beside=[files[1]], out=tmp_path / "named.png", labels=["plain", "powers"])
     for result in (plain, sparse, *drawn.values()):
         result.pop("sha256", None)

@@ -11,11 +11,9 @@ import pytest
 
 from data.common.files import write_json
 from eval import breakdown, dynamic, report, score
-from eval.breakdown import BreakdownConfig
-from eval.dynamic import DynamicConfig
+from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.logs import step_of, trained, training_log
 from eval.results import Breakdown, Compressed, Distance, Dynamic, Score, read_result
-from eval.score import ProgramConfig, SweepConfig
 from tools import evaluate, plot
 
 NAMES = {
@@ -251,7 +249,7 @@ def test_a_figure_that_cannot_be_written_is_found_first(
     def drawn(*_: object) -> None:
         raise AssertionError("it was drawn first")
 
-    monkeypatch.setattr(plot, "training_curves", drawn)
+    monkeypatch.setattr("eval.figures.training_curves", drawn)
     with pytest.raises(ValueError, match=r"must end in|make it|name a|choose"):
         plot.main(run, out=tmp_path / place)
 

@@ -9,12 +9,10 @@ import pytest
 
 from data.common.files import write_json
 from eval import breakdown, dynamic, report, score
-from eval.breakdown import BreakdownConfig
-from eval.dynamic import DynamicConfig
+from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.pages import Section, html, markdown
 from eval.results import Breakdown, read_result
-from eval.score import ProgramConfig, SweepConfig
-from lm.inference.loading import Lengths
+from lm.inference.inference_config import Lengths
 
 
 def test_a_sweep_chooses_on_validation_and_reports_on_test(

@@ -17,11 +17,8 @@ from data.common.tensors import save_tensors
 from data.orders import Batch
 from data.recall import RecallConfig
 from eval import breakdown, dynamic, prune, score
-from eval.breakdown import BreakdownConfig
-from eval.dynamic import DynamicConfig
+from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, PruneConfig, SweepConfig
 from eval.keeping import Keeper
-from eval.prune import PruneConfig
-from eval.score import ProgramConfig, SweepConfig
 from lm.inference import loading
 from lm.inference.loading import load_run
 from lm.scoring import Scorer

@@ -15,9 +15,9 @@ import pytest
 from data.lanes import Batch
 from data.shards import Shards
 from eval import report, score
-from eval.report import require_comparable
+from eval.eval_config import ProgramConfig
 from eval.results import read_result
-from eval.score import ProgramConfig
+from eval.tables import require_comparable
 from lm.scoring import Scorer
 from tests.damage import flip, rewrite
 from tools import plot

@@ -12,8 +12,11 @@ from lm import command_line
 from lm.command_line import PROGRAMS, ROOT, environment, summary, usage
 from tests.test_house import PACKAGES, module_name, python_files
 
-NOT_INSTALLED = {"tools.bench"}
-"""Programs of a checkout: the benchmarks are not in the wheel."""
+NOT_INSTALLED = {"tools.bench", "tools.house"}
+"""Programs of a checkout, which look at its files and benchmarks."""
+
+HEAVY = {"torch", "deepspeed", "transformers", "datasets", "pyarrow", "matplotlib"}
+"""What takes seconds to import, which nobody waits for who asks for help or mistypes an option."""
 
 
 @pytest.fixture
@@ -155,3 +158,13 @@ def test_an_installation_works_in_a_folder_with_packages_of_the_same_names(longr
     )
     launch = longrange("launch", "--preset", "enwik8-12", "--run", "r", "--dry_run")
     assert "export PYTHONSAFEPATH=1\nexec python -m tools.ranks torchrun" in launch.stdout
+
+
+@pytest.mark.parametrize("module", PROGRAMS.values())
+def test_help_loads_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert HEAVY & {*loaded.stdout.split()} == set()

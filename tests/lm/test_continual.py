@@ -17,12 +17,14 @@ from data.prepare import prepare
 from data.shards import Shards
 from data.stated import require_stated
 from lm import continual
-from lm.continual import PackingConfig, data_of, load_packed
+from lm.inference.inference_config import ScoringConfig
 from lm.runs import checkpoints
 from lm.runs.run_config import RunConfig
-from lm.scoring import ScoringConfig, score
+from lm.scoring import score
 from lm.sparse.packnet import Capacity, Packed, compressed, expanded, fewest, largest_masks
-from lm.sparse.sparse_config import PowerConfig
+from lm.sparse.sparse_config import PackingConfig, PowerConfig
+from lm.training import tasks
+from lm.training.tasks import data_of, load_packed
 from tests.damage import flips, rewrite
 from tests.lm.sparse.test_config import tiny
 from tests.predictors import predictor
@@ -130,7 +132,7 @@ def test_a_later_corpus_does_not_touch_an_earlier_one(
         (first / "packed.json").write_bytes(whole)
     small = Capacity({name: torch.zeros(2, 2)})
     with pytest.raises(ValueError, match=r"packed as another matrix than there is; .* anew"):
-        continual.add_packed(first, small)
+        tasks.add_packed(first, small)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from data.tokenizers.registry import (
 )
 from data.tokenizers.words import split_words
 from lm import export, import_folder
-from lm.export import TOKENIZERS, code_files, tokenizer_of
+from lm.hub import exporting
 from lm.hub.card import model_card
+from lm.hub.exporting import TOKENIZERS, code_files, tokenizer_of
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.hub.tokenization import HubTokenizer
 from lm.inference.loading import load_run
@@ -233,7 +234,7 @@ def test_tokenizers_make_what_the_pipeline_makes(
     vocabulary = vocabularies()[kind]
     loaded = load_run(trained_run)
     model = type(loaded.model)(loaded.config.model, vocabulary.size)
-    export.write_folder(replace(loaded, model=model, vocabulary=vocabulary), tmp_path, "5GB")
+    exporting.write_folder(replace(loaded, model=model, vocabulary=vocabulary), tmp_path, "5GB")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     first = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
     first.save_pretrained(tmp_path / "again")
@@ -257,7 +258,7 @@ def test_sound_has_no_tokenizer_and_the_card_says_how_to_go_without(
     trained_run: Path, tmp_path: Path
 ) -> None:
     loaded = replace(load_run(trained_run), vocabulary=MuLawTokenizer())
-    export.write_folder(loaded, tmp_path, "5GB")
+    exporting.write_folder(loaded, tmp_path, "5GB")
     assert not list(tmp_path.glob("*token*")) and (tmp_path / "vocabulary.json").exists()
     tokenizer = loaded.vocabulary.kind in TOKENIZERS
     assert "AutoTokenizer" not in model_card(loaded, trained_run, "sound", tokenizer)

@@ -22,10 +22,11 @@ from data.common.command import dump_config, load_config
 from data.tokenizers.registry import MuLawTokenizer, SentencePieceTokenizer, WordTokenizer
 from data.tokenizers.words import LINE_END
 from lm import generate
-from lm.generate import GenerateConfig, tell_unknown
-from lm.inference.loading import Lengths, load_run
+from lm.inference.inference_config import GenerateConfig, Lengths
+from lm.inference.loading import load_run
 from lm.inference.sampling import Sampler
 from lm.inference.session import Session, encode
+from lm.inference.writing import tell_unknown
 from lm.runs.run_config import RunConfig
 from tests.streams import refusing
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from data.shards import Shards
+from lm.inference.inference_config import SamplingConfig
 from lm.inference.loading import load_run
 from lm.inference.memory_file import load_memory, save_memory
-from lm.inference.sampling import SamplingConfig
 from lm.inference.session import Session, Writing, encode
 from lm.model.incremental import Reader
 from lm.model.memory import LayerMemory, MemoryState

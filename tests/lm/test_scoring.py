@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from data.shards import Shards
 from data.tokenizers.registry import ByteTokenizer
 from data.tokenizers.words import WordTokenizer
+from lm.inference.inference_config import ScoringConfig
 from lm.model.incremental import Reader
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import Scorer, ScoringConfig, score
+from lm.scoring import Scorer, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 

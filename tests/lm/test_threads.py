@@ -8,9 +8,10 @@ import torch
 from data.shards import Shards
 from eval import keeping
 from lm import threads
+from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import Scorer, ScoringConfig
+from lm.scoring import Scorer
 from lm.threads import FIRST, TRIALS, WATCHED, Threads, available, choices
 from tests.predictors import predictor
 

@@ -32,8 +32,12 @@ def test_a_pipe_gets_what_a_file_gets(sparse_run: Path, tmp_path: Path, form: st
 def test_a_place_that_cannot_be_written_is_found_before_the_work(
     sparse_run: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compact, "load_run", lambda *_: pytest.fail("the work was begun"))
-    monkeypatch.setattr(compact, "load_trained", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(
+        "lm.inference.loading.load_run", lambda *_: pytest.fail("the work was begun")
+    )
+    monkeypatch.setattr(
+        "lm.inference.loading.load_trained", lambda *_: pytest.fail("the work was begun")
+    )
     (tmp_path / "run").symlink_to(sparse_run)
     for form in ("dense", "sparse"):
         with pytest.raises(ValueError, match=r"make it first|is a folder|no room"):

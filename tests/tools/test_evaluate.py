@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 
 from data.shards import Shards
-from eval.score import SweepConfig
+from eval.eval_config import SweepConfig
 from tools import evaluate
 from tools.evaluate import EvaluateConfig
 

@@ -13,7 +13,7 @@ from lm.inference.loading import load_run
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import SparseConfig
 from tests.runs import finished, with_training
-from tools import sets
+from tools import choices, sets
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def static_run(
 def test_weights_are_compared_with_those_of_the_runs_own_seed(
     static_run: Path, sparse_run: Path
 ) -> None:
-    still = sets.compare(load_run(static_run))
+    still = choices.compare(load_run(static_run))
     # Of a truncated normal 7.4 % are below a tenth of its spread.
     assert still.flipped < 0.001 and still.faded == pytest.approx(0.08, abs=0.02)
     assert still.number == pytest.approx(0.5 * 2 * (16 * 16 * 6 + 2 * 16 * 32), rel=0.01)
@@ -38,9 +38,9 @@ def test_weights_are_compared_with_those_of_the_runs_own_seed(
     with torch.no_grad():
         moved.model.layers[0].feedforward.outer.weight.neg_()
     share = 0.5 * 16 * 32 / still.number
-    assert sets.compare(moved).flipped == pytest.approx(share, rel=0.01)
+    assert choices.compare(moved).flipped == pytest.approx(share, rel=0.01)
     # Blocks of a quarter of the feed-forward alone; its powers are compared as weights.
-    assert sets.compare(load_run(sparse_run)).flipped < 0.5
+    assert choices.compare(load_run(sparse_run)).flipped < 0.5
 
 
 def test_rises_of_the_loss_are_seen_beside_another_run(
@@ -51,7 +51,7 @@ def test_rises_of_the_loss_are_seen_beside_another_run(
     (result,) = json.loads(file.read_text())
     # Twelve steps, sets chosen after 3, 6, 9: the last choice's statistics come with step 10.
     assert [(part["first"], part["last"]) for part in result["choices"]] == [(1, 2), (3, 3)]
-    excess = (sets.losses(sparse_run) - sets.losses(trained_run)).tolist()
+    excess = (choices.losses(sparse_run) - choices.losses(trained_run)).tolist()
     rise = sum(excess[9:11]) / 2 - sum(excess[6:9]) / 3
     assert result["choices"][1]["rise"] == pytest.approx(rise / math.log(2))
     assert result["choices"][1]["left"] is None
@@ -65,10 +65,10 @@ def test_rises_of_the_loss_are_seen_beside_another_run(
 def test_what_is_left_of_a_rise() -> None:
     excess = torch.zeros(200, dtype=torch.float64)
     excess[100:102], excess[120:140] = 3 * math.log(2), math.log(2)
-    assert sets.change(excess, [100], 50, sets.JUMP) == pytest.approx(3)
-    assert sets.change(excess, [100], 50, sets.LATER) == pytest.approx(1)
-    assert sets.change(excess, [100], 30, sets.LATER) is None
-    assert sets.change(excess, [170], 50, sets.LATER) is None
+    assert choices.change(excess, [100], 50, choices.JUMP) == pytest.approx(3)
+    assert choices.change(excess, [100], 50, choices.LATER) == pytest.approx(1)
+    assert choices.change(excess, [100], 30, choices.LATER) is None
+    assert choices.change(excess, [170], 50, choices.LATER) is None
 
 
 def test_a_run_without_choices_says_nothing_of_them(

@@ -17,10 +17,11 @@ from data.common.files import write_json
 from data.common.schema import Size
 from data.shards import Shards, open_shards
 from data.tokenizers.registry import Tokenizer
+from lm.inference.inference_config import ScoringConfig
 from lm.inference.predictor import Predictor
 from lm.model.model_config import ModelConfig
 from lm.runs.run_config import RunConfig
-from lm.scoring import Scorer, ScoringConfig
+from lm.scoring import Scorer
 from lm.training.optim import build_optimizer, lr_scale, set_lr
 from tools.benchmarks import others
 from tools.benchmarks.building import Step, read_batches

@@ -13,9 +13,10 @@ import torch
 
 from data.common.outputs import check_output
 from data.common.schema import Positive, Size
+from lm.inference.inference_config import ScoringConfig
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.model_config import ModelConfig
-from lm.scoring import Scorer, ScoringConfig
+from lm.scoring import Scorer
 from tools.benchmarks.building import SMALL, filled, new_model, random_shards
 from tools.benchmarks.timing import core_clock, machine, pick_device, report, take_turns
 

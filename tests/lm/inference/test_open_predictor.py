@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from data.tokenizers.fixed import ByteTokenizer
-from eval.compress import compress, restore
+from eval.coding import compress, restore
+from lm.inference.inference_config import SamplingConfig, ScoringConfig
 from lm.inference.predictor import Predictor
-from lm.inference.sampling import SamplingConfig
 from lm.inference.session import Session, Writing
-from lm.scoring import Scorer, ScoringConfig, score
+from lm.scoring import Scorer, score
 from tests.texts import split_of
 
 TEXT = b"the long book of memory and time was read by one who wrote it down " * 20

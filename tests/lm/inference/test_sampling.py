@@ -16,9 +16,9 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from lm.inference.inference_config import SamplingConfig
 from lm.inference.sampling import (
     Sampler,
-    SamplingConfig,
     adjusted,
     keep_min_p,
     keep_top_k,

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from data.common.files import hash_json
 from data.common.tensors import TensorFile, save_tensors
-from lm.inference.loading import Lengths, LoadedRun, load_run
+from lm.inference.inference_config import Lengths, SamplingConfig
+from lm.inference.loading import LoadedRun, load_run
 from lm.inference.memory_file import load_memory, model_hash, save_memory
-from lm.inference.sampling import SamplingConfig
 from lm.inference.session import Session, Writing, encode
 from lm.model.model_config import JOINED
 from lm.model.transformer import CompressiveTransformer

@@ -12,7 +12,7 @@ from lm.inference.loading import load_run, load_trained
 from lm.sparse.pruning import dense_matrices, largest, prune
 from tests.damage import flips
 from tests.lm.sparse.test_config import tiny
-from tools.compact import read_dense, write_compact
+from tools.sparse_file import read_dense, write_compact
 
 
 def test_the_largest_weights_stay() -> None:

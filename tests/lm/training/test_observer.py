@@ -18,9 +18,10 @@ import torch
 from data.common.files import parse_json
 from data.shards import Shards
 from lm.inference.attention_mass import AttentionMass
+from lm.inference.inference_config import ScoringConfig
 from lm.runs.run_config import ReportConfig, RunConfig
 from lm.runs.runlog import MetricsLog, read_metrics
-from lm.scoring import ScoringConfig, score
+from lm.scoring import score
 from lm.training import dist, engine
 from lm.training.loggers import ProfileWindow, open_sinks
 from lm.training.loop import Loop

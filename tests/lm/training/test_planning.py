@@ -25,9 +25,8 @@ from lm.sparse.topkast import sparsify
 from lm.training import dist
 from tests.processes import write_config
 from tests.runs import with_training
-from tools.plan import balance, divisors, plan, sentence, table
+from tools.cluster import Cluster
 from tools.planning import (
-    Cluster,
     activations,
     checkpoints,
     daly_interval,
@@ -38,6 +37,7 @@ from tools.planning import (
     speed,
     traffic,
 )
+from tools.stages import balance, divisors, plan, sentence, table
 
 BOOKS = 28_602
 TINY = ModelConfig(layers=2, width=32, heads=2, feedforward=64, segment=8, memory=8, compressed=4)

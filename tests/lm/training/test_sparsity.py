@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from data.common.command import dump_config
 from data.shards import Shards
+from lm.inference.inference_config import ScoringConfig
 from lm.inference.loading import load_run
 from lm.runs.run_config import RunConfig
-from lm.scoring import ScoringConfig, score
+from lm.scoring import score
 from lm.sparse.kernels import CsrDensePattern
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.sparse_linear import SparseLinear

@@ -1,0 +1,102 @@
+"""A scorer that learns from what it has scored."""
+
+import copy
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.shards import Split
+from eval.eval_config import DynamicConfig
+from eval.results import spoken
+from lm.feeding import Segment
+from lm.inference.inference_config import BITS
+from lm.inference.predictor import ModelPredictor, ModelState
+from lm.model.transformer import CompressiveTransformer
+from lm.scoring import ASTRAY, Scorer, require_finite
+
+WINDOWS = 50
+"""Points of the curve of a pass."""
+
+
+class DynamicScorer(Scorer[ModelState]):
+    """A scorer that scores a segment first and learns from it afterwards.
+
+    It moves a copy of the weights, by the gradient of the scored tokens' mean cost. What is read
+    to warm lanes up is not learnt from: another lane may not have been scored on it yet.
+    """
+
+    config: DynamicConfig
+
+    def __init__(self, model: CompressiveTransformer, split: Split, config: DynamicConfig) -> None:
+        self.model = copy.deepcopy(model)
+        # Kept keys would belong to weights that have moved.
+        moving = ModelPredictor(self.model, split.vocabulary, keep_keys=False)
+        super().__init__(moving, split, config)
+        self.config = config
+        self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = [parameter.detach().clone() for parameter in self.parameters]
+        (lr,) = config.lrs
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.SGD
+        self.optimizer: torch.optim.Optimizer = kind(self.parameters, lr=lr)
+
+    @torch.enable_grad()
+    def read(self, segment: Segment, state: ModelState) -> tuple[Tensor, ModelState]:
+        """What a segment costs before the model learns from it."""
+        output = self.model(segment.inputs_BT, state.memory, segment.targets_BT)
+        scored_BT = segment.scored_BT
+        if scored_BT.any():
+            ((output.predictions * scored_BT).sum() / scored_BT.sum()).backward()
+        if (self.step + 1) % self.config.every == 0:
+            self._learn()
+        return output.predictions.detach(), ModelState(output.memory.detach())
+
+    @torch.no_grad()
+    def _learn(self) -> None:
+        """One step with the gradients that were gathered."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.config.decay:
+            torch._foreach_lerp_(self.parameters, self.trained, self.config.decay)
+
+
+def one_pass(
+    scorer: Scorer[ModelState], limit: int | None, name: str, why: str = ASTRAY
+) -> dict[str, Any]:
+    """Read to the end or to the limit; nats, and a curve of bits per byte (or per token, where
+    these do not give the text back).
+
+    Raises:
+        ValueError: they are not finite; `why` ends the sentence.
+    """
+    exact = scorer.split.exact
+    count = len(scorer) if limit is None else min(limit, len(scorer))
+    ends = {count * number // WINDOWS for number in range(1, WINDOWS + 1)}
+    marks = [(0.0, 0, 0)]
+    for _ in scorer.through(limit, name):
+        require_finite(scorer.document_nats, why)
+        if scorer.step in ends:
+            scorer.settle()
+            size = scorer.bytes if exact else scorer.tokens
+            marks.append((float(scorer.document_nats.sum()), size, scorer.tokens))
+    require_finite(marks[-1][0], why)
+    curve = [
+        {"tokens": after[2], BITS[not exact]: (after[0] - before[0]) / math.log(2) / size}
+        for before, after in pairwise(marks)
+        if (size := after[1] - before[1])
+    ]
+    return {"nats": marks[-1][0], "curve": curve}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The passes in lines."""
+    dynamic = result["dynamic"]
+    how = f"{dynamic['optimizer']}, a step every {dynamic['every']} segments"
+    lines = [f"{spoken(dynamic['unit'])}; {how}, decay {dynamic['decay']:g}"]
+    for found in dynamic["passes"]:
+        name = "fixed weights" if found["lr"] is None else f"learning rate {found['lr']:g}"
+        lines.append(f"  {name:<24}{found['value']:10.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""Accuracy of answers by the distance to what they need."""
+
+import json as json_lib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from data.shards import Split
+from lm.feeding import Segment
+from lm.inference.predictor import StateT
+from lm.model.components import cross_entropy
+from lm.model.model_config import ModelConfig
+from lm.scoring import Scorer
+
+
+class RecallScorer(Scorer[StateT]):
+    """A scorer that notes which tokens the predictor holds most probable."""
+
+    known_N: np.ndarray
+
+    def read(self, segment: Segment, state: StateT) -> tuple[Tensor, StateT]:
+        """What a segment costs; notes where the predictor was right."""
+        targets_BT = segment.targets_BT
+        hidden, state = self.predictor.read(segment.inputs_BT, state)
+        logits_BTV = self.predictor.logits(hidden)
+        right_BT = (logits_BTV.argmax(dim=-1) == targets_BT).cpu().numpy()
+        scored_BT = self.batch.scored_BT[self.rows]
+        place_BT = self.batch.offset_B[self.rows, None] + np.arange(right_BT.shape[1])
+        if self.step == 0:
+            self.known_N = np.zeros(len(self.split.tokens), dtype=bool)
+        self.known_N[place_BT[scored_BT]] = right_BT[scored_BT]
+        nats = cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        return nats.view(targets_BT.shape), state
+
+
+def read_answers(path: Path, split: Split) -> np.ndarray:
+    """First token in the split, tokens, and distance of every answer, [answers, 3].
+
+    Raises:
+        ValueError: the file is not that of the split, or the split's tokens are not bytes.
+    """
+    if split.vocabulary.kind != "bytes":
+        raise ValueError(f"answers are counted in bytes; prepare {path.parent} with them")
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; make it with python -m data.recall")
+    try:
+        records = [json_lib.loads(line) for line in path.read_text().splitlines()]
+        texts = [record["text"].encode() for record in records]
+        answers = [record["answers"] for record in records]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        texts = []
+    begins, sizes = split.documents["offset"], split.documents["tokens"]
+    if texts != [
+        bytes(split.tokens[begin : begin + size]) for begin, size in zip(begins, sizes, strict=True)
+    ]:
+        raise ValueError(
+            f"{path} is not the text of the split {split.name!r}; give the file that was prepared"
+        )
+    rows = [
+        (begin + first, count, distance)
+        for begin, asked in zip(begins, answers, strict=True)
+        for first, count, distance in asked
+    ]
+    return np.array(rows, dtype=np.int64)
+
+
+def buckets(known_N: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Share of known bytes, and of answers known whole, by distance in powers of two."""
+    power = np.log2(rows[:, 2]).astype(int)
+    found = []
+    for each in np.unique(power):
+        inside = rows[power == each]
+        right = [known_N[first : first + count] for first, count, _ in inside]
+        known = np.concatenate(right)
+        found.append(
+            {
+                "from": int(2**each),
+                "to": int(2 ** (each + 1)),
+                "answers": len(inside),
+                "bytes": len(known),
+                "accuracy": float(known.mean()),
+                "whole": float(np.mean([answer.all() for answer in right])),
+            }
+        )
+    return found
+
+
+def reach(config: ModelConfig) -> dict[str, int]:
+    """How far back a layer sees, in tokens: at most the segment, with memory, with both; and the
+    whole model.
+    """
+    memory = config.segment + config.memory
+    compressed = config.compressed * config.segment // config.windows if config.compressed else 0
+    return {
+        "segment": config.segment,
+        "memory": memory,
+        "compressed": memory + compressed,
+        "model": config.range,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The accuracies in lines, with what each distance needs."""
+    lines = [f"{'distance':>16}{'answers':>9}{'bytes right':>13}{'all right':>11}"]
+    seen = [(name, found["reach"][name]) for name in ("segment", "memory", "compressed", "model")]
+    for row in found["buckets"]:
+        needed = next((name for name, far in seen if row["from"] < far), "out of range")
+        lines.append(
+            f"{row['from']:>7} to {row['to'] - 1:<5}{row['answers']:>9}{row['accuracy']:>13.1%}"
+            f"{row['whole']:>11.1%}  {needed}"
+        )
+    return "\n".join(lines)

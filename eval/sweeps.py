@@ -1,0 +1,147 @@
+"""Lengths that are tried on the validation split, and the lanes of a score shared by processes."""
+
+import bz2
+import lzma
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.common.files import hash_file
+from data.common.outputs import in_place, resolved, writing
+from data.shards import Split
+from eval.eval_config import NAMES
+from eval.keeping import Keeper, read_to_end
+from eval.pages import plain
+from eval.protocol import LEVEL, Reading, protocol
+from eval.results import Result, lengths, spoken
+from lm.inference.loading import LoadedRun
+from lm.inference.predictor import ModelState
+from lm.runs.checkpoints import SETS
+from lm.scoring import Scorer
+from lm.training import dist
+
+
+def point(result: Result) -> dict[str, Any]:
+    """What a sweep keeps of a score at one choice of lengths; less is better."""
+    kept = {name: result["protocol"][name] for name in (*NAMES, "unit")}
+    return {"value": result["value"]} | kept
+
+
+def sweep_table(swept: dict[str, Any]) -> str:
+    """The points in lines, the chosen one marked."""
+    unit = spoken(swept["points"][0]["unit"])
+    lines = [f"{'segment':>9}{'memory':>9}{'compressed':>12}  {unit}, {swept['split']}"]
+    for number, point in enumerate(swept["points"]):
+        lengths = f"{point['segment']:>9}{point['memory']:>9}{point['compressed']:>12}"
+        mark = "  <- chosen" if number == swept["best"] else ""
+        lines.append(f"{lengths}{point['value']:10.4f}{mark}")
+    return "\n".join(lines)
+
+
+def figure_beside(json: Path) -> Path | None:
+    """Where the figure of a sweep goes; nowhere beside a device.
+
+    Raises:
+        ValueError: it would lie where the record goes.
+    """
+    if in_place(resolved(json)):
+        return None
+    if json.suffix == ".svg":
+        raise ValueError(f"{json} would be replaced by the figure; end its name in .json")
+    return json.with_suffix(".svg")
+
+
+def draw(swept: dict[str, Any], path: Path) -> None:
+    """Write the figure of a sweep."""
+    # Imported here because matplotlib takes a second, and most scores draw nothing.
+    from eval import figures
+
+    with writing(path) as place:
+        place.write_text(figures.svg(figures.sweep(swept)), encoding="utf-8")
+
+
+def this_rank() -> dist.World:
+    """This process among those of a launcher, or alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return dist.join()
+    return dist.World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def identity(loaded: LoadedRun) -> dict[str, Any]:
+    """All that decides what a model predicts, in plain values."""
+    sets = loaded.checkpoint / SETS
+    return {
+        "weights": loaded.weights,
+        "sets": hash_file(sets) if sets.is_file() else None,
+        "model": loaded.model.config.shape(),
+        "sparse": asdict(loaded.config.sparse) | {"reservoir": None},
+        "power": asdict(loaded.config.power),
+        "vocabulary": loaded.vocabulary.hash,
+    }
+
+
+def scored(reading: Reading, world: dist.World, keep: Path | None = None) -> Scorer[ModelState]:
+    """A scorer that has read this rank's lanes to the end.
+
+    Raises:
+        ValueError: the lanes do not divide among the ranks, or `keep` holds another score.
+    """
+    loaded, config = reading.loaded, reading.config
+    if config.lanes % world.size:
+        raise ValueError(
+            f"lanes must be a multiple of the {world.size} processes, not {config.lanes}"
+        )
+    share = config.lanes // world.size
+    rows = slice(world.rank * share, (world.rank + 1) * share)
+    scorer = Scorer(loaded.predictor, reading.split, config, rows=rows)
+    keeper = None
+    if keep is not None:
+        what = protocol(reading) | identity(loaded) | {"ranks": world.size}
+        keeper = Keeper(keep, what, world.rank)
+    read_to_end(scorer, keeper, world.first)
+    return scorer
+
+
+def compressors(split: Split) -> dict[str, float]:
+    """Bits per byte that general compressors reach on the split's bytes, on their own; none where
+    the tokens do not give these back.
+    """
+    if not split.exact:
+        return {}
+    text = split.vocabulary.decode(split.tokens)
+    sizes = {"xz -9": len(lzma.compress(text, preset=9)), "bzip2 -9": len(bz2.compress(text, 9))}
+    return {name: 8 * size / len(text) for name, size in sizes.items()}
+
+
+def table(result: Result) -> str:
+    """A result in a few lines, protocol included."""
+    protocol, bounds = result["protocol"], result["interval"]["bounds"]
+    lines = [f"{plain(protocol['corpus'])} {protocol['split']}: {result['value']:.4f}"]
+    lines[0] += f" {spoken(protocol['unit'])}"
+    if bounds:
+        lines[0] += f" ({LEVEL:.0%} of resampled documents: {bounds[0]:.4f} to {bounds[1]:.4f})"
+    rows = [(spoken(name), value) for name, value in result["units"].items()]
+    rows += [
+        (f"{name}, bits per byte", value) for name, value in result.get("compressors", {}).items()
+    ]
+    # The word perplexity of a text with few words may have hundreds of digits.
+    lines += [f"  {name:<24}{value:10{'.4f' if value < 1e6 else '.4g'}}" for name, value in rows]
+    official = "the published count" if result["official_words"] else "its own count"
+    lines.append(
+        f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "
+        f"{result['words']:,} words ({official})"
+    )
+    if result["unknown_words"] is not None:
+        lines[-1] += f"; {result['unknown_words']:.2%} of words unknown"
+    if not result["exact"]:
+        lines.append("  no bits per byte or character: the tokens do not give the text back")
+    lines.append(f"  {lengths(result)}")
+    lines.append(
+        f"  {result['model']['parameters']:,} parameters, {result['checkpoint']['name']} "
+        f"({result['checkpoint']['sha256'][:12]}), shards {protocol['shards'][:12]}, "
+        f"commit {(result['commit'] or 'unknown')[:12]}"
+    )
+    return "\n".join(lines)

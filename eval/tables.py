@@ -1,0 +1,285 @@
+"""Sections of a report: scores, training, sweeps, breakdowns and what else a run's folder holds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data.common.outputs import writing_folder
+from data.common.schema import Record
+from eval import figures
+from eval.figures import Results
+from eval.logs import Line, step_of, trained, training_log
+from eval.pages import Section, html, markdown, plain, with_files
+from eval.parts import perplexity_shown
+from eval.results import (
+    LENGTHS,
+    Breakdown,
+    Distance,
+    Dynamic,
+    Result,
+    bits_named,
+    lengths,
+    read_result,
+    spoken,
+)
+
+SAME_TEXT = ("corpus", "text", "split", "unit", "denominator")
+"""What the number is about. Shards may differ: another vocabulary reads the same text."""
+
+
+def read_there(folders: dict[str, Path], file: str, kind: type[Record]) -> dict[str, Result]:
+    """The results of that name, of the runs that have one."""
+    paths = {name: folder / file for name, folder in folders.items()}
+    return {name: read_result(path, kind) for name, path in paths.items() if path.exists()}
+
+
+def require_comparable(results: dict[str, Result], anyway: bool = False) -> None:
+    """Refuse to put results side by side that were not measured alike.
+
+    Raises:
+        ValueError: two of them differ in their protocol, and nobody said that this is meant.
+    """
+    if anyway or len(results) < 2:
+        return
+    (first, reference), *others = results.items()
+    for name, result in others:
+        for key in (*SAME_TEXT, *LENGTHS):
+            a, b = reference["protocol"].get(key), result["protocol"].get(key)
+            if a != b:
+                raise ValueError(
+                    f"{first} and {name} were scored under different protocols ({key} {a} and {b});"
+                    " score them alike, or give --anyway to compare them all the same"
+                )
+
+
+def require_same_weights(name: str, score: Result, other: Result, anyway: bool) -> None:
+    """Refuse to show results of a run side by side that are of different weights.
+
+    Raises:
+        ValueError: they are, and nobody said that this is meant.
+    """
+    ours, theirs = score["checkpoint"], other.get("checkpoint") or score["checkpoint"]
+    if ours["sha256"] != theirs["sha256"] and not anyway:
+        raise ValueError(
+            f"{name} has results of different weights ({ours['name']} and {theirs['name']}); make "
+            "the older ones again, or give --anyway to show them all the same"
+        )
+
+
+def print_table(run: Path, result: Result, metrics: list[Line]) -> None:
+    """A run in a few lines, with the paths of its curve and samples."""
+    rows = summary(result, metrics)
+    for path in (run / "curve.png", *sorted((run / "samples").glob("*"))):
+        if path.exists():
+            rows.append((plain(path.stem), plain(path)))
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def training_of(run: Path, result: Result) -> list[Line]:
+    """What a run has logged up to the weights that were scored.
+
+    Raises:
+        ValueError: the log is missing, empty or damaged.
+    """
+    return training_log(run, step_of(result["checkpoint"]["name"]))
+
+
+def summary(result: Result, metrics: list[Line]) -> list[tuple[str, str]]:
+    """Rows of a table: what was trained, how fast, and the score with its protocol."""
+    protocol = result["protocol"]
+    size = f"{result['model']['parameters']:,} parameters, {result['model']['layers']} layers"
+    rows = [
+        ("model", f"{size} of width {result['model']['width']}"),
+        ("training", in_words(trained(metrics))),
+        (
+            f"{plain(protocol['corpus'])} {protocol['split']}",
+            f"{result['value']:.4f} {spoken(protocol['unit'])}",
+        ),
+    ]
+    for name, value in result.get("compressors", {}).items():
+        rows.append((f"  {name}", f"{value:.4f} bits per byte"))
+    return [*rows, ("protocol", lengths(result))]
+
+
+def in_words(found: dict[str, float | None]) -> str:
+    """Length and speed of a training, as far as they are known."""
+    said = f"{found['steps']:,} steps"
+    if found["seconds"] is not None:
+        said += f" in {found['seconds'] / 60:.1f} minutes"
+    if found["tokens_per_second"] is not None:
+        said += f", {found['tokens_per_second']:,.0f} tokens/s"
+    if found["mfu"] is not None:
+        said += f", {found['mfu']:.0%} of the matmul rate"
+    return said
+
+
+def scores(results: Results) -> Section:
+    """All units of all runs, with interval and protocol."""
+    units = [unit for result in results.values() for unit in result["units"]]
+    units = list(dict.fromkeys(units))
+    header = ("run", *map(spoken, units), "95 % interval", "parameters", "protocol")
+    rows = []
+    for name, result in results.items():
+        bounds = " to ".join(f"{bound:.4g}" for bound in result["interval"]["bounds"])
+        values = (f"{result['units'][u]:.4f}" if u in result["units"] else "" for u in units)
+        parameters = f"{result['model']['parameters']:,}"
+        rows.append((name, *values, bounds, parameters, lengths(result)))
+    protocol = next(iter(results.values()))["protocol"]
+    text = (
+        f"{plain(protocol['corpus'])}, {protocol['split']} split. The interval is that of "
+        f"{spoken(protocol['unit'])}, over documents drawn again."
+    )
+    compared = next(iter(results.values())).get("compressors", {})
+    blank = ("",) * (len(header) - 2)
+    if "bits_per_byte" in units:
+        rows += [(name, f"{value:.4f}", *blank) for name, value in compared.items()]
+    return Section("Scores", text, header, tuple(rows))
+
+
+def by_run(
+    title: str, cells: dict[str, dict[str, str]], text: str = "", figure: str = ""
+) -> Section:
+    """A section whose table has a row for each run; a cell that a run lacks is blank."""
+    columns = list(dict.fromkeys(column for here in cells.values() for column in here))
+    rows = ((name, *(here.get(column, "") for column in columns)) for name, here in cells.items())
+    return Section(title, text, ("run", *columns), tuple(rows), figure)
+
+
+def training(metrics: dict[str, list[Line]]) -> Section:
+    """Length and speed of each training, and its curve."""
+    cells = {}
+    for name, records in metrics.items():
+        found = trained(records)
+        seconds, speed = found["seconds"], found["tokens_per_second"]
+        cells[name] = {
+            "steps": f"{found['steps']:,}",
+            "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
+            "tokens/s": "" if speed is None else f"{speed:,.0f}",
+        }
+    return by_run("Training", cells, figure=figures.svg(figures.training_curves(metrics)))
+
+
+def sweeps(results: Results) -> list[Section]:
+    """Lengths that were tried for a score."""
+    sections = []
+    for name, result in results.items():
+        if swept := result.get("sweep"):
+            header = ("segment", "memory", "compressed", spoken(swept["points"][0]["unit"]))
+            rows = [
+                (
+                    *(str(point[length]) for length in header[:3]),
+                    f"{point['value']:.4f}" + (" (chosen)" if n == swept["best"] else ""),
+                )
+                for n, point in enumerate(swept["points"])
+            ]
+            text = f"Chosen on the {swept['split']} split."
+            figure = figures.svg(figures.sweep(swept))
+            sections.append(Section(f"Lengths of {name}", text, header, tuple(rows), figure))
+    return sections
+
+
+def breakdowns(results: Results, split: str) -> list[Section]:
+    """Sections for each breakdown that some run has."""
+    sections = []
+
+    def having(key: str) -> dict[str, dict[str, Any]]:
+        return {name: result for name, result in results.items() if result[key]}
+
+    if found := having("frequency"):
+        _, perplexities = figures.by_bucket(found)
+        cells = {
+            name: {bucket: perplexity_shown(value) for bucket, value in here.items()}
+            for name, here in perplexities.items()
+        }
+        text = "Perplexity a word, by its occurrences in the training text."
+        figure = figures.svg(figures.frequency(found))
+        sections.append(by_run(f"Words by frequency ({split})", cells, text, figure))
+    if found := having("position"):
+        sections.append(
+            Section(f"Place in the document ({split})", figure=figures.svg(figures.position(found)))
+        )
+    for name, result in having("attention").items():
+        figure = figures.svg(figures.attention(result, name))
+        sections.append(Section(f"Attention of {name} ({split})", figure=figure))
+    if found := having("reconstruction"):
+        figure = figures.svg(figures.reconstruction(found))
+        sections.append(Section(f"Reconstruction by layer ({split})", figure=figure))
+    if found := having("ablation"):
+        cells = {
+            name: {spoken(kind): f"{cost:.4f}" for kind, cost in result["ablation"].items()}
+            for name, result in found.items()
+        }
+        compared = all("intact" in result["ablation"] for result in found.values())
+        figure = figures.svg(figures.ablation(found)) if compared else ""
+        bits = bits_named(result["position"][0] for result in found.values())
+        text = (
+            f"Costs in {bits} while the model reads another compressed memory than its own; the "
+            "last column is the share of segments whose exchanged memory was of another document."
+        )
+        sections.append(by_run(f"Compressed memory changed ({split})", cells, text, figure))
+    return sections
+
+
+def dynamics(results: Results, split: str) -> list[Section]:
+    """Dynamic evaluation beside fixed weights, a section a run."""
+    sections = []
+    for name, result in results.items():
+        found = result["dynamic"]
+        rows = []
+        for each in found["passes"]:
+            weights = "fixed weights" if each["lr"] is None else f"learning rate {each['lr']:g}"
+            rows.append((weights, f"{each['value']:.4f}"))
+        text = f"{found['optimizer']}, a step every {found['every']} segments, each pass from the "
+        text += f"trained weights, decay {found['decay']:g} towards them."
+        title = f"Dynamic evaluation of {name} ({split})"
+        figure = figures.svg(figures.dynamic(result, name))
+        header = ("weights", spoken(found["unit"]))
+        sections.append(Section(title, text, header, tuple(rows), figure))
+    return sections
+
+
+def distances(results: Results, split: str) -> list[Section]:
+    """Recall by distance."""
+    found = {
+        name: {(b["from"], b["to"]): b["accuracy"] for b in result["distance"]["buckets"]}
+        for name, result in results.items()
+    }
+    bounds = sorted({each for here in found.values() for each in here})
+    header = ("run", *(f"{first} to {stop - 1}" for first, stop in bounds))
+    rows = [
+        (name, *(f"{here[each]:.1%}" if each in here else "" for each in bounds))
+        for name, here in found.items()
+    ]
+    figure = figures.svg(figures.distance(results))
+    text = "Share of the answers' bytes that are right, by distance in bytes."
+    return [Section(f"Recall ({split})", text, header, tuple(rows), figure)]
+
+
+def compression(results: Results, split: str) -> Section:
+    """Sizes of a text with models and an arithmetic coder, and with general compressors."""
+    rows = []
+    for name, result in results.items():
+        for kind, bits in result["bits_per_byte"].items():
+            made = name if kind == "this model" else f"beside {name}: {kind}"
+            rows.append((made, f"{result['bytes']:,}", f"{bits:.4f}"))
+    text = f"A part of the {split} split, written by eval.compress and got back to the bit."
+    header = ("compressor", "bytes", "bits per byte")
+    return Section("Compressed files", text, header, tuple(rows))
+
+
+KINDS: dict[str, tuple[type[Record], Callable[[Results, str], list[Section]]]] = {
+    "breakdown": (Breakdown, breakdowns),
+    "dynamic": (Dynamic, dynamics),
+    "distance": (Distance, distances),
+}
+"""What each kind of result file holds, and what makes sections of it."""
+
+
+def write(out: Path, title: str, sections: list[Section]) -> None:
+    """Write the report and its figures, which appear together."""
+    files = {file: section.figure for file, section in with_files(sections) if section.figure}
+    files |= {"report.md": markdown(title, sections), "report.html": html(title, sections)}
+    with writing_folder(out) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,113 @@
+"""How a trained model is read, scored and asked to write: settings that need no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from data.common.schema import Count, Size
+from data.common.values import require_ranges
+
+BITS = ("bits_per_byte", "bits_per_token")
+LONGEST = 1 << 40
+"""Tokens; no text has as many."""
+LEAST, MOST = 1e-30, 1e30
+"""Range of what logits are divided and multiplied by: within it float64 cannot overflow."""
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn from the model's distribution."""
+
+    temperature: Annotated[float, Field(ge=0, le=MOST)] = 1.0
+    """Divides the logits; 0 always takes the most probable token."""
+    top_k: Size | None = None
+    """Draw only from this many most probable tokens, and those that are as probable as the last."""
+    top_p: Fraction | None = None
+    """Draw only from the fewest tokens whose probabilities reach this sum (nucleus sampling); 1
+    leaves all."""
+    min_p: Fraction | None = None
+    """Draw only from tokens at least this many times as probable as the most probable one."""
+    typical: Fraction | None = None
+    """Draw only from the fewest tokens that reach this sum of probabilities, those first whose
+    information is closest to what the model expects (Meister et al., arXiv 2202.00666)."""
+    repetition_penalty: Annotated[float, Field(ge=LEAST, le=MOST)] | None = None
+    """Divides positive and multiplies negative logits of tokens of the prompt and of the text so
+    far (Keskar et al., arXiv 1909.05858); above 1 it makes repetition rarer."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self)
+        if 0 < self.temperature < LEAST:
+            raise ValueError(f"temperature must be 0, or at least {LEAST}, not {self.temperature}")
+        filters = (self.top_k, self.top_p, self.min_p, self.typical)
+        if self.temperature == 0 and any(value is not None for value in filters):
+            raise ValueError(
+                "top-k, top-p, min-p and typical have no effect at temperature 0; leave them out"
+            )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths that may differ from training; none keeps the trained one."""
+
+    segment: Size | None = None
+    """Tokens read at once."""
+    memory: Count | None = None
+    """Slots of memory in each layer."""
+    compressed: Count | None = None
+    """Slots of compressed memory in each layer."""
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How a split is read when it is scored."""
+
+    lanes: Annotated[int, Field(ge=1, le=LONGEST)] = 8
+    """Parts of the split that are read side by side."""
+    warmup: Annotated[int, Field(ge=0, le=LONGEST)] | None = None
+    """Tokens a lane reads unscored before its part; none: as many as both memories of a layer span.
+    The score does not depend on the number of lanes once this covers the model's whole range."""
+    reset_documents: bool = False
+    """Begin each document with empty memory."""
+    threads: Size | None = None
+    """Threads that compute on a CPU; none: as many as are fastest, found by timing the reading
+    itself (OMP_NUM_THREADS is kept to where it is set)."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(SamplingConfig, Lengths):
+    """What is continued, how, and how far; lengths default to those of training."""
+
+    prompt: str | None = None
+    """Text to continue."""
+    prompt_file: Path | None = None
+    """File that holds the text to continue, of any length."""
+    prompts_file: Path | None = None
+    """File with a text to continue on each line; all are read side by side."""
+    tokens: Count = 500
+    """Most tokens that are written to a text; 0 only reads, for save_memory."""
+    samples: Size = 1
+    """Continuations of each text, which is read once."""
+    seed: Count = 0
+    """Of the draws of the first continuation; the next ones have the numbers that follow. The same
+    seed gives the same text on the same machine, alone or beside others."""
+    stop: tuple[str, ...] = ()
+    """Strings at which a continuation ends; they are not written."""
+    interactive: bool = False
+    """Read a line from the standard input, continue the text, read the next line, and so on, until
+    the input ends; memory holds the whole conversation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [self.prompt, self.prompt_file, self.prompts_file]
+        if sum(value is not None for value in given) > 1:
+            raise ValueError("give one of --prompt, --prompt-file and --prompts-file")
+        if self.interactive and (self.samples > 1 or self.prompts_file is not None):
+            raise ValueError("--interactive holds one conversation; leave out other texts")
+        if not self.tokens and (self.interactive or self.samples > 1 or self.stop):
+            raise ValueError("--interactive, --samples and --stop need --tokens of at least 1")

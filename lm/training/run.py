@@ -1,0 +1,76 @@
+"""Training in a run's folder: all ranks together, from where it was to its end."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from data.common.say import say
+from data.shards import Shards, open_shards
+from data.stated import require_stated
+from lm.runs.run_config import RunConfig, RunFolder
+from lm.training import dist, meeting
+from lm.training.folder import begin, describe, kept_alone, training_in
+from lm.training.loop import Loop
+from lm.training.stopping import StopRequest
+from lm.training.trainer import Trainer
+
+
+def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
+    """Begin a run or go on with it, to its end or until `stop`.
+
+    Raises:
+        SystemExit: stopped; the status is that of lm.training.stopping.
+    """
+    shards = open_shards(config.data.shards)
+    require_stated(config.data, shards)
+    for name in ("train", "validation"):
+        # Before ranks wait for each other: what is large may take minutes, once on a machine.
+        shards.split(name).open_tokens()
+    run, world = at.run, _joined(config, shards, at.run)
+    stop.joined = True
+    with dist.ending_together(world), ExitStack() as stack:
+        folder = kept_alone(run, training_in(run))
+        dist.on_first(world, lambda: stack.enter_context(folder))
+        begun = dist.from_first(world, lambda: begin(at, config))
+        trainer = _trainer(begun.config, shards, world, begun.checkpoint)
+        if said := begun.spoken(run):
+            _say(world, said)
+        dist.on_first(world, lambda: describe(run, trainer, begun))
+        finished = Loop(trainer, run, stop).train()
+    dist.leave(world)
+    if not finished:
+        stop.end(trainer.step, world.first)
+
+
+def _joined(config: RunConfig, shards: Shards, run: Path) -> dist.World:
+    """All ranks, which are as many as they must be and about to do the same.
+
+    Raises:
+        ValueError: they are not.
+    """
+    ranks = config.training.ranks
+    world = dist.join(
+        config.training.timeout,
+        lambda store, place: meeting.agree(store, place, meeting.facts_of(config, shards), run),
+    )
+    if ranks not in (None, world.size):
+        world.refuse(
+            f"training.ranks is {ranks}, but there are {world.size}: see that the launcher finds "
+            "all machines and processes"
+        )
+    return world
+
+
+def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path | None) -> Trainer:
+    """A new trainer, or one that continues from a checkpoint, with what there is to say of it."""
+    training = config.training
+    if world.size == 1 and training.zero and not training.offload:
+        _say(world, f"training.zero {training.zero} divides among ranks; one alone is faster at 0")
+    trainer = Trainer(config, shards, world, folder)
+    if routes := trainer.sparsity.spoken():
+        _say(world, routes)
+    return trainer
+
+
+def _say(world: dist.World, line: str) -> None:
+    if world.first:
+        say(line)

@@ -1,0 +1,69 @@
+"""Machines that a run is planned for, and what is asked of a plan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LEAST, MOST = 1e-6, 1e12
+"""Bounds of a cluster's figures, beyond which no machine is."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Machines that a run is planned for; rates are per second, links in one direction."""
+
+    nodes: int = 1
+    """Machines."""
+    gpus: int = 8
+    """GPUs of a machine."""
+    memory: float = 80.0
+    """Memory of a GPU in GiB."""
+    tflops: float = 989.0
+    """Matrix rate of a GPU in TFLOP/s (datasheet: H100 SXM, bf16)."""
+    efficiency: float = 0.4
+    """Share of that rate that training reaches; tools/bench.py gpu measures it."""
+    inside: float = 450.0
+    """Link between the GPUs of a machine in GB/s (datasheet: NVLink 4)."""
+    between: float = 400.0
+    """Network of a machine in GB/s (eight adapters of 400 Gbit/s)."""
+    host: float = 50.0
+    """Link of a GPU to its host's memory in GB/s (PCIe 5)."""
+    storage: float = 5.0
+    """Rate at which checkpoints are written in GB/s."""
+    failure_hours: float = 5000.0
+    """Mean time between failures of one machine in hours."""
+    restart_minutes: float = 10.0
+    """Time from a failure until training goes on."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+            if not LEAST <= value <= MOST:
+                raise ValueError(f"{name} must be {LEAST:g} to {MOST:g}, not {value:g}")
+        if self.efficiency > 1:
+            raise ValueError(f"efficiency is a share, at most 1, not {self.efficiency}")
+
+    @property
+    def ranks(self) -> int:
+        """GPUs of all machines."""
+        return self.nodes * self.gpus
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What is asked of a plan."""
+
+    vocabulary: int = 256
+    """Number of different tokens."""
+    budget: float = 1e9
+    """Tokens that are to be read."""
+    nodes: tuple[int, ...] = ()
+    """Numbers of machines to plan for instead of cluster.nodes, as '[1, 8, 32]'."""
+    shards: Path | None = None
+    """Shards whose documents are dealt out to the lanes, to see how even that is."""
+    json: Path | None = None
+    """File for the plans."""
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 1 or self.budget <= 0 or any(count < 1 for count in self.nodes):
+            raise ValueError("vocabulary, budget and every number of nodes must be positive")
