@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.documents import SPLITS
 from data.manifest import AGAIN, MANIFEST, Manifest, SplitFacts, read_manifest
 from data.split_files import (
     DOCUMENT_DTYPE,
@@ -124,8 +125,7 @@ class Shards:
     @property
     def splits(self) -> list[str]:
         """Names of the splits, in the order train, validation, test."""
-        order = ("train", "validation", "test")
-        return [name for name in order if name in self.manifest.splits]
+        return [name for name in SPLITS if name in self.manifest.splits]
 
     def split(self, name: str) -> Split:
         """One split; ValueError names the known ones."""
