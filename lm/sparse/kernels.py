@@ -122,8 +122,10 @@ def places(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Places:
     return Places(_starts(row, shape[0]).int(), column[order].int(), order, shape)
 
 
-class CsrPattern(Pattern):
-    """Forward, and both gradients, with a sparse matrix in both orientations."""
+class CsrDensePattern(Pattern):
+    """Forward and the inputs' gradient with a sparse matrix in both orientations, the weights'
+    gradient with a dense product.
+    """
 
     def __init__(self, index: Tensor, active: int, layout: Layout, first: int) -> None:
         super().__init__(index, active, layout, first)
@@ -132,7 +134,6 @@ class CsrPattern(Pattern):
         row, column = self.active // width, self.active % width
         self.forward_places = places(row, column, (rows, width))
         self.backward_places = places(column, row, (width, rows))
-        self.gradient_places = places(self.both // width, self.both % width, (rows, width))
 
     def product(self, weights: Tensor, x_iN: Tensor) -> Tensor:
         """See Pattern."""
@@ -144,20 +145,21 @@ class CsrPattern(Pattern):
         transposed = self.backward_places
         return transposed.matrix(weights[transposed.order]) @ gradient_rN
 
+
+class CsrPattern(CsrDensePattern):
+    """The same, but the weights' gradient at the places of B alone."""
+
+    def __init__(self, index: Tensor, active: int, layout: Layout, first: int) -> None:
+        super().__init__(index, active, layout, first)
+        width = layout.in_features
+        self.gradient_places = places(self.both // width, self.both % width, (self.rows, width))
+
     def gradient_at(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
         """See Pattern."""
         wanted = self.gradient_places
         zero = wanted.matrix(x_iN.new_zeros(len(wanted.columns)))
         by_row = torch.sparse.sampled_addmm(zero, gradient_rN, x_iN.T, beta=0.0).values()
         return torch.empty_like(by_row).index_copy_(0, wanted.order, by_row)
-
-
-class CsrDensePattern(CsrPattern):
-    """The same with a dense product for the weights' gradient, of which B is taken."""
-
-    def gradient_at(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
-        """See Pattern."""
-        return (gradient_rN @ x_iN.T).flatten()[self.both]
 
 
 class SemiPattern(Pattern):
@@ -171,10 +173,6 @@ class SemiPattern(Pattern):
     def input_gradient(self, weights: Tensor, gradient_rN: Tensor) -> Tensor:
         """See Pattern."""
         return self._matrix(weights).T @ gradient_rN
-
-    def gradient_at(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
-        """See Pattern."""
-        return (gradient_rN @ x_iN.T).flatten()[self.both]
 
     def _matrix(self, weights: Tensor) -> Tensor:
         matrix = weights.new_zeros(self.rows * self.layout.in_features)

@@ -25,9 +25,10 @@ class Bits:
         flags[numbers.long()] = True
         self.packed.copy_(torch.from_numpy(np.packbits(flags.numpy())))
 
-    def clear(self) -> None:
-        """Make the set empty."""
+    def become(self, numbers: Tensor) -> None:
+        """Have these numbers and no others."""
         self.packed.zero_()
+        self.add(numbers)
 
     def flags(self) -> Tensor:
         """Whether each number is in the set, bool."""

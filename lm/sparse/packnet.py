@@ -6,7 +6,8 @@ earlier tasks' among them, and leaves the rest to later ones.
 """
 
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,13 +78,9 @@ class Capacity:
 
     def __init__(self, matrices: Mapping[str, Linear | Tensor]) -> None:
         """Nothing claimed yet of matrices, by the name of their module, or of masks like them."""
-        shapes = {
-            name: (m.weight if isinstance(m, Linear) else m).shape for name, m in matrices.items()
-        }
-        self.parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        self.claimed = {
-            name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()
-        }
+        like = {n: m.weight if isinstance(m, Linear) else m for n, m in matrices.items()}
+        self.parameters = {name: torch.zeros(m.shape) for name, m in like.items()}
+        self.claimed = {name: torch.zeros(m.shape, dtype=torch.bool) for name, m in like.items()}
 
     def add(self, task: Packed) -> None:
         """Take over what a task has claimed, after all before it; ValueError if it does not fit."""
@@ -158,23 +155,18 @@ def largest_masks(model: nn.Module, names: Collection[str], density: float) -> M
     return largest(weights, density)
 
 
-class Masked:
+@contextmanager
+def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
     """A model with its matrices masked for a while."""
-
-    def __init__(self, model: nn.Module, masks: Masks) -> None:
-        self.model, self.masks = model, masks
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        self.whole = {n: linear_at(self.model, n).weight.clone() for n in self.masks}
-        for name, mask in self.masks.items():
-            weight = linear_at(self.model, name).weight
-            weight.mul_(mask.to(weight.device))
-
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        for name, weight in self.whole.items():
-            linear_at(self.model, name).weight.copy_(weight)
+    weights = {name: linear_at(model, name).weight.data for name in masks}
+    whole = {name: weight.clone() for name, weight in weights.items()}
+    for name, mask in masks.items():
+        weights[name].mul_(mask.to(weights[name].device))
+    try:
+        yield
+    finally:
+        for name, weight in whole.items():
+            weights[name].copy_(weight)
 
 
 def fewest(
@@ -198,7 +190,7 @@ def fewest(
     best, masks = 1.0, largest_masks(model, names, 1.0)
     for density in densities:
         tried = largest_masks(model, names, density)
-        with Masked(model, tried):
+        with masked(model, tried):
             if not acceptable():
                 break
         best, masks = density, tried

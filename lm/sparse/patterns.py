@@ -54,8 +54,9 @@ class Pattern:
         raise NotImplementedError
 
     def gradient_at(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
-        """Gradient of the weights `both`, flat."""
-        raise NotImplementedError
+        """Gradient of the weights `both`, flat; of single weights from the whole matrix's."""
+        assert self.layout.size == 1
+        return (gradient_rN @ x_iN.T).flatten()[self.both]
 
     def weight_gradient(self, x_iN: Tensor, gradient_rN: Tensor) -> Tensor:
         """Gradient of all weights that learn, flat; 0 in other rows."""

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from data.common.schema import Count, Positive, Size
+from data.common.values import require_ranges
 
 Kind = Literal["attention", "feedforward", "compression", "gates"]
 Granularity = Literal["unstructured", "block", "2:4"]
@@ -11,6 +16,12 @@ Granularity = Literal["unstructured", "block", "2:4"]
 def changed_fields(config: Any) -> list[str]:
     """Names of a config's fields that do not have their defaults."""
     return [f.name for f in fields(config) if getattr(config, f.name) != f.default]
+
+
+def require_kinds(section: str, kinds: tuple[Kind, ...]) -> None:
+    """ValueError where a section's kinds are none, or one stands twice."""
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise ValueError(f"{section}.kinds must name some kinds once each, not {kinds}")
 
 
 @dataclass(frozen=True)
@@ -32,11 +43,11 @@ class SparseConfig:
     granularity: Granularity = "unstructured"
     """What enters and leaves a set: single weights, square blocks, or single weights of which each
     four in a row have two in A."""
-    block: int = 32
+    block: Size = 32
     """Side of the blocks of granularity block."""
-    refresh: int | None = 100
+    refresh: Size | None = 100
     """Steps between choices of A and B; none: the first choice stays."""
-    penalty: float = 1e-4
+    penalty: Annotated[float, Field(ge=0)] = 1e-4
     """Coefficient of the exploration penalty, half the squared weights of A and, at 1/D, of the
     rest of B."""
     choice: Literal["magnitude", "random"] = "magnitude"
@@ -46,7 +57,7 @@ class SparseConfig:
     route: Literal["auto", "dense", "csr", "csr_dense", "blocks", "bsr", "semi"] = "auto"
     """How sparse matrices multiply: auto measures the routes that there are for each, when a run
     begins, and takes the fastest; checkpoints remember it."""
-    stop_exploration: int | None = None
+    stop_exploration: Count | None = None
     """Step from which on only A learns."""
     reservoir: Path | None = None
     """Folder of files that hold all weights instead of host memory, mapped into memory; they are
@@ -57,29 +68,20 @@ class SparseConfig:
             if changed := changed_fields(self):
                 raise ValueError(f"sparse.{changed[0]} has no effect without sparse.density")
             return
-        self._check_kinds()
-        for kind in self.kinds:
-            self._check_shares(kind)
-        if self.block < 1:
-            raise ValueError(f"sparse.block must be at least 1, not {self.block}")
-        if self.block != type(self).block and self.granularity != "block":
-            raise ValueError(
-                f"sparse.block has no effect with sparse.granularity {self.granularity}"
-            )
-        if self.penalty < 0:
-            raise ValueError(f"sparse.penalty must be at least 0, not {self.penalty}")
-        if self.refresh is not None and self.refresh < 1:
-            raise ValueError(f"sparse.refresh must be at least 1 or null, not {self.refresh}")
-        self._check_exploration()
-
-    def _check_kinds(self) -> None:
-        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"sparse.kinds must name some kinds once each, not {self.kinds}")
+        require_ranges(self, "sparse")
+        require_kinds("sparse", self.kinds)
         others = [kind for kind, *_ in self.by_kind]
         if len(set(others)) < len(others) or not set(others) <= set(self.kinds):
             raise ValueError(
                 f"sparse.by_kind must name kinds of sparse.kinds once each, not {others}"
             )
+        for kind in self.kinds:
+            self._check_shares(kind)
+        if self.block != type(self).block and self.granularity != "block":
+            raise ValueError(
+                f"sparse.block has no effect with sparse.granularity {self.granularity}"
+            )
+        self._check_exploration()
 
     def _check_shares(self, kind: Kind) -> None:
         density, exploration = self.shares(kind)
@@ -107,10 +109,6 @@ class SparseConfig:
         for name in ("explored", "stop_exploration"):
             if getattr(self, name) != getattr(type(self), name) and not explores:
                 raise ValueError(f"sparse.{name} has no effect without sparse.exploration")
-        if self.stop_exploration is not None and self.stop_exploration < 0:
-            raise ValueError(
-                f"sparse.stop_exploration must be at least 0, not {self.stop_exploration}"
-            )
 
     def shares(self, kind: Kind) -> tuple[float, float]:
         """Density D and exploration M of a kind of matrices."""
@@ -128,7 +126,7 @@ class PowerConfig:
     parameters p, so that large ones move fast and small ones slowly.
     """
 
-    alpha: float = 1.0
+    alpha: Annotated[float, Field(ge=1)] = 1.0
     """The power; 1 leaves weights as they are."""
     kinds: tuple[Kind, ...] = ("attention", "feedforward")
     """Matrices that are reparameterised."""
@@ -137,19 +135,15 @@ class PowerConfig:
     the gradient of the weight, which would cancel most of it, or in the gradient itself."""
     decay: Literal["weight", "parameter"] = "weight"
     """What optim.weight_decay shrinks: the weight, or the parameter p."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Peak learning rate of these matrices; none: optim.lr. Their slopes make the steps of small
     weights smaller, so they bear a larger rate than the rest of the model."""
 
     def __post_init__(self) -> None:
-        if self.alpha < 1:
-            raise ValueError(f"power.alpha must be at least 1, not {self.alpha}")
+        require_ranges(self, "power")
         if self.alpha == 1 and (changed := changed_fields(self)):
             raise ValueError(f"power.{changed[0]} has no effect with power.alpha 1")
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(f"power.lr must be positive, not {self.lr}")
-        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"power.kinds must name some kinds once each, not {self.kinds}")
+        require_kinds("power", self.kinds)
 
 
 PLAIN = PowerConfig()

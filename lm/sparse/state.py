@@ -19,8 +19,7 @@ from lm.sparse.topkast import TopKast
 def base(topkast: TopKast) -> dict[str, Tensor]:
     """A copy of all reservoirs by the name of their parameter; `sets` count from here on."""
     for matrix in topkast.matrices.values():
-        matrix.changed.clear()
-        matrix.changed.add(matrix.module.index.cpu())
+        matrix.changed.become(matrix.module.index.cpu())
     return {name: m.reservoir.clone() for name, m in topkast.matrices.items()}
 
 
@@ -75,9 +74,7 @@ def put_back(topkast: TopKast, base: Mapping[str, Tensor], sets: Mapping[str, Te
         left = sets[f"{name}/left"].long()
         matrix.reservoir[left] = sets[f"{name}/left_values"]
         matrix.ever.packed.copy_(sets[f"{name}/ever"])
-        matrix.changed.clear()
-        matrix.changed.add(left)
-        matrix.changed.add(matrix.module.index.cpu())
+        matrix.changed.become(torch.cat([left, sets[f"{name}/index"].long()]))
 
 
 def put_sets(topkast: TopKast, sets: Mapping[str, Tensor]) -> None:

@@ -91,9 +91,8 @@ class TopKast:
         }
 
     def _exploration(self, number: int, step: int, matrix: HostMatrix) -> Tensor | None:
-        if self.config.explored == "largest":
-            return None
-        return self._noise(number, step, matrix, what=1)
+        random = self.config.explored == "random"
+        return self._noise(number, step, matrix, what=1) if random else None
 
     def _noise(self, number: int, step: int, matrix: HostMatrix, what: int) -> Tensor:
         """Random scores of a matrix's units, the same on every rank."""

@@ -43,7 +43,7 @@ def test_sparse_settings_are_refused(given: dict[str, Any], message: str) -> Non
         ({"alpha": 0.5}, "at least 1"),
         ({"factor": "plain"}, "factor has no effect"),
         ({"lr": 0.1}, "lr has no effect"),
-        ({"alpha": 2.0, "lr": 0.0}, "lr must be positive"),
+        ({"alpha": 2.0, "lr": 0.0}, "power.lr must be above 0"),
         ({"alpha": 2.0, "kinds": ("gates", "gates")}, "once each"),
     ],
 )
