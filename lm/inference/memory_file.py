@@ -4,7 +4,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data.common.files import hash_json
 from data.common.outputs import writing
@@ -44,21 +43,11 @@ def save_memory(path: Path, session: Session[ModelState]) -> None:
         "last": session.last_B1[:, 0],
         "seen": session.seen_BV,
     }
-    for index in range(len(reader.layers)):
-        tensors |= {f"open.{name}.{index}": part for name, part in _rooms(reader, index).items()}
+    for index, layer in enumerate(reader.layers):
+        tensors |= {f"open.{name}.{index}": room for name, room in layer.rooms().items()}
     ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as place:
         save_tensors(ready, place, {"kind": KIND, "model": model_hash(model)})
-
-
-def _rooms(reader: Reader, index: int) -> dict[str, Tensor]:
-    """What a layer keeps of the open segment, by name."""
-    layer = reader.layers[index]
-    rooms = {"key": layer.segment.key_BKnd, "value": layer.segment.value_BKnd}
-    rooms["inputs"] = layer.inputs_BTD
-    if layer.received_BS is not None:
-        rooms["received"] = layer.received_BS
-    return rooms
 
 
 def load_memory(path: Path, loaded: LoadedRun) -> Session[ModelState]:
@@ -91,8 +80,8 @@ def load_memory(path: Path, loaded: LoadedRun) -> Session[ModelState]:
     if not all(0 <= length < model.config.segment for length in reader.lengths):
         raise ValueError(f"{path} has an open segment of impossible length; {MEND}")
     reader.last_BD = file.take("last", like.last_BD.dtype, reader.last_BD.shape).to(device)
-    for index in range(model.config.layers):
-        for name, room in _rooms(reader, index).items():
+    for index, layer in enumerate(reader.layers):
+        for name, room in layer.rooms().items():
             room.copy_(file.take(f"open.{name}.{index}", room.dtype, room.shape))
     seen = file.take("seen", torch.bool, (reader.lanes, model.vocabulary)).to(device)
     state = ModelState(reader.memory, reader)

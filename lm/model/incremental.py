@@ -36,6 +36,18 @@ class OpenLayer:
     received_BS: Tensor | None
     """Attention that each key has received from them, if compression asks for it."""
 
+    def rooms(self) -> dict[str, Tensor]:
+        """What belongs to the open segment, by name, lane first."""
+        key, value = self.segment
+        rooms = {"key": key, "value": value, "inputs": self.inputs_BTD}
+        return rooms if self.received_BS is None else {**rooms, "received": self.received_BS}
+
+    def of_lanes(self, memory: Slots, rows: Tensor) -> "OpenLayer":
+        """The open segment of some lanes, after `memory`."""
+        some = {name: room[rows] for name, room in self.rooms().items()}
+        segment = Slots(some["key"], some["value"])
+        return OpenLayer(memory, segment, some["inputs"], some.get("received"))
+
 
 class Part(NamedTuple):
     """Tokens that extend open segments: t columns, of which some lanes may have fewer."""
@@ -280,12 +292,9 @@ class Reader:
         other.last_BD = self.last_BD[rows]
         other.layers = []
         for index, layer in enumerate(self.layers):
-            memory = layer.memory
-            if other.memory is not self.memory:
-                memory = other._memory_slots(index)
-            segment = Slots(*(room[rows] for room in layer.segment))
-            received = None if layer.received_BS is None else layer.received_BS[rows]
-            other.layers.append(OpenLayer(memory, segment, layer.inputs_BTD[rows], received))
+            same = other.memory is self.memory
+            memory = layer.memory if same else other._memory_slots(index)
+            other.layers.append(layer.of_lanes(memory, rows))
         other._look()
         return other
 

@@ -1,7 +1,8 @@
 """The shape of a Compressive Transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 CompressionName = Literal["conv", "dilated", "mean", "max", "most_used", "low_pass"]
@@ -42,6 +43,13 @@ JOINED = {
     *("embedding_scale", "head_bias"),
 }
 """Settings that the first version did not have; what that wrote means their defaults."""
+BESIDE_MEMORY = ("memory_layers", "empty", "sinks", "sink", "memories")
+"""Settings that need memory; layers without it have their defaults."""
+
+
+def rising(numbers: Sequence[int]) -> bool:
+    """Whether each number is above the one before."""
+    return all(low < high for low, high in pairwise(numbers))
 
 
 @dataclass(frozen=True)
@@ -161,111 +169,100 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise ValueError(f"model.{name} must be {words}, not {value}")
-        self._check_heads()
-        self._check_positions()
+        positions = self._relative if self.positions == "relative" else self._rotary
+        parts = (self._heads, positions, self._memory, self._compression, self._vocabulary)
+        for wrong in (*parts, self._backend):
+            if why := wrong():
+                raise ValueError(f"model.{why}")
+
+    # What a setting must be beside others; each gives the first complaint, after "model.".
+
+    def _heads(self) -> str | None:
+        heads, stored = self.heads, self.stored_heads
+        if self.head_size is None and self.width % heads:
+            return f"width must be a multiple of model.heads, not {self.width} over {heads}"
+        if stored < 1 or heads % stored:
+            return f"heads must be a multiple of model.key_value_heads, not {heads} over {stored}"
         if self.norm == "post" and self.gate != "none":
-            raise ValueError(
-                "model.gate needs a residual stream that no norm interrupts; set model.norm to pre"
-            )
-        if not self.slots and self.empty == "attended":
-            raise ValueError("model.empty has no effect without memory; set it to masked")
-        self._check_sinks()
-        if self.memory_layers is not None:
-            self._check_memory_layers(self.memory_layers)
-        if self.compressed:
-            self._check_compression()
-        self._check_vocabulary()
-        self._check_backend()
+            return "gate needs a residual stream that no norm interrupts; set model.norm to pre"
+        return None
 
-    def _check_heads(self) -> None:
-        if self.head_size is None and self.width % self.heads:
-            raise ValueError(
-                f"model.width must be a multiple of model.heads, not {self.width} over {self.heads}"
-            )
-        if self.stored_heads < 1 or self.heads % self.stored_heads:
-            raise ValueError(
-                "model.heads must be a multiple of model.key_value_heads, not "
-                f"{self.heads} over {self.stored_heads}"
-            )
+    def _relative(self) -> str | None:
+        for name in (name for name in asdict(self) if name.startswith("rotary_")):
+            if getattr(self, name) != getattr(ModelConfig, name):
+                return f"{name} has no effect with model.positions relative"
+        if self.encoded < 2 or self.encoded % 2:
+            name = "width" if self.sinusoids is None else "sinusoids"
+            return f"{name} must be even (sines and cosines of distances), not {self.encoded}"
+        return None
 
-    def _check_sinks(self) -> None:
-        if not self.sinks and self.sink != "first_tokens":
-            raise ValueError("model.sink has no effect with model.sinks 0")
-        if self.sinks > self.segment and self.sink == "first_tokens":
-            raise ValueError(
-                f"model.sinks must fit into the first segment of {self.segment} tokens, not "
-                f"{self.sinks}"
-            )
-        if not self.slots and (self.sinks or self.memories):
-            raise ValueError("model.sinks and model.memories stand before a memory; give it slots")
-
-    def _check_vocabulary(self) -> None:
-        if self.cutoffs is not None and not self.head_bias:
-            raise ValueError("model.head_bias must be true with model.cutoffs")
-        if self.cutoffs is None:
-            if self.cluster_divisor != 4:
-                raise ValueError("model.cluster_divisor has no effect without model.cutoffs")
-            return
-        if list(self.cutoffs) != sorted({*self.cutoffs}) or any(cut < 1 for cut in self.cutoffs):
-            raise ValueError(f"model.cutoffs must rise from at least 1, not {list(self.cutoffs)}")
-        if self.cluster_width(len(self.cutoffs)) < 1:
-            raise ValueError(
-                f"model.cluster_divisor must leave each cluster a dimension of the "
-                f"{self.width}, not {self.cluster_divisor} with {len(self.cutoffs)} cut-offs"
-            )
-
-    def cluster_width(self, cluster: int) -> int:
-        """Dimensions of the words' vectors in a cluster of the adaptive vocabulary."""
-        return self.width // self.cluster_divisor**cluster
-
-    def _check_positions(self) -> None:
-        if self.positions == "relative":
-            self._refuse_rotary()
-            if self.encoded < 2 or self.encoded % 2:
-                name = "width" if self.sinusoids is None else "sinusoids"
-                raise ValueError(
-                    f"model.{name} must be even (sines and cosines of distances), not "
-                    f"{self.encoded}"
-                )
-            return
+    def _rotary(self) -> str | None:
+        turned, factor, scaling = self.turned, self.rotary_factor, self.rotary_scaling
         if self.sinusoids is not None:
-            raise ValueError(
-                f"model.sinusoids has no effect with model.positions {self.positions}; set it to "
-                "null"
-            )
-        if self.turned % 2 or not 0 < self.turned <= self.head_width:
-            raise ValueError(
-                "the turned dimensions of a head must be even for rotary positions, not "
-                f"{self.turned} of {self.head_width}: change model.heads, model.head_size or "
-                "model.rotary_share"
-            )
-        self._check_scaling()
-
-    def _refuse_rotary(self) -> None:
-        for name in ("base", "share", "scaling", "factor", "trained", "bounds"):
-            default = type(self).__dataclass_fields__[f"rotary_{name}"].default
-            if getattr(self, f"rotary_{name}") != default:
-                raise ValueError(f"model.rotary_{name} has no effect with model.positions relative")
-
-    def _check_scaling(self) -> None:
-        if self.rotary_factor < 1 or (self.rotary_scaling == "none" and self.rotary_factor != 1):
-            raise ValueError(
-                "model.rotary_factor must be at least 1 and needs a model.rotary_scaling, not "
-                f"{self.rotary_factor} with {self.rotary_scaling}"
-            )
-        if (self.rotary_trained is not None) != (self.rotary_scaling == "llama3"):
-            raise ValueError(
-                "model.rotary_trained belongs to model.rotary_scaling llama3, not "
-                f"{self.rotary_scaling}"
-            )
+            return f"sinusoids has no effect with model.positions {self.positions}; set it to null"
+        if turned % 2 or not 0 < turned <= self.head_width:
+            why = "rotary_share of a head's dimensions must be even for rotary positions, not "
+            why += f"{turned} of {self.head_width}"
+            return f"{why}: change it, model.heads or model.head_size"
+        if factor < 1 or (scaling == "none" and factor != 1):
+            why = "rotary_factor must be at least 1 and needs a model.rotary_scaling, not "
+            return f"{why}{factor} with {scaling}"
+        if (self.rotary_trained is not None) != (scaling == "llama3"):
+            return f"rotary_trained belongs to model.rotary_scaling llama3, not {scaling}"
         if not 0 < self.rotary_bounds[0] < self.rotary_bounds[1]:
-            raise ValueError(f"model.rotary_bounds must rise from 0, not {self.rotary_bounds}")
+            return f"rotary_bounds must rise from 0, not {self.rotary_bounds}"
+        return None
 
-    def _check_backend(self) -> None:
-        if self.backend == "auto":
-            return
+    def _memory(self) -> str | None:
+        first, layers, last = self.sink == "first_tokens", self.memory_layers, self.layers - 1
+        if not self.slots and self.empty == "attended":
+            return "empty has no effect without memory; set it to masked"
+        if not self.sinks and not first:
+            return "sink has no effect with model.sinks 0"
+        if self.sinks > self.segment and first:
+            where = f"the first segment of {self.segment} tokens"
+            return f"sinks must fit into {where}, not {self.sinks}"
+        if not self.slots and (self.sinks or self.memories):
+            return "sinks and model.memories stand before a memory; give it slots"
+        if layers is None:
+            return None
+        if not self.slots:
+            return "memory_layers has no effect without memory; set it to null"
+        if not layers or not rising(layers) or not 0 <= layers[0] <= layers[-1] <= last:
+            why = f"memory_layers must name some of the layers 0 to {last}, in order and once each"
+            return f"{why}, not {list(layers)}"
+        return None
+
+    def _compression(self) -> str | None:
+        name, overlap = self.compression, self.overlap
+        if not self.compressed:
+            return None
+        if name not in LEARNED and self.reconstruction != "none":
+            return f"compression {name} has nothing to learn; set model.reconstruction to none"
+        if self.extra_kernel and name not in WINDOWED:
+            return f"compression {name} has no kernel; set model.extra_kernel to 0"
+        if overlap > self.memory:
+            why = f"memory must hold the {overlap} slots that windows of compression {name} reach "
+            return f"{why}beyond those that leave, not {self.memory}"
+        return None
+
+    def _vocabulary(self) -> str | None:
+        cuts, divisor = self.cutoffs, self.cluster_divisor
+        if cuts is None:
+            unused = divisor != ModelConfig.cluster_divisor
+            return "cluster_divisor has no effect without model.cutoffs" if unused else None
+        if not self.head_bias:
+            return "head_bias must be true with model.cutoffs"
+        if not rising(cuts) or min(cuts, default=1) < 1:
+            return f"cutoffs must rise from at least 1, not {list(cuts)}"
+        if self.cluster_width(len(cuts)) < 1:
+            why = f"cluster_divisor must leave each cluster a dimension of the {self.width}, not "
+            return f"{why}{divisor} with {len(cuts)} cut-offs"
+        return None
+
+    def _backend(self) -> str | None:
         relative, fused, why = self.positions == "relative", self.backend == "fused", ""
-        if not relative and not fused:
+        if not relative and self.backend not in ("auto", "fused"):
             why = f"is not for {self.positions} positions"
         elif fused and self.compressed and self.compression == "most_used":
             why = "forms no weights of attention, which model.compression most_used asks for"
@@ -274,21 +271,11 @@ class ModelConfig:
             why += f"model.sinusoids, not {self.fused_width}"
         elif fused and relative and self.dropout:
             why = "cannot drop encoded distances, as model.dropout asks"
-        if why:
-            raise ValueError(f"model.backend {self.backend} {why}; set it to auto")
+        return f"backend {self.backend} {why}; set it to auto" if why else None
 
-    def _check_memory_layers(self, layers: tuple[int, ...]) -> None:
-        if not self.slots:
-            raise ValueError("model.memory_layers has no effect without memory; set it to null")
-        if (
-            list(layers) != sorted({*layers})
-            or not layers
-            or not 0 <= layers[0] <= layers[-1] < self.layers
-        ):
-            raise ValueError(
-                f"model.memory_layers must name some of the layers 0 to {self.layers - 1}, in "
-                f"order and once each, not {list(layers)}"
-            )
+    def cluster_width(self, cluster: int) -> int:
+        """Dimensions of the words' vectors in a cluster of the adaptive vocabulary."""
+        return self.width // self.cluster_divisor**cluster
 
     def shape(self) -> dict[str, Any]:
         """All settings that decide what the model computes: all but how it is computed."""
@@ -298,30 +285,8 @@ class ModelConfig:
         """The config as one layer sees it: with memory or without."""
         if self.memory_layers is None or layer in self.memory_layers:
             return self
-        return replace(
-            self,
-            memory=0,
-            compressed=0,
-            memory_layers=None,
-            empty="masked",
-            sinks=0,
-            sink="first_tokens",
-            memories=(),
-        )
-
-    def _check_compression(self) -> None:
-        name = self.compression
-        if name not in LEARNED and self.reconstruction != "none":
-            raise ValueError(
-                f"model.compression {name} has nothing to learn; set model.reconstruction to none"
-            )
-        if self.extra_kernel and name not in WINDOWED:
-            raise ValueError(f"model.compression {name} has no kernel; set model.extra_kernel to 0")
-        if self.overlap > self.memory:
-            raise ValueError(
-                f"model.memory must hold the {self.overlap} slots that windows of compression "
-                f"{name} reach beyond those that leave, not {self.memory}"
-            )
+        others = {name: getattr(ModelConfig, name) for name in BESIDE_MEMORY}
+        return replace(self, memory=0, compressed=0, **others)
 
     @property
     def head_width(self) -> int:

@@ -26,13 +26,14 @@ class PinnedMemory(nn.Module):
     number: int
     """Slots k that attention sees."""
 
-    def init(self, like_BD: Tensor) -> dict[str, Tensor]:
-        """What is kept of lanes that have read nothing: tensors by name, lane first.
+    def init(self, like_BD: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """What is kept of lanes that have read nothing: tensors by name, lane first; none unless a
+        kind says otherwise.
 
         Args:
             like_BD: gives number of lanes, device and type.
         """
-        raise NotImplementedError
+        return {}
 
     def live(self, counts: Mapping[str, Tensor]) -> Tensor:
         """Which slots attention may see, [B, k] bool.
@@ -53,7 +54,10 @@ class PinnedMemory(nn.Module):
         raise NotImplementedError
 
     def commit(
-        self, kept: LayerMemory, counts: Mapping[str, Tensor], inputs_BTD: Tensor
+        self,
+        kept: LayerMemory,  # noqa: ARG002
+        counts: Mapping[str, Tensor],  # noqa: ARG002
+        inputs_BTD: Tensor,  # noqa: ARG002
     ) -> dict[str, Tensor]:
         """What is kept after a segment, under the names of `init`.
 
@@ -62,7 +66,7 @@ class PinnedMemory(nn.Module):
             counts: of the lanes before the segment.
             inputs_BTD: normed inputs of attention, without gradient.
         """
-        raise NotImplementedError
+        return {}
 
 
 class FirstTokens(PinnedMemory):
@@ -106,10 +110,6 @@ class LearntSinks(PinnedMemory):
         self.number = config.sinks
         self.weight = nn.Parameter(torch.empty(config.sinks, config.width))
 
-    def init(self, like_BD: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
-        """Nothing of any lane."""
-        return {}
-
     def live(self, counts: Mapping[str, Tensor]) -> Tensor:
         """All."""
         return torch.ones_like(counts["read"], dtype=torch.bool)[:, None].expand(-1, self.number)
@@ -117,15 +117,6 @@ class LearntSinks(PinnedMemory):
     def read(self, kept: LayerMemory, lanes: int) -> Tensor:  # noqa: ARG002
         """The vectors."""
         return self.weight.expand(lanes, -1, -1)
-
-    def commit(
-        self,
-        kept: LayerMemory,  # noqa: ARG002
-        counts: Mapping[str, Tensor],  # noqa: ARG002
-        inputs_BTD: Tensor,  # noqa: ARG002
-    ) -> dict[str, Tensor]:
-        """Nothing changes."""
-        return {}
 
 
 PINNED: dict[str, Callable[[ModelConfig], PinnedMemory]] = {

@@ -159,8 +159,8 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
         """What is to be known of the positions of a segment; depends on weights and lengths."""
         raise NotImplementedError
 
-    def place(self, key_BHnd: Tensor, tables: TablesT, at: slice | Tensor) -> Tensor:
-        """Keys with their positions.
+    def place(self, key_BHnd: Tensor, tables: TablesT, at: slice | Tensor) -> Tensor:  # noqa: ARG002
+        """Keys with their positions; as they are where positions come in with the queries.
 
         Args:
             key_BHnd: keys as they were projected.
@@ -168,11 +168,11 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
             at: which slots of [pinned ; compressed ; memory ; segment] they are, [B, n] where
                 lanes differ.
         """
-        raise NotImplementedError
+        return key_BHnd
 
-    def lift(self, key_BHnd: Tensor, tables: TablesT, at: slice) -> Tensor:
+    def lift(self, key_BHnd: Tensor, tables: TablesT, at: slice) -> Tensor:  # noqa: ARG002
         """The inverse of `place`."""
-        raise NotImplementedError
+        return key_BHnd
 
     def scores(
         self, query_BHtd: Tensor, parts: Sequence[Slots], tables: TablesT, places: Places

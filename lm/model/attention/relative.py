@@ -46,9 +46,9 @@ class Tables(NamedTuple):
     """v, [H, d]"""
     memory_key: Tensor
     """r, [H, W, d], from the farthest distance down to 0"""
-    compressed_bias: Tensor | None
+    compressed_bias: Tensor | None = None
     """v', [H, d]; None without compressed memory"""
-    compressed_key: Tensor | None
+    compressed_key: Tensor | None = None
     """r', [H, W', d], likewise; distance 0 is not read"""
 
 
@@ -109,21 +109,16 @@ class RelativeAttention(MemoryAttention[Tables]):
 
     def tables(self) -> Tables:
         """Biases [H, d] and projected position keys [H, W, d]."""
-        config, device = self.config, self.content_bias.device
-        near = distances(config.memory, config.segment, device)
-        memory_key = self._position_keys(self.position_key, near)
+        config = self.config
+        memory_key = self._position_keys(self.position_key, config.memory)
+        near = Tables(self.content_bias, self.position_bias, memory_key)
         if not config.compressed:
-            return Tables(self.content_bias, self.position_bias, memory_key, None, None)
-        far = distances(config.compressed, config.segment, device)
-        return Tables(
-            self.content_bias,
-            self.position_bias,
-            memory_key,
-            self.compressed_position_bias,
-            self._position_keys(self.compressed_position_key, far),
-        )
+            return near
+        far = self._position_keys(self.compressed_position_key, config.compressed)
+        return near._replace(compressed_bias=self.compressed_position_bias, compressed_key=far)
 
-    def _position_keys(self, projection: LinearMap, distances_W: Tensor) -> Tensor:
+    def _position_keys(self, projection: LinearMap, slots: int) -> Tensor:
+        distances_W = distances(slots, self.config.segment, self.content_bias.device)
         encoded = sinusoids(distances_W, self.encoded, self.content_bias.dtype)
         encoded = F.dropout(encoded, self.config.dropout, self.training)
         keys_WD: Tensor = projection(encoded)
@@ -146,14 +141,6 @@ class RelativeAttention(MemoryAttention[Tables]):
             projection = by_head(self.compressed_position_key)
             systems.append(System(self.compressed_position_bias, projection, far, self.pinned))
         return systems
-
-    def place(self, key_BHnd: Tensor, tables: Tables, at: slice | Tensor) -> Tensor:  # noqa: ARG002
-        """Keys as they are: positions come in with the queries."""
-        return key_BHnd
-
-    def lift(self, key_BHnd: Tensor, tables: Tables, at: slice) -> Tensor:  # noqa: ARG002
-        """Keys as they are."""
-        return key_BHnd
 
     def scores(
         self, query_BHtd: Tensor, parts: Sequence[Slots], tables: Tables, places: Places
