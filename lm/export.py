@@ -1,10 +1,4 @@
-"""Program: write a trained model as a folder for the Hugging Face ecosystem.
-
-The folder carries the source code of its model, so that it runs without this repository.
-transformers copies the files of a folder that import each other by `from .name import`. So every
-module that is needed goes there flat, `lm.model.layer` as `lm_model_layer.py`, with its imports
-of others of ours rewritten.
-"""
+"""Program: write a trained model as a folder for the Hugging Face ecosystem."""
 
 from pathlib import Path
 

@@ -1,4 +1,10 @@
-"""What an exported folder holds: weights, configuration, tokenizer, code and a model card."""
+"""What an exported folder holds: weights, configuration, tokenizer, code and a model card.
+
+The folder carries the source code of its model, so that it runs without this repository.
+transformers copies the files of a folder that import each other by `from .name import`. So every
+module that is needed goes there flat, `lm.model.layer` as `lm_model_layer.py`, with its imports
+of others of ours rewritten.
+"""
 
 import importlib.util
 import json

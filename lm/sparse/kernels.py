@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
 from lm.sparse.layout import Layout
-from lm.sparse.patterns import Pattern
+from lm.sparse.product import Pattern
 
 # Said once in every process by torch of all its sparse tensors; these products are held to the
 # dense one by tests.

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from lm.sparse.kernels import BlockPattern, BsrPattern, CsrDensePattern, CsrPattern, SemiPattern
-from lm.sparse.patterns import PatternMaker
+from lm.sparse.product import PatternMaker
 from lm.sparse.sparse_linear import SparseLinear
 
 Route = Literal["dense", "csr", "csr_dense", "blocks", "bsr", "semi"]

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from lm.model.components import LinearMap
 from lm.sparse.layout import Layout
-from lm.sparse.patterns import Pattern, PatternMaker, PatternProduct
 from lm.sparse.powerprop import effective
-from lm.sparse.product import DenseProduct, Scatter
+from lm.sparse.product import DenseProduct, Pattern, PatternMaker, PatternProduct, Scatter
 from lm.sparse.sparse_config import PowerConfig
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lm.sparse import routes
-from lm.sparse.patterns import feature_major
+from lm.sparse.product import feature_major
 from lm.sparse.routes import PATTERNS, Route, candidates, measured, take
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.sparse_linear import SparseLinear

@@ -11,7 +11,7 @@ from data.common.tensors import TensorFile, save_tensors
 from lm.inference.loading import load_run, load_trained
 from lm.sparse.pruning import dense_matrices, largest, prune
 from tests.damage import flips
-from tests.lm.sparse.test_config import tiny
+from tests.lm.sparse.test_sparse_config import tiny
 from tools.sparse_file import read_dense, write_compact
 
 
