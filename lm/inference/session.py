@@ -34,27 +34,17 @@ class Writing:
     stops: Sequence[bytes] = ()
 
 
+@dataclass(eq=False)
 class Session(Generic[StateT]):
-    """Lanes of text that a predictor reads and continues."""
+    """Lanes of text that a predictor reads and continues; each has read a token at least."""
 
-    def __init__(
-        self,
-        predictor: Predictor[StateT],
-        state: StateT,
-        last_B1: torch.Tensor,
-        seen_BV: torch.Tensor,
-    ) -> None:
-        """A session of lanes that have read at least one token each.
-
-        Args:
-            predictor: what continues them.
-            state: what it knows of them.
-            last_B1: what it made of the last token of each lane, [B, 1, ...].
-            seen_BV: bool, the tokens that each lane has read or written, for the repetition
-                penalty.
-        """
-        self.predictor, self.state = predictor, state
-        self.last_B1, self.seen_BV = last_B1, seen_BV
+    predictor: Predictor[StateT]
+    state: StateT
+    """What the predictor knows of them."""
+    last_B1: torch.Tensor
+    """What it made of the last token of each lane, [B, 1, ...]."""
+    seen_BV: torch.Tensor
+    """bool, the tokens that each lane has read or written, for the repetition penalty."""
 
     @staticmethod
     def begin(predictor: Predictor[StateT], lanes: int) -> "Session[StateT]":

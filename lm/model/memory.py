@@ -74,12 +74,12 @@ class MemoryState:
     @property
     def memory(self) -> tuple[Tensor, ...]:
         """Memory of every layer, [B, M, D]."""
-        return self.named("memory")
+        return tuple(layer["memory"] for layer in self.layers)
 
     @property
     def compressed(self) -> tuple[Tensor, ...]:
         """Compressed memory of every layer, [B, C, D]."""
-        return self.named("compressed")
+        return tuple(layer["compressed"] for layer in self.layers)
 
     @property
     def memory_count(self) -> Tensor:
@@ -90,10 +90,6 @@ class MemoryState:
     def compressed_count(self) -> Tensor:
         """[B], live slots of compressed memory."""
         return self.counts["compressed"]
-
-    def named(self, name: str) -> tuple[Tensor, ...]:
-        """One of the named tensors, of every layer."""
-        return tuple(layer[name] for layer in self.layers)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it under flat names, `memory.0`, ..., `memory_count`, ...: what goes to disk."""

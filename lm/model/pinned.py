@@ -132,9 +132,9 @@ def pinned_memories(config: ModelConfig) -> list[PinnedMemory]:
         ValueError: a kind that is not known.
     """
     names = ([config.sink] if config.sinks else []) + list(config.memories)
+    others = sorted(PINNED.keys() - {"first_tokens", "learnt"})
     for name in config.memories:
-        if name not in PINNED or name in ("first_tokens", "learnt"):
-            others = sorted(PINNED.keys() - {"first_tokens", "learnt"})
+        if name not in others:
             raise ValueError(
                 f"model.memories names {name!r}; known are {', '.join(others) or 'none'} "
                 "(model.sinks and model.sink make attention sinks)"
