@@ -42,7 +42,7 @@ class OpenLayer:
         rooms = {"key": key, "value": value, "inputs": self.inputs_BTD}
         return rooms if self.received_BS is None else {**rooms, "received": self.received_BS}
 
-    def of_lanes(self, memory: Slots, rows: Tensor) -> "OpenLayer":
+    def of_lanes(self, memory: Slots, rows: Tensor | slice | list[int]) -> "OpenLayer":
         """The open segment of some lanes, after `memory`."""
         some = {name: room[rows] for name, room in self.rooms().items()}
         segment = Slots(some["key"], some["value"])
@@ -241,12 +241,11 @@ class Reader:
         counts = advance_counts(self.model.config, memory, self.model.config.segment)
         rows: slice | list[int] = slice(None) if len(lanes) == self.lanes else lanes
         for index, (block, layer) in enumerate(zip(self.blocks, self.layers, strict=True)):
-            key, value = (room[rows] for room in layer.segment)
-            own = slice(block.attention.before, None)
+            some, own = layer.of_lanes(layer.memory, rows), slice(block.attention.before, None)
+            key, value = some.segment
             key = block.attention.lift(key, self.tables[index], own)
-            received = None if layer.received_BS is None else layer.received_BS[rows]
             # Memory may take over what enters, and the next segment is written where this one is.
-            entering = Entering(layer.inputs_BTD[rows].clone(), Slots(key, value), received)
+            entering = Entering(some.inputs_BTD.clone(), Slots(key, value), some.received_BS)
             layers.append(block.move(entering, memory.layers[index], counts)[0])
             if layer.received_BS is not None:
                 layer.received_BS[rows] = 0.0

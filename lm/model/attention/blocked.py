@@ -218,17 +218,8 @@ class BlockedAttention(torch.autograd.Function):
             torch.softmax(scores, dim=-1, out=scores)
             used = scores if dropped is None else scores * dropped[rows]
             _divide(torch.bmm(used, _join(values, part, room)), part, [read])
-        ctx.save_for_backward(
-            query,
-            content_bias,
-            memory_bias,
-            memory_key,
-            compressed_bias,
-            compressed_key,
-            weights,
-            dropped,
-            *parts,
-        )
+        tables = (content_bias, memory_bias, memory_key, compressed_bias, compressed_key)
+        ctx.save_for_backward(query, *tables, weights, dropped, *parts)
         ctx.pinned = pinned
         total = weights.view(lanes, -1, chunks.keys).sum(dim=1) if received else None
         if total is not None:
@@ -285,9 +276,6 @@ class BlockedAttention(torch.autograd.Function):
             near.total(),
             grad_biases[2],
             None if far is None else far.total(),
-            None,
-            None,
-            None,
-            None,
+            *(None, None, None, None),
             *grads,
         )
