@@ -20,13 +20,13 @@ from typing import Any
 import lm.train
 from data.common import command
 from lm.runs import runlog
-from lm.training import dist, trainer, writer
+from lm.training import dist, engine, trainer, writer
 
 Function = tuple[Any, str]
 
 EVERY_RANK: dict[str, Function] = {
     "between forward and backward": (trainer.Trainer, "_loss"),
-    "before an update": (trainer.Trainer, "_update"),
+    "before an update": (engine.Engine, "update"),
     "before a snapshot": (trainer.Trainer, "snapshot"),
     "before a file of a checkpoint": (writer, "save_tensors"),
     "before a sync": (os, "fsync"),

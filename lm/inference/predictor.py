@@ -257,9 +257,12 @@ def keeping_keys(model: CompressiveTransformer, empty: MemoryState) -> MemorySta
 @contextmanager
 def evaluating(model: CompressiveTransformer) -> Iterator[None]:
     """Put a model into evaluation mode, and back into the mode it was in."""
-    training = model.training
+    if not model.training:
+        # To go through all modules twice would be a quarter of a token's time.
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train()

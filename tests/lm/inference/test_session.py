@@ -201,3 +201,11 @@ def test_the_hash_of_a_model_is_that_of_the_first_version(loaded: LoadedRun) -> 
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.numpy().tobytes())
     assert model_hash(model) == digest.hexdigest()
+
+
+def test_a_model_in_evaluation_mode_is_not_walked_for_each_token(
+    loaded: LoadedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = begun(loaded, [b"the "])
+    monkeypatch.setattr(loaded.model, "train", lambda *_: pytest.fail("all modules were visited"))
+    session.read([np.frombuffer(b" book", dtype=np.uint8)])
