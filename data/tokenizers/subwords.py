@@ -69,6 +69,8 @@ class SentencePieceTokenizer(Tokenizer):
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
+                # Indentation, verse and tables; without, every space of a run is a token.
+                allow_whitespace_only_pieces=True,
                 user_defined_symbols=["\n", "\r\n"],
                 unk_id=0,
                 bos_id=1,

@@ -1,12 +1,16 @@
 """Training in a run's folder: all ranks together, from where it was to its end."""
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
+
+import torch
 
 from data.common.say import say
 from data.shards import Shards, open_shards
 from data.stated import require_stated
 from lm.runs.run_config import RunConfig, RunFolder
+from lm.runs.runlog import device_name
 from lm.training import dist, meeting
 from lm.training.folder import begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
@@ -35,6 +39,7 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
         if said := begun.spoken(run):
             _say(world, said)
         dist.on_first(world, lambda: describe(run, trainer, begun))
+        _say(world, _sizes(trainer))
         finished = Loop(trainer, run, stop).train()
     dist.leave(world)
     if not finished:
@@ -69,6 +74,21 @@ def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path 
     if routes := trainer.sparsity.spoken():
         _say(world, routes)
     return trainer
+
+
+def _sizes(trainer: Trainer) -> str:
+    """What begins, in a line; the first step may take a while."""
+    training, device = trainer.config.training, trainer.world.device
+    model, ranks = trainer.model, trainer.world.size
+    segments = training.lanes * training.unroll * trainer.accumulated
+    tokens = segments * model.config.segment
+    threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+    where = device_name() if device.type == "cuda" else f"cpu{threads}"
+    size = sum(math.prod(shape) for shape in trainer.engine.shapes().values())
+    return (
+        f"{size:,} parameters, vocabulary {model.vocabulary:,}, {training.precision}, {where}"
+        f"{f', {ranks} ranks' if ranks > 1 else ''}, {tokens:,} tokens a step"
+    )
 
 
 def _say(world: dist.World, line: str) -> None:

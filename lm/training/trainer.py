@@ -133,6 +133,12 @@ class Trainer:
         most = max(number for _, number in training.accumulate)
         return ReadAhead(reader, self.world.device, min(training.unroll * most, MOST_AHEAD))
 
+    @property
+    def accumulated(self) -> int:
+        """Back-propagations of the next step."""
+        numbers = self.config.training.accumulate
+        return [number for first, number in numbers if first <= self.step][-1]
+
     def train_step(
         self, steps: int, watch: Callable[[Segment, MemoryState], object] | None = None
     ) -> dict[str, float]:
@@ -156,7 +162,7 @@ class Trainer:
         if self.sparsity.routes:
             self.sparsity.refresh(self.step, self.engine)
         random = self.world.random_state()
-        several = [number for first, number in training.accumulate if first <= self.step][-1]
+        several = self.accumulated
         reads = [[self.lanes.next() for _ in range(training.unroll)] for _ in range(several)]
         scale = lr_scale(self.config.optim, self.step, steps)
         set_lr(self.engine.optimizer, scale)

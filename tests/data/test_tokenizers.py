@@ -79,6 +79,15 @@ def test_line_ends_are_single_tokens(subwords: SentencePieceTokenizer) -> None:
     assert len(subwords.encode(b"\r\n\n\r\n")) == 3
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_indentation_is_not_a_token_a_space(method: Method) -> None:
+    lines = [f"{' ' * depth}{text}" for depth in (4, 8) for text in TEXT]
+    tokenizer = SentencePieceTokenizer.train(iter(lines), 300, method)
+    ids, without = (tokenizer.encode(text) for text in (b"        the cat", b" the cat"))
+    assert len(ids) <= len(without) + 2
+    assert tokenizer.decode(ids) == b"        the cat"
+
+
 def test_training_subwords_is_deterministic() -> None:
     first = SentencePieceTokenizer.train(iter(TEXT), 300, "unigram")
     second = SentencePieceTokenizer.train(iter(TEXT), 300, "unigram")
