@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tests.lm.sparse.test_config import tiny
 
 from data.common import locks
 from data.options import DataConfig, VocabularyKind
@@ -27,6 +26,7 @@ from lm.sparse.sparse_config import PackingConfig, PowerConfig
 from lm.training import tasks
 from lm.training.tasks import data_of, load_packed
 from tests.damage import flips, rewrite
+from tests.lm.sparse.test_sparse_config import tiny
 from tests.predictors import predictor
 
 
