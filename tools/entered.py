@@ -147,7 +147,8 @@ def traced(root: Path, folder: Path) -> dict[str, Functions]:
     run(None, "data.prepare", f"--{data} --shards {folder}/shards")
     step, token = Repeated("Loop.step"), Repeated("Sampler.__call__")
     attention, record = Attention(step), Inside("record", "eval/protocol.py")
-    shards = f"--data.corpus text --data.shards {folder}/shards"
+    bytes_ = "--data.vocabulary bytes --data.vocabulary-size null --data.vocabulary-sample null"
+    shards = f"--data.corpus text --data.shards {folder}/shards {bytes_}"
     preset = f"--config configs/quickstart.yaml --run {folder}/run"
     run(Watch(root, step, attention), "lm.train", f"{preset} {shards} {TRAINING}")
     run(Watch(root, token), "lm.generate", f"--run {folder}/run --prompt abc --tokens 6")

@@ -132,7 +132,8 @@ def test_an_installation_works_in_a_folder_with_packages_of_the_same_names(longr
     (tmp_path / "book.txt").write_text(text)
     longrange(*"prepare --corpus text --source book.txt --shards s --workers 2".split())
     sizes = (
-        "--data.corpus text --data.shards s --model.layers 1 --model.width 16 "
+        "--data.corpus text --data.shards s --data.vocabulary bytes --data.vocabulary_size null "
+        "--data.vocabulary_sample null --model.layers 1 --model.width 16 "
         "--model.feedforward 16 --model.segment 8 --model.memory 8 --model.compressed 4 "
         "--training.minutes null --training.steps 2 --training.lanes 4 --optim.name adamw "
         "--optim.muon_lr null"

@@ -45,7 +45,9 @@ def main(
         old_tree = stack.enter_context(checkout(commit))
         folder = Path(stack.enter_context(TemporaryDirectory()))
         place = prepared(old_tree, folder) if shards is None else shards.resolve()
-        data = [] if shards is not None else ["--data.corpus=text"]
+        # Random letters in bytes, whatever the preset's text is.
+        made = ("corpus=text", "vocabulary=bytes", "vocabulary_size=null", "vocabulary_sample=null")
+        data = [] if shards is not None else [f"--data.{option}" for option in made]
         length = ["--training.minutes=null", f"--training.steps={steps}", "--training.log_every=1"]
         given = [f"--config={file}", *data, f"--data.shards={place}", *length, *options]
         logs = {}
