@@ -49,6 +49,19 @@ def choices(most: int) -> list[int]:
     return numbers
 
 
+def require_cores(threads: int | None, name: str = "threads") -> None:
+    """Refuse a number of threads that the machine has no cores for; `name` is the option's.
+
+    Raises:
+        ValueError: it is below 1 or above the number of cores.
+    """
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise ValueError(
+            f"{name} must be from 1 to the {cores} cores of this machine, not {threads}"
+        )
+
+
 class Threads:
     """Sets torch's number of threads while units of equal work are done, one after the other."""
 
@@ -62,10 +75,8 @@ class Threads:
         Raises:
             ValueError: `given` is below 1 or more than the machine has cores.
         """
+        require_cores(given)
         if given is not None:
-            cores = os.cpu_count() or 1
-            if not 1 <= given <= cores:
-                raise ValueError(f"threads must be from 1 to the {cores} cores, not {given}")
             torch.set_num_threads(given)
         self.choices = choices(available())
         chosen = fixed or given is not None or "OMP_NUM_THREADS" in os.environ

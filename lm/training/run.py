@@ -11,6 +11,7 @@ from data.shards import Shards, open_shards
 from data.stated import require_stated
 from lm.runs.run_config import RunConfig, RunFolder
 from lm.runs.runlog import device_name
+from lm.threads import require_cores
 from lm.training import dist, meeting
 from lm.training.folder import begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
@@ -24,6 +25,7 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
     Raises:
         SystemExit: stopped; the status is that of lm.training.stopping.
     """
+    require_cores(config.training.threads, "training.threads")
     shards = open_shards(config.data.shards)
     require_stated(config.data, shards)
     for name in ("train", "validation"):

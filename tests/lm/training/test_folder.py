@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from data.common.command import load_config
 from data.common.locks import alone
@@ -381,16 +380,3 @@ def test_every_rank_ends_where_another_trains(config: RunConfig, tmp_path: Path)
     (line,) = "".join(said for _, said in ended).strip().splitlines()
     assert f"another process trains in {run}" in line
     assert list(run.iterdir()) == []
-
-
-def test_what_begins_is_said_before_the_first_step(
-    run_config: RunConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = with_training(run_config, steps=1, lanes=4, unroll=2)
-    assert train_here(config, tmp_path) == 0
-    line = next(line for line in capfd.readouterr().err.splitlines() if "parameters" in line)
-    weights = load_file(max(checkpoints.listed(tmp_path).values()) / checkpoints.WEIGHTS)
-    assert line.startswith(f"{sum(w.numel() for w in weights.values()):,} parameters")
-    assert line.endswith(
-        f"float32, cpu (1 threads), {4 * 2 * config.model.segment:,} tokens a step"
-    )
