@@ -16,7 +16,7 @@ from data.common.tensors import TensorFile, save_tensors
 from data.tokenizers.registry import Tokenizer
 from lm.hub.configuration import refuse_foreign
 from lm.hub.weights import MEND
-from lm.model.model_config import JOINED, ModelConfig
+from lm.model.model_config import JOINED, LATER, ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.checkpoints import LATEST, STATE, WEIGHTS, CheckpointState
 from lm.runs.run_config import RunConfig, write_config
@@ -49,7 +49,7 @@ def read_config(path: Path) -> tuple[RunConfig, int]:
         refuse_foreign(values)
         names = [field.name for field in fields(ModelConfig)]
         missing = [name for name in ModelConfig().shape() if name not in values]
-        if missing and set(missing) != JOINED:
+        if missing and set(missing) not in (JOINED, LATER):
             raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301 - ends as the others do
         model = {name: values[name] for name in names if name in values}
         return load_config(RunConfig, exported.run | {"model": model}), exported.vocab_size

@@ -169,8 +169,12 @@ def _compression(config: ModelConfig, lanes: int) -> list[Product]:
             times = 3
     if config.compression in ("conv", "dilated"):
         kernel, times = config.rate + config.extra_kernel, 3 if products else 2
-        rows = lanes * config.windows
-        products.append(Product(rows, kernel * width, width, times if trained else 1))
+        rows, rank = lanes * config.windows, config.compression_rank
+        out = width if rank is None else rank
+        if out:
+            products.append(Product(rows, kernel * width, out, times if trained else 1))
+        if rank:
+            products.append(Product(rows, rank, width, 3 if trained else 1))
     return products
 
 

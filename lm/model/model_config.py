@@ -1,5 +1,6 @@
 """The shape of a Compressive Transformer."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -30,17 +31,21 @@ SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("layers", "width", "heads", "feedforward", "segment", "rate"), ONE),
     **dict.fromkeys(("head_size", "head_chunk", "cluster_divisor", "rotary_trained"), ONE),
-    **dict.fromkeys(("memory", "compressed", "sinks", "extra_kernel"), ZERO),
+    "max_positions": ONE,
+    **dict.fromkeys(("memory", "compressed", "sinks", "extra_kernel", "compression_rank"), ZERO),
     **dict.fromkeys(("norm_epsilon", "embedding_scale"), POSITIVE),
     "rotary_base": ("above 1", lambda value: value > 1),
     **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
 }
 """What numbers must be, whatever the others are; in words, and as a test."""
+LATER = {"max_positions", "compression_initial", "compression_rank"}
+"""Settings that joined last."""
 JOINED = {
     *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
     *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
     *("rotary_factor", "rotary_trained", "rotary_bounds", "sinks", "sink", "memories"),
     *("embedding_scale", "head_bias"),
+    *LATER,
 }
 """Settings that the first version did not have; what that wrote means their defaults."""
 BESIDE_MEMORY = ("memory_layers", "empty", "sinks", "sink", "memories")
@@ -105,6 +110,9 @@ class ModelConfig:
     rotary_bounds: tuple[float, float] = (1.0, 4.0)
     """Turns within that length below which wavelengths are stretched whole, and above which not;
     only with llama3."""
+    max_positions: int | None = None
+    """Tokens of context that the weights were trained on, which positions of memory and segment
+    must not exceed; only with rotary positions. None: no bound is known."""
     backend: Backend = "auto"
     """How attention is computed, which changes no result beyond rounding. auto: the fastest way
     that there is on a device; with relative positions shift (plain, any device), blocked (for
@@ -129,6 +137,13 @@ class ModelConfig:
     low_pass: leaky integrators with fixed time constants."""
     extra_kernel: int = 0
     """Newer slots that each window of a convolution or pooling reads beyond its rate."""
+    compression_initial: Literal["random", "mean"] = "random"
+    """What a convolution begins as. random: small weights, like other maps; mean: the mean of its
+    window's live slots, to which it adds a map that begins at zero (for trained models)."""
+    compression_rank: int | None = None
+    """Weights of compression conv that begins as the mean. None: all of them, rate x width^2 a
+    layer; 0: one for each slot of a window and channel; more: these and a map of that rank, another
+    (rate + 1) x width for each."""
     reconstruction: ReconstructionName = "attention"
     """Loss that trains the compression function. attention: what the segment would have read from
     the old block; auto_encoding: the old block itself, through a decoder; none: only the likelihood
@@ -188,7 +203,7 @@ class ModelConfig:
         return None
 
     def _relative(self) -> str | None:
-        for name in (name for name in asdict(self) if name.startswith("rotary_")):
+        for name in (n for n in asdict(self) if n.startswith("rotary_") or n == "max_positions"):
             if getattr(self, name) != getattr(ModelConfig, name):
                 return f"{name} has no effect with model.positions relative"
         if self.encoded < 2 or self.encoded % 2:
@@ -211,6 +226,12 @@ class ModelConfig:
             return f"rotary_trained belongs to model.rotary_scaling llama3, not {scaling}"
         if not 0 < self.rotary_bounds[0] < self.rotary_bounds[1]:
             return f"rotary_bounds must rise from 0, not {self.rotary_bounds}"
+        if self.max_positions is not None and self.span > self.max_positions:
+            why = f"max_positions is {self.max_positions:,}, the context that the weights were "
+            why += (
+                f"trained on, but segment, memory, compressed x rate and sinks span {self.span:,}"
+            )
+            return f"{why}: lower one of these, or set model.max_positions to null to go beyond"
         return None
 
     def _memory(self) -> str | None:
@@ -241,6 +262,16 @@ class ModelConfig:
             return f"compression {name} has nothing to learn; set model.reconstruction to none"
         if self.extra_kernel and name not in WINDOWED:
             return f"compression {name} has no kernel; set model.extra_kernel to 0"
+        if self.compression_initial != "random" and name not in LEARNED:
+            return (
+                f"compression_initial has no effect with model.compression {name}; set it to random"
+            )
+        if self.compression_rank is not None and (
+            name != "conv" or self.compression_initial != "mean"
+        ):
+            return (
+                "compression_rank needs model.compression conv and model.compression_initial mean"
+            )
         if overlap > self.memory:
             why = f"memory must hold the {overlap} slots that windows of compression {name} reach "
             return f"{why}beyond those that leave, not {self.memory}"
@@ -336,6 +367,16 @@ class ModelConfig:
         does, and all are taken.
         """
         return min(self.memory, self.segment) or self.segment
+
+    @property
+    def span(self) -> int:
+        """Tokens between the farthest slot with a position and the newest token, both included:
+        n_s + n_m + c n_cm and the sinks, with rotary_slots n_cm alone.
+        """
+        far: float = self.compressed
+        if self.positions != "rotary_slots":
+            far *= self.segment / self.windows
+        return self.segment + self.memory + math.ceil(far) + self.sinks
 
     @property
     def range(self) -> int:

@@ -15,7 +15,7 @@ from data.common.requirements import require_memory
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.attention.base import joined
 from lm.model.components import Embedding, Head, VocabularyHead, make_norm
-from lm.model.compression import LossSum, stack_losses
+from lm.model.compression import Compression, LossSum, stack_losses
 from lm.model.layer import Block
 from lm.model.memory import MemoryState, advance_counts, live_mask
 from lm.model.model_config import LEARNED, ModelConfig
@@ -74,6 +74,7 @@ class CompressiveTransformer(nn.Module):
         | embedding, head | truncated normal, variance 1 / D |
         | biases | 0; of gates, what keeps the layer close to the identity |
         | norms | gain 1, bias 0 (torch's default) |
+        | convolutions that begin as the mean | 0 (of low rank: the outer factor) |
         | learnt sinks | truncated normal, variance 1, as what norms make |
 
         The scale is that of the authors' code, which makes up for what truncation takes: its linear
@@ -92,6 +93,9 @@ class CompressiveTransformer(nn.Module):
             elif isinstance(module, nn.ParameterList):
                 for words in module:
                     _truncated_normal(words, self.config.width**-0.5)
+        for module in self.modules():
+            if isinstance(module, Compression):
+                module.begin()
 
     @property
     def layers(self) -> list[Block]:
@@ -220,7 +224,8 @@ def require_weights(config: ModelConfig, vocabulary: int) -> None:
     stored = 2 * (config.heads + config.stored_heads) * config.head_width
     layer = config.width * (stored + 2 * config.feedforward)
     if config.compressed and config.compression in LEARNED:
-        layer += (config.rate + config.extra_kernel) * config.width**2
+        out = config.width if config.compression_rank is None else config.compression_rank + 1
+        layer += (config.rate + config.extra_kernel) * config.width * out
     words = vocabulary * config.width if config.cutoffs is None else vocabulary
     numbers = config.layers * layer + words
     needed = 4 * numbers + config.layers * LAYER

@@ -132,6 +132,11 @@ def sparsify(model: nn.Module, sparse: SparseConfig, power: PowerConfig, seed: i
         if powered.alpha > 1 and not module.weight.any():
             raise ValueError(f"{name} starts at zero, where Powerpropagation never moves a weight")
         if kind in sparse_kinds:
+            if not module.weight.any():
+                raise ValueError(
+                    f"{name} starts at zero, where no weight is larger than another: take "
+                    f"{kind} out of sparse.kinds, or set model.compression_initial to random"
+                )
             host = _host_matrix(module, sparse, kind, powered)
             topkast.matrices[f"{name}.values"] = host
             setattr(model.get_submodule(parent), own, host.module)

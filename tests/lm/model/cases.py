@@ -13,6 +13,20 @@ VOCABULARY = 11
 TINY = ModelConfig(
     layers=2, width=8, heads=2, feedforward=12, segment=4, memory=4, compressed=3, rate=2
 )
+LLAMA = replace(
+    TINY,
+    heads=4,
+    key_value_heads=2,
+    norm_kind="rms",
+    positions="rotary",
+    activation="swiglu",
+    feedforward_bias=False,
+    head_bias=False,
+    embedding_scale=1.0,
+    memory=9,
+    sinks=2,
+)
+"""The shape of a trained model that has been given a memory."""
 SHAPES = {
     "memory equals segment": TINY,
     "memory longer": replace(TINY, memory=7),
@@ -100,6 +114,28 @@ SHAPES = {
         }.items()
     },
     "memory in one layer": replace(TINY, memory_layers=(1,)),
+    **{
+        f"Llama's shape, {label}": replace(LLAMA, **settings)
+        for label, settings in {
+            "conv": {},
+            "mean": {"compression": "mean", "reconstruction": "none"},
+            "most used": {"compression": "most_used", "reconstruction": "none"},
+            "dilated": {"compression": "dilated"},
+            "around the mean": {"compression_initial": "mean", "segment": 5, "rate": 3},
+            "around the mean, extra kernel": {"compression_initial": "mean", "extra_kernel": 1},
+            "around the mean, dilated": {"compression": "dilated", "compression_initial": "mean"},
+            "channels": {"compression_initial": "mean", "compression_rank": 0},
+            "low rank": {
+                "compression_initial": "mean",
+                "compression_rank": 3,
+                "segment": 5,
+                "rate": 3,
+            },
+        }.items()
+    },
+    "around the mean, auto-encoding": replace(
+        TINY, compression_initial="mean", compression_rank=2, reconstruction="auto_encoding"
+    ),
     "attended zeros": replace(TINY, empty="attended", memory=6),
     "attended zeros, auto-encoding": replace(
         TINY, empty="attended", memory=5, segment=5, rate=3, reconstruction="auto_encoding"

@@ -35,9 +35,23 @@ class Leaving:
 
 def convolution(leaving: Leaving, slots: Slots) -> Slots:
     rate, kernel = leaving.config.rate, leaving.config.rate + leaving.config.extra_kernel
-    weight = leaving.parameter("projection.weight")
-    windows = -(-len(leaving.evicted) // rate)
-    return [weight @ torch.cat(slots[w * rate : w * rate + kernel]) for w in range(windows)]
+    windows = range(-(-len(leaving.evicted) // rate))
+    mapped = [mapping(leaving, slots[w * rate : w * rate + kernel]) for w in windows]
+    if leaving.config.compression_initial == "random":
+        return mapped
+    return [a + b for a, b in zip(mean(leaving), mapped, strict=True)]
+
+
+def mapping(leaving: Leaving, window: Slots) -> Tensor:
+    rank = leaving.config.compression_rank
+    if rank is None:
+        return leaving.parameter("projection.weight") @ torch.cat(window)
+    gains = leaving.parameter("projection.channels").split(leaving.config.width)
+    own = sum(gain * slot for gain, slot in zip(gains, window, strict=True))
+    if not rank:
+        return own
+    inner, outer = (leaving.parameter(f"projection.{name}.weight") for name in ("inner", "outer"))
+    return own + outer @ (inner @ torch.cat(window))
 
 
 def padded(leaving: Leaving) -> Slots:

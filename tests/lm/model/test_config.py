@@ -15,6 +15,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"width": 9, "heads": 3}, "must be even"),
     ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1"),
     ({"compression": "mean"}, "nothing to learn; set model.reconstruction to none"),
+    (
+        {"compression": "mean", "reconstruction": "none", "compression_initial": "mean"},
+        "no effect with model.compression mean; set it to random",
+    ),
+    ({"compression_rank": -1, "compression_initial": "mean"}, "must be at least 0"),
+    ({"compression_rank": 4}, "needs model.compression conv and model.compression_initial mean"),
+    (
+        {"compression": "dilated", "compression_initial": "mean", "compression_rank": 4},
+        "needs model.compression conv and model.compression_initial mean",
+    ),
+    ({"max_positions": 8192}, "no effect with model.positions relative"),
+    ({"positions": "rotary", "max_positions": 3071}, "span 3,072: lower one of these, or set"),
+    ({"positions": "rotary", "max_positions": 3075, "sinks": 4}, "span 3,076"),
+    ({"positions": "rotary_slots", "max_positions": 1535}, "span 1,536"),
     ({"extra_kernel": -1}, "model.extra_kernel must be at least 0"),
     (
         {"compression": "low_pass", "reconstruction": "none", "extra_kernel": 1},
@@ -58,6 +72,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**settings)
+
+
+def test_as_much_as_the_positions_reach_is_taken() -> None:
+    """A slot of 5 tokens at rate 3 stands for 5 / 2 of them, so 3 slots span 8."""
+    lengths = {"segment": 5, "rate": 3, "memory": 7, "compressed": 3, "sinks": 2}
+    assert ModelConfig(positions="rotary", max_positions=22, **lengths).span == 22
+    assert ModelConfig(positions="rotary_slots", max_positions=17, **lengths).span == 17
 
 
 def test_range_counts_what_a_slot_really_stands_for() -> None:

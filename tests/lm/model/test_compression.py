@@ -1,0 +1,101 @@
+"""Compression of a trained model: it begins as the mean, learns alone, and stays small."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lm.model.compression import ConvCompression, adopted_rank
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from tests.lm.model.cases import LLAMA, VOCABULARY, build, run, stream
+
+AROUND_MEAN: dict[str, dict[str, Any]] = {
+    "all weights": {},
+    "channels": {"compression_rank": 0},
+    "low rank": {"compression_rank": 2},
+    "dilated": {"compression": "dilated"},
+}
+"""Convolutions that begin as the mean."""
+
+
+def around_mean(settings: dict[str, Any], **lengths: int) -> ModelConfig:
+    return replace(LLAMA, compression_initial="mean", **settings, **lengths)
+
+
+@pytest.mark.parametrize("lengths", [{}, {"segment": 5, "rate": 3}, {"memory": 10}], ids=str)
+@pytest.mark.parametrize("name", AROUND_MEAN)
+def test_begins_as_the_mean_to_the_last_bit(name: str, lengths: dict[str, int]) -> None:
+    """Windows that are not full included: those of a rate that does not divide, and the first."""
+    config = around_mean(AROUND_MEAN[name], **lengths)
+    plain = replace(LLAMA, compression="mean", reconstruction="none", **lengths)
+    torch.manual_seed(0)
+    mean = CompressiveTransformer(plain, VOCABULARY)
+    ours = CompressiveTransformer(config, VOCABULARY)
+    missing, unknown = ours.load_state_dict(mean.state_dict(), strict=False)
+    assert missing and all(".compression." in key for key in missing) and not unknown
+    tokens = stream(6, 2, config)
+    (expected, memory), (logits, own) = run(mean, tokens), run(ours, tokens)
+    assert torch.equal(logits, expected)
+    for mine, theirs in zip(own.compressed, memory.compressed, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", AROUND_MEAN)
+def test_the_reconstruction_of_grouped_keys_moves_the_compression_alone(name: str) -> None:
+    """From its first step, too, where the convolution is zero."""
+    config = around_mean(AROUND_MEAN[name])
+    torch.manual_seed(0)
+    model = CompressiveTransformer(config, VOCABULARY)
+    _, memory = run(model, stream(5, 2, config))
+    output = model(stream(1, 2, config, seed=9), memory)
+    output.auxiliary["reconstruction"].total.backward()
+    named = dict(model.named_parameters())
+    moved = {key for key, p in named.items() if p.grad is not None and p.grad.any()}
+    learning = {key for key in named if ".compression." in key}
+    # Behind a last map of zeros nothing has a gradient yet.
+    assert moved == {key for key in learning if "stack" not in key and "inner" not in key}
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for key in learning:
+            named[key].normal_(std=0.1)
+    model.zero_grad()
+    output = model(stream(1, 2, config, seed=9), memory)
+    output.auxiliary["reconstruction"].total.backward()
+    assert {key for key, p in named.items() if p.grad is not None and p.grad.any()} == learning
+
+
+def test_a_window_of_one_slot_stays_that_slot() -> None:
+    """At a rate that does not divide the segment the oldest slot of each makes a window alone."""
+    config = around_mean({}, segment=5, rate=4)
+    model = build(config)
+    for block in model.layers:
+        assert isinstance(block.compression, ConvCompression)
+        block.compression.begin()
+    tokens = stream(4, 1, config)
+    _, before = run(model, tokens[:, : 2 * config.segment])
+    _, memory = run(model, tokens[:, : 3 * config.segment])
+    for old, compressed in zip(before.memory, memory.compressed, strict=True):
+        # 9 of 10 tokens were live; 5 are pushed out, the first alone in its window.
+        assert torch.equal(compressed[0, -2], old[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("width", "rate", "rank"),
+    [
+        (576, 4, None),
+        (960, 4, None),
+        (1024, 4, None),
+        (1024, 8, 56),
+        (2048, 4, 102),
+        (4096, 4, 204),
+    ],
+)
+def test_convolutions_of_trained_models_stay_small(width: int, rate: int, rank: int | None) -> None:
+    assert adopted_rank(width, rate) == rank
+    config = around_mean({"compression_rank": rank}, width=width, rate=rate, segment=rate)
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in ConvCompression(config).parameters())
+    whole = rate * width**2
+    assert weights <= 4 * 1024**2 and (weights == whole if rank is None else weights < whole / 15)
