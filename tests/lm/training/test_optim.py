@@ -11,7 +11,7 @@ from lm.model.transformer import CompressiveTransformer
 from lm.runs.run_config import OptimConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import kind_of, sparsify
-from lm.training.optim import build_optimizer, lr_scale, set_lr
+from lm.training.optim import QUINTIC, build_optimizer, lr_scale, orthogonal, set_lr
 
 SMALL = ModelConfig(
     layers=1, width=8, heads=2, feedforward=16, segment=4, memory=4, compressed=2, rate=2
@@ -66,6 +66,22 @@ def test_muon_moves_hidden_matrices_by_nearly_orthogonal_steps() -> None:
     optimizer.step()
     singular = torch.linalg.svdvals((before - weight.detach()) / 0.02)
     assert singular.min() > 0.4 and singular.max() < 1.4
+
+
+@pytest.mark.parametrize("tiles", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 80)])
+def test_orthogonal_steps_are_those_of_the_iteration_in_float64(
+    shape: tuple[int, int], tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm.training.optim.multiplies_bfloat16", lambda: tiles)
+    matrix = torch.randn(shape[0], 6) @ torch.randn(6, shape[1]) + 0.1 * torch.randn(shape)
+    naive = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        left = naive @ naive.mT
+        naive = QUINTIC[0] * naive + (QUINTIC[1] * left + QUINTIC[2] * left @ left) @ naive
+    error = (orthogonal(matrix).double() - naive).norm() / naive.norm()
+    assert error < (0.1 if tiles else 1e-4)
+    assert (error > 1e-4) == tiles
 
 
 @pytest.mark.parametrize("sparse", [SparseConfig(), SparseConfig(0.5)], ids=["dense", "sparse"])
