@@ -61,7 +61,8 @@ def main(
         "frequency": frequency(reading, token_nats, scoring.edges),
         "position": by_position(part, token_nats, loaded.model.config.segment),
         "attention": attention(scorer.mass),
-        "reconstruction": scorer.reconstruction(),
+        "reconstruction": scorer.by_layer("reconstruction"),
+        "reconstruction_relative": scorer.by_layer("reconstruction_relative"),
         "ablation": ablation(reading, scoring.ablations),
     }
     folder.mkdir(parents=True, exist_ok=True)

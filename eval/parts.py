@@ -37,7 +37,10 @@ class WatchingScorer(Scorer[ModelState]):
     """A scorer that notes attention and the reconstruction loss of each layer on the way."""
 
     mass: AttentionMass
-    loss: LossSum | None = None
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.losses: dict[str, LossSum] = {}
 
     def read(self, segment: Segment, state: ModelState) -> tuple[Tensor, ModelState]:
         """What a segment costs; counts it where every token is scored."""
@@ -46,16 +49,19 @@ class WatchingScorer(Scorer[ModelState]):
         output = model(segment.inputs_BT, memory, segment.targets_BT, losses=True)
         whole_B = segment.scored_BT.all(dim=1)
         self.mass.add(self.mass.full_lanes(memory) & whole_B)
-        if whole_B.all() and (loss := output.by_layer.get("reconstruction")) is not None:
-            before = self.loss or LossSum(torch.zeros(()), torch.zeros(()))
-            self.loss = LossSum(before.total + loss.total, before.elements + loss.elements)
+        for name, loss in output.by_layer.items() if whole_B.all() else ():
+            before = self.losses.get(name, LossSum(torch.zeros(()), torch.zeros(())))
+            self.losses[name] = LossSum(
+                *(a + b.double() for a, b in zip(before, loss, strict=True))
+            )
         return output.predictions, ModelState(output.memory)
 
-    def reconstruction(self) -> list[float]:
-        """Mean squared error of each layer's compression; empty where none has such a loss."""
-        if self.loss is None:
+    def by_layer(self, name: str) -> list[float]:
+        """Mean of what the model tells of each layer by this name; empty where it does not."""
+        if name not in self.losses:
             return []
-        return (self.loss.total / self.loss.elements.clamp(min=1)).tolist()
+        total, elements = self.losses[name]
+        return (total / torch.where(elements > 0, elements, 1.0)).tolist()
 
 
 def frequency(
@@ -193,6 +199,8 @@ def table(result: Result) -> str:
     if result["reconstruction"]:
         errors = "".join(f"{error:10.2g}" for error in result["reconstruction"])
         lines.append(f"reconstruction error by layer{errors}")
+        shares = "".join(f"{error:10.3f}" for error in result["reconstruction_relative"])
+        lines.append(f"  over the mean square      {shares}")
     if result["ablation"]:
         lines.append(f"with compressed memory: {bits}")
         lines += [

@@ -178,6 +178,8 @@ class Breakdown(Score):
     position: Annotated[list[Place], Some]
     attention: Attention
     reconstruction: list[float]
+    reconstruction_relative: list[float] = Field(default_factory=list)
+    """The same over the mean square of what is reconstructed."""
     ablation: dict[str, float]
 
 

@@ -247,6 +247,27 @@ class LossSum(NamedTuple):
     """scalar"""
 
 
+class Reconstruction(NamedTuple):
+    """How far a compression is from what it stands for, as sums."""
+
+    total: Tensor
+    """scalar; of the squared differences"""
+    elements: Tensor
+    """scalar; how many there are"""
+    power: Tensor
+    """scalar; of the squares of what it should be, without gradient"""
+
+    @property
+    def loss(self) -> LossSum:
+        """Mean squared error, to be minimised."""
+        return LossSum(self.total, self.elements)
+
+    @property
+    def relative(self) -> LossSum:
+        """Mean squared error over mean square, to be looked at: 1 is what zeros would give."""
+        return LossSum(self.total.detach(), self.power)
+
+
 def stack_losses(layers: list[LossSum | None]) -> LossSum | None:
     """Losses of the layers side by side, [l] each; layers without one have 0 of 0 elements.
 
@@ -288,7 +309,7 @@ def attention_reconstruction(
     query_BHTd: Tensor,
     old: tuple[Tensor, Tensor, Tensor],
     new: tuple[Tensor, Tensor, Tensor],
-) -> LossSum:
+) -> Reconstruction:
     """Squared difference of what the segment reads from old memory and from its compression.
 
     Content attention only, per head and before the output projection, as in the authors' code
@@ -301,7 +322,7 @@ def attention_reconstruction(
         new: the same of its compression, [B, H, n / c, d] and [B, n / c].
 
     Returns:
-        Sum over the lanes in which something was compressed, and its number of elements.
+        Sums over the lanes in which something was compressed.
     """
     query = query_BHTd.detach()
     with torch.no_grad():
@@ -309,7 +330,8 @@ def attention_reconstruction(
     read = content_attention(query, *new)
     live_lanes = old[2].any(dim=1).sum()
     elements_per_lane = query.shape[1] * query.shape[2] * query.shape[3]
-    return LossSum((target - read).square().sum(), live_lanes * elements_per_lane)
+    total, power = (target - read).square().sum(), target.square().sum()
+    return Reconstruction(total, live_lanes * elements_per_lane, power)
 
 
 class Decoder(nn.Module):
@@ -327,10 +349,14 @@ class Decoder(nn.Module):
         return self.projection(new_BwD).unflatten(-1, (self.rate, -1)).flatten(1, 2)
 
 
-def auto_encoding(old_BnD: Tensor, decoded_BnD: Tensor, live_Bn: Tensor) -> LossSum:
+def auto_encoding(old_BnD: Tensor, decoded_BnD: Tensor, live_Bn: Tensor) -> Reconstruction:
     """Squared difference of the block that leaves memory and its decoded compression (paper,
     section 3.2.1), over the live slots. The block is a constant, so the gradient reaches the
     compression function and its decoder alone.
     """
-    squares = (old_BnD.detach() - decoded_BnD).square().sum(-1)
-    return LossSum(torch.where(live_Bn, squares, 0.0).sum(), live_Bn.sum() * old_BnD.shape[2])
+    old_BnD = old_BnD.detach()
+    total, power = (
+        torch.where(live_Bn, x.square().sum(-1), 0.0).sum()
+        for x in (old_BnD - decoded_BnD, old_BnD)
+    )
+    return Reconstruction(total, live_Bn.sum() * old_BnD.shape[2], power)

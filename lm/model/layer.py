@@ -17,7 +17,7 @@ from lm.model.compression import (
     COMPRESSIONS,
     Decoder,
     Evicted,
-    LossSum,
+    Reconstruction,
     attention_reconstruction,
     auto_encoding,
 )
@@ -31,7 +31,7 @@ class LayerStep(NamedTuple):
 
     hidden_BTD: Tensor
     memory: LayerMemory
-    reconstruction: LossSum | None
+    reconstruction: Reconstruction | None
     penalty: Tensor | None
     """What the layer's linear maps add to the loss."""
 
@@ -109,7 +109,8 @@ class Block(nn.Module):
             memory: this layer's memory before the segment.
             live_BN: live slots of [pinned ; compressed ; memory] of layers with memory.
             counts: how the live counts move with this segment.
-            losses: whether the reconstruction loss is computed.
+            losses: whether the reconstruction loss is computed; of compression without one, outside
+                of training, that of attention, to be looked at.
         """
         inputs = self.inputs(hidden_BTD)
         attended = self.attention(inputs, self.slots(memory), self.live(live_BN))
@@ -117,7 +118,8 @@ class Block(nn.Module):
         entering = Entering(inputs, attended.slots[-1], attended.received_BS)
         after, block = self.move(entering, memory, counts)
         loss = None
-        if block is not None and losses and self.config.reconstruction != "none":
+        trained = self.config.reconstruction != "none" or not self.training
+        if block is not None and losses and trained:
             loss = self._reconstruction(block, counts, attended)
         penalty = total_penalty(self) if self.training else None
         return LayerStep(hidden, after, loss, penalty)
@@ -202,8 +204,10 @@ class Block(nn.Module):
             moved[name] = torch.cat([*old, *queue(near, tokens[index])], dim=2)
         return moved
 
-    def _reconstruction(self, block: Compressed, counts: Counts, attended: Attended) -> LossSum:
-        """The loss that trains this layer's compression function."""
+    def _reconstruction(
+        self, block: Compressed, counts: Counts, attended: Attended
+    ) -> Reconstruction:
+        """How far this layer's compression is from what it stands for."""
         config = self.config
         if config.reconstruction == "auto_encoding":
             old = block.old_BnD[:, : config.windows * config.rate]

@@ -38,7 +38,8 @@ class SegmentOutput:
     auxiliary: dict[str, LossSum] = field(default_factory=dict)
     """Named losses to be minimised beside the likelihood, as sums and counts."""
     by_layer: dict[str, LossSum] = field(default_factory=dict)
-    """The same before the sum over layers, [l] each and without gradient: to be looked at."""
+    """What is known by layer, [l] each and without gradient, to be looked at: the same before the
+    sum over layers, and relative errors, whose counts are sums of squares."""
 
 
 class SegmentStates(NamedTuple):
@@ -160,10 +161,13 @@ class CompressiveTransformer(nn.Module):
                 penalties.append(step.penalty)
         after = MemoryState(tuple(layers), counts.after)
         auxiliary, by_layer = {}, {}
-        every = stack_losses(reconstructions)
-        if every is not None:
-            auxiliary["reconstruction"] = LossSum(every.total.sum(), every.elements.sum())
+        every = stack_losses([part and part.loss for part in reconstructions])
+        relative = stack_losses([part and part.relative for part in reconstructions])
+        if every is not None and relative is not None:
+            if config.reconstruction != "none":
+                auxiliary["reconstruction"] = LossSum(every.total.sum(), every.elements.sum())
             by_layer["reconstruction"] = LossSum(every.total.detach(), every.elements)
+            by_layer["reconstruction_relative"] = relative
         if penalties:
             # One a forward pass, so that its mean over passes and ranks is the penalty itself.
             total = torch.stack(penalties).sum()

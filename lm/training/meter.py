@@ -145,6 +145,10 @@ class Meter:
         shown = {}
         if "loss" in record:
             shown[UNITS[self.split.unit]] = f"{record[self.split.unit]:.3f}"
+        # Layers without memory have none.
+        named = (v for name, v in record.items() if name.startswith("reconstruction_relative/"))
+        if errors := [error for error in named if error]:
+            shown["compression error"] = f"{sum(errors) / len(errors):.3f}"
         shown["tok/s"] = f"{record['tokens_per_second']:,.0f}"
         # One that was measured for earlier steps must not stand beside this speed.
         shown["mfu"] = f"{record['mfu']:.0%}" if "mfu" in record else "not measured"

@@ -151,8 +151,9 @@ class Trainer:
 
         Returns:
             Sums over all ranks: nats, tokens, the auxiliary losses' means; gradient norm and rate.
-            When watching, `NAME/LAYER` for each layer: the auxiliary losses' means and the norm of
-            the compression function's gradient; and what the last choice of sparse weights changed.
+            When watching, `NAME/LAYER` for each layer: the auxiliary losses' means, the relative
+            error of compression and the norm of its gradient; and what the last choice of sparse
+            weights changed.
             A step that was left out returns `skipped`, how many were so far.
 
         Raises:
@@ -181,7 +182,7 @@ class Trainer:
         self.step += 1
         nats, tokens = sums.pop("nats")
         means = {
-            name: total / max(count, 1)
+            name: total / count if count else 0.0
             for name, (total, count) in sums.items()
             if watch is not None or "/" not in name
         }

@@ -55,6 +55,8 @@ def test_breakdowns_add_up(
         )
     assert len(result["attention"]["ages"]["segment"][0]) == 6
     assert len(result["reconstruction"]) == 2 and min(result["reconstruction"]) > 0
+    assert len(result["reconstruction_relative"]) == 2
+    assert all(0 < error < 100 for error in result["reconstruction_relative"])
     assert result["ablation"].keys() == {*CHANGES, "from_another_document"}
     assert result["ablation"]["intact"] == pytest.approx(result["value"], rel=1e-5)
     with (tmp_path / "documents-validation.csv").open(newline="") as file:

@@ -83,7 +83,14 @@ def add_distance(folder: Path) -> None:
         {"from": first, "to": 2 * first, "answers": 2, "bytes": 9, "accuracy": share, "whole": 0.0}
         for first, share in ((16, 1.0), (32, 0.04))
     ]
-    for key in ("frequency", "position", "attention", "reconstruction", "ablation"):
+    for key in (
+        "frequency",
+        "position",
+        "attention",
+        "reconstruction",
+        "ablation",
+        "reconstruction_relative",
+    ):
         del result[key]
     result["distance"] = {"reach": {"segment": 8, "memory": 16}, "buckets": rows}
     write_json(folder / "distance-test.json", result)

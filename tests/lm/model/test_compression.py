@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from lm.model.attention.base import Attended
 from lm.model.compression import ConvCompression, adopted_rank
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
@@ -99,3 +101,31 @@ def test_convolutions_of_trained_models_stay_small(width: int, rate: int, rank: 
         weights = sum(p.numel() for p in ConvCompression(config).parameters())
     whole = rate * width**2
     assert weights <= 4 * 1024**2 and (weights == whole if rank is None else weights < whole / 15)
+
+
+def test_the_relative_error_is_that_of_the_attention_that_is_read() -> None:
+    """By layer, as a loop over lanes and heads has it; of pooling too, outside of training."""
+    for name, kind in (("conv", "attention"), ("mean", "none")):
+        config = replace(LLAMA, compression=name, reconstruction=kind)
+        model = build(config).eval()
+        _, memory = run(model, stream(4, 2, config))
+        queries: list[Tensor] = []
+
+        def note(_: object, __: object, seen: Attended, kept: list[Tensor] = queries) -> None:
+            kept.append(seen.query_BHTd)
+
+        for block in model.layers:
+            block.attention.register_forward_hook(note)
+        output = model(stream(1, 2, config, seed=9), memory, losses=True)
+        assert ("reconstruction" in output.auxiliary) == (name == "conv")
+        for index, block in enumerate(model.layers):
+            stored = memory.layers[index]["memory"][:, : config.segment]
+            new = output.memory.layers[index]["compressed"][:, -config.windows :]
+            found = []
+            for slots in (stored, new):
+                (parts,) = block.attention.project(slots)
+                key, value = (x.repeat_interleave(2, dim=1) for x in parts)
+                found.append((queries[index] @ key.mT).softmax(-1) @ value)
+            error, power = (found[0] - found[1]).square().sum(), found[0].square().sum()
+            total, elements = output.by_layer["reconstruction_relative"]
+            torch.testing.assert_close(total[index] / elements[index], error / power)

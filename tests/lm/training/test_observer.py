@@ -116,13 +116,15 @@ def test_a_run_shows_itself_and_is_the_same_run(
     log = next(record for record in records if record["step"] == 12 and "loss" in record)
     assert log["bits_per_byte"] == pytest.approx(log["loss"] / math.log(2))
     assert log["memory_bytes"] > 1e7
-    assert log["reconstruction/1"] > 0 and log["compression_grad_norm/1"] > 0
+    assert log["reconstruction_relative/1"] > log["reconstruction/1"] > 0
+    assert log["compression_grad_norm/1"] > 0
     validation = next(r for r in records if r["step"] == 12 and "validation_bits_per_byte" in r)
     stores = ("segment", "memory", "compressed")
     assert sum(validation[f"attention/{store}/0"] for store in stores) == pytest.approx(1)
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert re.search(
-        r"12/12 step, .* step/s, .* elapsed, bits/byte [\d.]+, tok/s [\d,]+, "
+        r"12/12 step, .* step/s, .* elapsed, bits/byte [\d.]+, "
+        r"compression error [\d.]+, tok/s [\d,]+, "
         r"mfu (?:\d+%|not measured), memory [\d.]+ GiB, valid [\d.]+$",
         line,
     )

@@ -176,11 +176,14 @@ def test_each_layers_reconstruction_is_watched(
     output = weights(segment.inputs_BT, plain.memory)
     total, elements = output.by_layer["reconstruction"]
     assert torch.equal(total.sum(), output.auxiliary["reconstruction"].total)
+    squares, power = output.by_layer["reconstruction_relative"]
     auxiliary = output.auxiliary["reconstruction"]
     (auxiliary.total / auxiliary.elements).backward()
     for layer, block in enumerate(weights.layers):
         mean = (total[layer] / elements[layer]).item()
         assert result[f"reconstruction/{layer}"] == pytest.approx(mean, rel=1e-5)
+        share = (squares[layer] / power[layer]).item()
+        assert result[f"reconstruction_relative/{layer}"] == pytest.approx(share, rel=1e-5)
         gradients = [p.grad for p in block.compression.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         assert result[f"compression_grad_norm/{layer}"] == pytest.approx(norm, rel=1e-4)
