@@ -191,8 +191,9 @@ class Reader:
         """Lanes read tokens that fit into their open segments: `taken` from column `done` on."""
         part = self._part(tokens_Bt, done, taken)
         hidden = self.model.embedding(part.tokens_Bt)
-        for block, layer, tables in zip(self.blocks, self.layers, self.tables, strict=True):
-            hidden = _read_layer(block, layer, tables, hidden, part)
+        for index, (layer, tables) in enumerate(zip(self.layers, self.tables, strict=True)):
+            before = self._before(index)
+            hidden = _read_layer(self.blocks[index], layer, tables, (hidden, before), part)
         hidden = self.model.norm(hidden)
         lanes_n, columns_n = part.lanes_n, part.columns_n
         starts = torch.tensor(done, device=hidden.device)
@@ -203,6 +204,18 @@ class Reader:
         segment = self.model.config.segment
         if complete := [lane for lane, n in enumerate(self.lengths) if n == segment]:
             self._close(complete)
+
+    def _before(self, index: int) -> Tensor | None:
+        """What a layer stored of the last token that each lane read, [B, D]; see Block.newest."""
+        block, inputs_BTD = self.blocks[index], self.layers[index].inputs_BTD
+        newest_BD = block.newest(self.memory.layers[index], self.live_BN)
+        if newest_BD is None:
+            return None
+        lengths = torch.tensor(self.lengths, device=newest_BD.device)
+        rows = torch.arange(self.lanes, device=newest_BD.device)
+        open_BD = inputs_BTD[rows, (lengths - 1).clamp(min=0)]
+        newest_BD = newest_BD.repeat_interleave(self.lanes // self.memory.lanes, dim=0)
+        return torch.where(lengths[:, None] > 0, open_BD, newest_BD)
 
     def _part(self, tokens_Bt: Tensor, done: list[int], taken: list[int]) -> Part:
         """The next tokens of each lane, and where they stand."""
@@ -303,10 +316,14 @@ class Reader:
 
 
 def _read_layer(
-    block: Block, layer: OpenLayer, tables: Any, hidden_BtD: Tensor, part: Part
+    block: Block, layer: OpenLayer, tables: Any, stream: tuple[Tensor, Tensor | None], part: Part
 ) -> Tensor:
-    """One layer reads tokens of open segments and keeps what belongs to them."""
-    attention, inputs, places = block.attention, block.inputs(hidden_BtD), part.places
+    """One layer reads tokens of open segments and keeps what belongs to them.
+
+    `stream` is the residual stream [B, t, D] and what Block.inputs goes on from.
+    """
+    hidden_BtD, _ = stream
+    attention, inputs, places = block.attention, block.inputs(*stream), part.places
     query, key, value = attention.queries_keys_values(inputs)
     key = attention.place(key, tables, attention.slots_of(places, key.shape[2]))
     for new, room in zip((key, value), layer.segment, strict=True):

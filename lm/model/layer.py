@@ -21,6 +21,7 @@ from lm.model.compression import (
     attention_reconstruction,
     auto_encoding,
 )
+from lm.model.leaky import LeakyAverage
 from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
 from lm.model.model_config import ModelConfig
 from lm.model.pinned import PinnedMemory, pinned_memories
@@ -61,6 +62,7 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.attention_norm = make_norm(config)
+        self.leaky = LeakyAverage(config.width) if config.leaky_inputs else None
         self.pinned = nn.ModuleList(pinned_memories(config))
         pinned = sum(part.number for part in self.pinned_memories)
         self.attention: MemoryAttention[Any]
@@ -112,8 +114,9 @@ class Block(nn.Module):
             losses: whether the reconstruction loss is computed; of compression without one, outside
                 of training, that of attention, to be looked at.
         """
-        inputs = self.inputs(hidden_BTD)
-        attended = self.attention(inputs, self.slots(memory), self.live(live_BN))
+        live = self.live(live_BN)
+        inputs = self.inputs(hidden_BTD, self.newest(memory, live))
+        attended = self.attention(inputs, self.slots(memory), live)
         hidden = self.after_attention(hidden_BTD, attended.output_BTD)
         entering = Entering(inputs, attended.slots[-1], attended.received_BS)
         after, block = self.move(entering, memory, counts)
@@ -143,12 +146,29 @@ class Block(nn.Module):
         """Of the slots of layers with memory, those that this layer has: all or none."""
         return live_BN[:, live_BN.shape[1] - self.attention.before :]
 
-    def inputs(self, hidden_BTD: Tensor) -> Tensor:
-        """What attention reads of the segment, and what enters memory."""
+    def newest(self, memory: LayerMemory, live_BN: Tensor) -> Tensor | None:
+        """The newest slot of memory, [B, D], zero where nothing was read; none unless inputs of
+        attention go on from it.
+        """
+        if self.leaky is None:
+            return None
+        return torch.where(live_BN[:, -1:], memory["memory"][:, -1].detach(), 0.0)
+
+    def inputs(self, hidden_BTD: Tensor, before_BD: Tensor | None) -> Tensor:
+        """What attention reads of the segment, and what enters memory.
+
+        Args:
+            hidden_BTD: the residual stream.
+            before_BD: the inputs of the token before, or `newest`.
+        """
         normed: Tensor = (
             self.attention_norm(hidden_BTD) if self.config.norm == "pre" else hidden_BTD
         )
-        return normed
+        if self.leaky is None:
+            return normed
+        assert before_BD is not None
+        averaged: Tensor = self.leaky(normed, before_BD)
+        return averaged
 
     def after_attention(self, hidden_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
         """Join attention to the stream, and the feed-forward after it."""

@@ -44,11 +44,11 @@ JOINED = {
     *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
     *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
     *("rotary_factor", "rotary_trained", "rotary_bounds", "sinks", "sink", "memories"),
-    *("embedding_scale", "head_bias"),
+    *("embedding_scale", "head_bias", "leaky_inputs"),
     *LATER,
 }
 """Settings that the first version did not have; what that wrote means their defaults."""
-BESIDE_MEMORY = ("memory_layers", "empty", "sinks", "sink", "memories")
+BESIDE_MEMORY = ("memory_layers", "empty", "sinks", "sink", "memories", "leaky_inputs")
 """Settings that need memory; layers without it have their defaults."""
 
 
@@ -89,6 +89,9 @@ class ModelConfig:
     norm: Literal["pre", "post"] = "pre"
     """Layer norm of each sub-layer's input (authors' code), or of the residual sum (paper,
     Algorithm 1). What enters memory is the input of attention, so post keeps it unnormed."""
+    leaky_inputs: bool = False
+    """Inputs of attention that are leaky averages over time, with a learnt share of the token
+    before for each channel; memory carries them on (lm/model/leaky.py)."""
     gate: GateName = "none"
     """What joins a sub-layer to the residual stream: a sum, or a gate of GTrXL."""
     positions: Literal["relative", "rotary", "rotary_slots"] = "relative"
@@ -245,6 +248,8 @@ class ModelConfig:
             return f"sinks must fit into {where}, not {self.sinks}"
         if not self.slots and (self.sinks or self.memories):
             return "sinks and model.memories stand before a memory; give it slots"
+        if self.leaky_inputs and not self.memory:
+            return "leaky_inputs go on from the newest slot of memory; set model.memory above 0"
         if layers is None:
             return None
         if not self.slots:

@@ -66,6 +66,13 @@ SHAPES = {
     "rotary, most_used": replace(
         TINY, positions="rotary", compression="most_used", reconstruction="none"
     ),
+    "leaky inputs": replace(TINY, leaky_inputs=True, segment=5, rate=3),
+    "leaky inputs, memory shorter, rotary": replace(
+        TINY, leaky_inputs=True, memory=2, positions="rotary", sinks=1
+    ),
+    "leaky inputs in one layer, post-norm, zeros attended": replace(
+        TINY, leaky_inputs=True, memory_layers=(1,), norm="post", empty="attended", memory=7
+    ),
     "post-norm": replace(TINY, norm="post"),
     "swiglu": replace(TINY, activation="swiglu"),
     "geglu": replace(TINY, activation="geglu"),

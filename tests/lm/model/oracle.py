@@ -236,6 +236,8 @@ class Oracle:
             memory, compressed = before.memory[layer], before.compressed[layer]
             inputs = [self.norm(layer, "attention_norm", x) for x in hidden]
             inputs = inputs if config.norm == "pre" else hidden
+            if here.leaky_inputs:
+                inputs = self.leaky(layer, inputs, memory)
             sinks = self.sinks(layer, before)
             mixed, queries, received = self.attention(layer, inputs, memory, compressed, sinks)
             hidden = [self.after_attention(layer, x, y) for x, y in zip(hidden, mixed, strict=True)]
@@ -259,6 +261,14 @@ class Oracle:
         weight, offset = self.parameters["head.weight"], self.parameters.get("head.bias", 0.0)
         logits = torch.stack([weight @ x + offset for x in hidden])
         return LaneResult(logits, after, loss, count)
+
+    def leaky(self, layer: int, inputs: Slots, memory: Slots) -> Slots:
+        share = torch.sigmoid(self.get(layer, "leaky.leak"))
+        last, averaged = memory[-1] if memory else torch.zeros_like(inputs[0]), []
+        for x in inputs:
+            last = torch.sqrt(1 - share**2) * x + share * last
+            averaged.append(last)
+        return averaged
 
     def norm(self, layer: int, name: str, x_D: Tensor) -> Tensor:
         return self.normed(f"blocks.{layer}.{name}", x_D)
