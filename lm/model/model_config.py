@@ -38,13 +38,13 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
 }
 """What numbers must be, whatever the others are; in words, and as a test."""
-LATER = {"max_positions", "compression_initial", "compression_rank"}
+LATER = {"max_positions", "compression_initial", "compression_rank", "leaky_inputs"}
 """Settings that joined last."""
 JOINED = {
     *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
     *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
     *("rotary_factor", "rotary_trained", "rotary_bounds", "sinks", "sink", "memories"),
-    *("embedding_scale", "head_bias", "leaky_inputs"),
+    *("embedding_scale", "head_bias"),
     *LATER,
 }
 """Settings that the first version did not have; what that wrote means their defaults."""

@@ -35,6 +35,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "has no kernel; set model.extra_kernel to 0",
     ),
     ({"compression": "dilated", "memory": 6}, "must hold the 7 slots"),
+    ({"leaky_inputs": True, "memory": 0}, "newest slot of memory; set model.memory above 0"),
     ({"sinusoids": 3}, "model.sinusoids must be even"),
     ({"sinusoids": 0}, "model.sinusoids must be even"),
     ({"positions": "rotary", "sinusoids": 64}, "no effect with model.positions rotary"),
