@@ -8,7 +8,7 @@ from pydantic import Field
 
 from data.common.schema import Count, Positive, Size
 from eval.results import Share
-from lm.inference.inference_config import Lengths, ScoringConfig
+from lm.inference.inference_config import Lengths, Placement, ScoringConfig
 from lm.sparse.sparse_config import Kind, Scope
 
 ABLATIONS = ("intact", "absent", "zeroed", "shuffled", "exchanged")
@@ -17,7 +17,7 @@ NAMES = ("segment", "memory", "compressed")
 
 
 @dataclass(frozen=True)
-class ScoreConfig(ScoringConfig, Lengths):
+class ScoreConfig(ScoringConfig, Lengths, Placement):
     """How a split is read when it is scored; lengths default to those of training."""
 
 
@@ -96,6 +96,8 @@ class DynamicConfig(ScoreConfig):
         super().__post_init__()
         if not self.lrs:
             raise ValueError("lrs must be some rates of at least 0")
+        if self.precision != "float32":
+            raise ValueError("weights that learn need precision float32; leave --precision out")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from data.common.command import load_config
 from data.common.progress import Progress
-from lm.inference.inference_config import Lengths, SamplingConfig
+from lm.inference.inference_config import Lengths, Placement, SamplingConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelState
 from lm.inference.session import Session, Writing, encode
@@ -39,7 +40,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
         segment: int | None = None,
         memory: int | None = None,
         compressed: int | None = None,
-        **ignored: object,
+        **more: object,
     ) -> None:
         """Load a run; arguments come from the harness's --model_args.
 
@@ -50,21 +51,24 @@ class LongRangeLM(LM):  # type: ignore[misc]
             segment: tokens read at once, by default as in training.
             memory: slots of memory in each layer, likewise.
             compressed: slots of compressed memory in each layer, likewise.
-            ignored: the harness's device and largest batch size, which the run decides itself.
+            more: `precision`, float32 or bfloat16; the harness's `device`, cpu, cuda or mps; and
+                its largest batch size, which the run decides itself.
 
         Raises:
             ValueError: no such run, or arguments that do not exist.
         """
         super().__init__()
-        if strange := set(ignored) - {"device", "max_batch_size"}:
+        if strange := set(more) - {"max_batch_size", "precision", "device"}:
             raise ValueError(
                 f"the model longrange has no argument {min(strange)}; it has run, checkpoint, "
-                "segment, memory and compressed"
+                "segment, memory, compressed, precision and device"
             )
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a number of texts, not {batch_size}")
+        given = {name: more[name] for name in ("precision", "device") if more.get(name)}
+        place = load_config(Placement, given)
         self.loaded: LoadedRun = load_run(
-            Path(run), checkpoint, Lengths(segment, memory, compressed)
+            Path(run), checkpoint, Lengths(segment, memory, compressed), place
         )
         self.batch = int(batch_size)
 

@@ -16,7 +16,6 @@ import numpy as np
 from data.shards import Shards, Split, open_shards
 from eval.eval_config import ScoreConfig
 from eval.results import FORMAT, Result, spoken
-from lm.inference.inference_config import ScoringConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.model.flops import training_flops
 from lm.runs.runlog import commit
@@ -36,7 +35,7 @@ class Reading:
     loaded: LoadedRun
     shards: Shards
     split: Split
-    config: ScoringConfig
+    config: ScoreConfig
     warmup: int
     """Tokens that each lane reads unscored before its part."""
 
@@ -51,8 +50,8 @@ def open_reading(
         ValueError: there is no such run, checkpoint or split, the lengths are impossible, or the
             shards have another vocabulary.
     """
-    loaded = load_run(run, checkpoint, config)
-    opened = open_shards(shards or loaded.config.data.shards)
+    loaded = load_run(run, checkpoint, config, config)
+    opened = open_shards(shards or loaded.shards)
     if opened.vocabulary.hash != loaded.vocabulary.hash:
         raise ValueError(
             f"{opened.path} has another vocabulary ({opened.vocabulary.name}) than the model "
@@ -107,7 +106,7 @@ def record(reading: Reading, score: Score) -> Result:
             "width": model.config.width,
             "vocabulary": reading.loaded.vocabulary.name,
             "training_flops_per_token": training_flops(
-                model.config, model.vocabulary, reading.loaded.config.training.lanes
+                model.config, model.vocabulary, reading.loaded.lanes
             ).total,
         },
         "checkpoint": {
@@ -121,7 +120,8 @@ def record(reading: Reading, score: Score) -> Result:
 def protocol(reading: Reading) -> dict[str, Any]:
     """What decides a number besides the weights; lengths in tokens, or slots a layer."""
     model, config = reading.loaded.model.config, reading.config
-    return {
+    precise = config.precision == "float32"
+    return ({} if precise else {"precision": config.precision}) | {
         "corpus": reading.shards.corpus,
         "text": reading.shards.manifest.source.sha256,
         "shards": reading.shards.hash,

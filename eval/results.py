@@ -54,6 +54,8 @@ class Protocol(Record):
     denominator: Size
     tokens: Size
     limit: Size | None = None
+    precision: str | None = None
+    """Numbers that the model computed with, where they were not float32."""
 
 
 class Model(Record):

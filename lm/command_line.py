@@ -20,6 +20,7 @@ PROGRAMS = {
     "recall": "data.recall",
     "train": "lm.train",
     "continual": "lm.continual",
+    "adopt": "lm.adopt",
     "experiments": "tools.experiments",
     "plan": "tools.plan",
     "launch": "tools.launch",

@@ -6,6 +6,7 @@ from data.common import command
 from data.common.integrity import write_sums
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
+from data.tokenizers.registry import load_tokenizer
 
 
 def main(
@@ -14,6 +15,7 @@ def main(
     checkpoint: str | None = None,
     title: str | None = None,
     max_shard_size: str = "5GB",
+    plain: bool = False,
 ) -> None:
     """Write a trained model as a folder that AutoModelForCausalLM loads with trust_remote_code.
 
@@ -27,13 +29,26 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         title: of the model card, by default the run's name.
         max_shard_size: weights are split into files of this size at most, such as 500MB.
+        plain: write the model that the run was adopted from, without memory or code, as its own
+            library knows it; weights that nothing has trained are the same bits.
     """
     from lm.hub.card import model_card
     from lm.hub.exporting import TOKENIZERS, check_shard_size, quiet_deepspeed, write_folder
-    from lm.inference.loading import load_run, pieces
+    from lm.hub.plain import require_base, write_plain
+    from lm.inference.loading import find_weights, load_run, pieces
 
     check_folder(out, *pieces(run))
     check_shard_size(max_shard_size)
+    if plain:
+        if title is not None:
+            raise ValueError("title has no effect on a --plain model, which gets no card")
+        require_base(run)
+        config, weights = find_weights(run, checkpoint)
+        with new_folder(out, "--out") as place:
+            words = load_tokenizer(run / "vocabulary")
+            write_plain(run, weights, config.model, words, place, max_shard_size)
+        print(out)
+        return
     quiet_deepspeed()
     loaded = load_run(run, checkpoint)
     with new_folder(out, "--out") as place:
@@ -42,7 +57,8 @@ def main(
         card = model_card(loaded, run, title or run.resolve().name, tokenizer)
         (place / "README.md").write_text(card, encoding="utf-8")
         # Weights have theirs in their files, and the card may be edited.
-        names = sorted(path.name for path in place.iterdir())
+        paths = [path for path in place.rglob("*") if path.is_file()]
+        names = sorted(path.relative_to(place).as_posix() for path in paths)
         write_sums(place, [n for n in names if not n.endswith((".safetensors", ".md"))])
     print(out)
 

@@ -51,7 +51,7 @@ def main(
     texts = prompts(sampling)
     if save_memory is not None and len(texts) > 1:
         raise ValueError("--save-memory keeps the memory of one text; give one prompt")
-    loaded = load_run(run, checkpoint, sampling)
+    loaded = load_run(run, checkpoint, sampling, sampling)
     check_stops(stops_of(sampling), loaded.vocabulary)
     require_lanes(loaded, len(texts) * sampling.samples)
     session = opened(loaded, texts, load_memory, sampling.prompt_file or sampling.prompts_file)

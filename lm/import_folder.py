@@ -7,6 +7,7 @@ from data.common.integrity import check_sums
 from data.common.locks import new_folder
 from data.common.outputs import check_folder
 from data.tokenizers.registry import load_tokenizer
+from lm.runs.adopted_config import copy_base
 
 
 def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
@@ -36,6 +37,7 @@ def main(folder: Path, run: Path, vocabulary: Path | None = None) -> None:
     with new_folder(run, "--run") as place:
         # Read within the lock: whoever waits for it should not hold a model.
         write_run(config, read_weights(folder, config.model, size), words, place)
+        copy_base(folder, place)
     print(run)
 
 

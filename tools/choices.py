@@ -11,6 +11,7 @@ from torch import Tensor
 from eval.logs import training_log
 from lm.inference.loading import LoadedRun
 from lm.model.transformer import CompressiveTransformer
+from lm.runs.adopted_config import AdoptedConfig
 from lm.sparse.pruning import dense_matrices
 from lm.sparse.sparse_config import Kind
 
@@ -48,8 +49,12 @@ class Choices:
 
 @torch.no_grad()
 def compare(loaded: LoadedRun) -> Weights:
-    """A run's weights beside those that its seed gave it."""
+    """A run's weights beside those that its seed gave it; ValueError for one that was adopted."""
     config = loaded.config
+    if isinstance(config, AdoptedConfig):
+        raise ValueError(  # noqa: TRY004
+            f"{loaded.folder} was adopted, so no seed gave it its first weights"
+        )
     torch.manual_seed(config.training.seed)
     start = dense_matrices(CompressiveTransformer(config.model, loaded.vocabulary.size), KINDS)
     number, flipped, faded = 0, 0, 0

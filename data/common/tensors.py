@@ -127,6 +127,10 @@ class TensorFile(Mapping[str, Tensor]):
         """Shape of a tensor that the file has, without reading it."""
         return tuple(self.file.get_slice(name).get_shape())
 
+    def halved(self, name: str) -> bool:
+        """Whether a tensor that the file has is of bfloat16, without reading it."""
+        return str(self.file.get_slice(name).get_dtype()) == "BF16"
+
     def take(self, name: str, dtype: torch.dtype | None, shape: Sequence[int | None]) -> Tensor:
         """A tensor that must have this type (none: any of floating point) and shape (none: any).
 

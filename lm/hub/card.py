@@ -8,6 +8,7 @@ from pydantic import ConfigDict, JsonValue
 
 from data.common.schema import Record, read_record
 from lm.inference.loading import LoadedRun
+from lm.runs.adopted_config import AdoptedConfig
 
 HEAD = """\
 ---
@@ -92,7 +93,7 @@ def model_card(loaded: LoadedRun, run: Path, title: str, tokenizer: bool) -> str
     Raises:
         ValueError: a result has changed since it was written, or is none.
     """
-    model, data = loaded.model.config, loaded.config.data
+    model, config = loaded.model.config, loaded.config
     sizes = (
         f"A Compressive Transformer (arXiv 1911.05507): {model.layers} layers of width "
         f"{model.width}, {model.heads} heads. It reads segments of {model.segment} tokens; every "
@@ -103,8 +104,12 @@ def model_card(loaded: LoadedRun, run: Path, title: str, tokenizer: bool) -> str
             f" and {model.compressed} compressed slots, each made from {model.rate} older ones "
             f"by {model.compression}"
         )
-    facts = {
-        "trained on": f"{data.corpus}-prefix" if data.prefix else data.corpus,
+    if isinstance(config, AdoptedConfig):
+        facts = {"weights of": f"{config.base.name}, {config.base.architecture}"}
+    else:
+        prefix = "-prefix" if config.data.prefix else ""
+        facts = {"trained on": f"{config.data.corpus}{prefix}"}
+    facts |= {
         "vocabulary": loaded.vocabulary.name,
         "parameters": f"{sum(parameter.numel() for parameter in loaded.model.parameters()):,}",
         "checkpoint": f"{loaded.checkpoint.name}, SHA-256 {loaded.weights}",

@@ -27,6 +27,7 @@ from lm.hub.subword_tokenizer import HubSentencePieceTokenizer
 from lm.hub.tokenization import HubTokenizer
 from lm.hub.word_tokenizer import HubWordTokenizer
 from lm.inference.loading import LoadedRun
+from lm.runs.adopted_config import AdoptedConfig, copy_base
 
 TOKENIZERS: dict[str, type[HubTokenizer]] = {
     "bytes": HubByteTokenizer,
@@ -66,6 +67,7 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
         # The same, with the hash of each weight.
         save_tensors(load_file(path), path, {"format": "pt"})
     vocabulary.save(folder)
+    copy_base(loaded.folder, folder)
     needed = [kind.__module__ for kind in classes.values()]
     if vocabulary.kind in TOKENIZERS:
         tokenizer = tokenizer_of(vocabulary, folder)
@@ -120,6 +122,8 @@ def tokenizer_of(vocabulary: Tokenizer, folder: Path) -> HubTokenizer:
 def origin(loaded: LoadedRun) -> dict[str, Any]:
     """What the run's config says besides the model, without paths of this machine, as JSON."""
     config = loaded.config
+    if isinstance(config, AdoptedConfig):
+        return {"base": asdict(config.base)}
     shards = Path(config.data.shards.name)
     data = replace(config.data, shards=shards, source=None, vocabulary_from=None, checksums=None)
     parts: dict[str, Any] = {"data": data, "optim": config.optim, "training": config.training}

@@ -18,6 +18,7 @@ from lm.hub.configuration import refuse_foreign
 from lm.hub.weights import MEND
 from lm.model.model_config import JOINED, LATER, ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.runs.adopted_config import AdoptedConfig, StoredConfig
 from lm.runs.checkpoints import LATEST, STATE, WEIGHTS, CheckpointState
 from lm.runs.run_config import RunConfig, write_config
 
@@ -37,7 +38,7 @@ class ExportedConfig(Record):
     """What the run's config said besides the model."""
 
 
-def read_config(path: Path) -> tuple[RunConfig, int]:
+def read_config(path: Path) -> tuple[StoredConfig, int]:
     """The config of a run and the size of its vocabulary, of the config.json of an exported folder.
 
     Raises:
@@ -52,7 +53,8 @@ def read_config(path: Path) -> tuple[RunConfig, int]:
         if missing and set(missing) not in (JOINED, LATER):
             raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301 - ends as the others do
         model = {name: values[name] for name in names if name in values}
-        return load_config(RunConfig, exported.run | {"model": model}), exported.vocab_size
+        kind: type[StoredConfig] = AdoptedConfig if {*exported.run} == {"base"} else RunConfig
+        return load_config(kind, exported.run | {"model": model}), exported.vocab_size
     except ValueError as error:
         where = "" if str(error).startswith(str(path)) else f"{path}: "
         raise ValueError(f"{where}{error}; take that of an export by python -m lm.export") from None
@@ -111,7 +113,7 @@ def weight_files(folder: Path) -> set[str]:
 
 
 def write_run(
-    config: RunConfig, weights: dict[str, Tensor], vocabulary: Tokenizer, run: Path
+    config: StoredConfig, weights: dict[str, Tensor], vocabulary: Tokenizer, run: Path
 ) -> None:
     """Write what makes a folder a run."""
     target = run / "checkpoints" / NAME

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,16 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a model computes, and in what numbers."""
+
+    device: Literal["cpu", "cuda", "mps"] | None = None
+    """Processor that computes; none: a GPU of NVIDIA's if there is one, else the CPU."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Numbers that weights and memory are held and multiplied in; bfloat16 takes half the room."""
+
+
+@dataclass(frozen=True)
 class ScoringConfig:
     """How a split is read when it is scored."""
 
@@ -80,7 +90,7 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig(SamplingConfig, Lengths):
+class GenerateConfig(SamplingConfig, Lengths, Placement):
     """What is continued, how, and how far; lengths default to those of training."""
 
     prompt: str | None = None

@@ -5,16 +5,18 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data.common.files import hash_file
+from data.common.requirements import require_memory
 from data.common.tensors import TensorFile
 from data.tokenizers.registry import Tokenizer, load_tokenizer
-from lm.inference.inference_config import Lengths
+from lm.inference.inference_config import Lengths, Placement
 from lm.inference.predictor import ModelPredictor
 from lm.model.transformer import CompressiveTransformer
 from lm.runs import checkpoints
+from lm.runs.adopted_config import BASE, AdoptedConfig, StoredConfig, read_stored
 from lm.runs.checkpoints import WEIGHTS
-from lm.runs.run_config import RunConfig, read_config
 from lm.sparse.state import densify, put_sets, require_sets
 from lm.sparse.topkast import sparsify
 
@@ -23,8 +25,8 @@ from lm.sparse.topkast import sparsify
 class LoadedRun:
     """A run's model, ready to predict."""
 
-    config: RunConfig
-    """As trained; `model.config` has the lengths asked for."""
+    config: StoredConfig
+    """As trained or adopted; `model.config` has the lengths asked for."""
     model: CompressiveTransformer
     vocabulary: Tokenizer
     checkpoint: Path
@@ -32,21 +34,55 @@ class LoadedRun:
     weights: str
     """SHA-256 of the file of the weights as they were loaded; another may lie there by now."""
 
+    @property
+    def shards(self) -> Path:
+        """The shards it was trained on; ValueError for a run that was adopted, which has none."""
+        if isinstance(self.config, AdoptedConfig):
+            raise ValueError(  # noqa: TRY004
+                f"{self.folder} was adopted and knows no shards: prepare a text with its "
+                "vocabulary (python -m data.prepare --data.vocabulary_from) and give --shards"
+            )
+        return self.config.data.shards
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.checkpoint.parents[1]
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that it was trained with; 1 for a run that was adopted."""
+        return 1 if isinstance(self.config, AdoptedConfig) else self.config.training.lanes
+
     @cached_property
     def predictor(self) -> ModelPredictor:
         """The model as whatever assigns probabilities to a text."""
         return ModelPredictor(self.model, self.vocabulary)
 
 
-def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None) -> LoadedRun:
-    """Load a checkpoint of a run, the newest by default, in evaluation mode, on the GPU if any.
+def load_run(
+    run: Path,
+    name: str | None = None,
+    lengths: Lengths | None = None,
+    placement: Placement | None = None,
+) -> LoadedRun:
+    """Load a checkpoint of a run in evaluation mode.
 
     Sparse matrices come as dense ones that are zero outside the forward set.
 
+    Args:
+        run: folder of the run.
+        name: of the checkpoint; none: the newest.
+        lengths: those that differ from training.
+        placement: where it computes and in what numbers; none: on the GPU if any, in float32.
+
     Raises:
-        ValueError: no run or no such checkpoint there, damaged weights, or impossible lengths.
+        ValueError: no run or no such checkpoint there, damaged weights, or impossible lengths, or
+            there is no such device.
     """
-    config, folder = _found(run, name)
+    place = placement or Placement()
+    device, dtype = device_of(place), getattr(torch, place.precision)
+    config, folder = find_weights(run, name)
     wanted = {field.name: getattr(lengths, field.name, None) for field in fields(Lengths)}
     changes = {name: value for name, value in wanted.items() if value is not None}
     if changes.get("compressed") and not config.model.compressed:
@@ -58,11 +94,30 @@ def load_run(run: Path, name: str | None = None, lengths: Lengths | None = None)
     vocabulary = load_tokenizer(run / "vocabulary")
     # How training computes says nothing of the machine that reads.
     shorter = replace(config, model=replace(config.model, backend="auto", **changes))
-    model, weights = _filled(shorter, vocabulary.size, folder), hash_file(folder / WEIGHTS)
-    densify(model)
+    if config.sparse.density is None and config.power.alpha == 1:
+        model = _dense(shorter, vocabulary.size, folder, (device, dtype))
+    else:
+        model = _filled(shorter, vocabulary.size, folder)
+        densify(model)
+    weights = hash_file(folder / WEIGHTS)
     model = without_compressed(model) if forgotten else model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedRun(config, model.eval().to(device), vocabulary, folder, weights)
+    return LoadedRun(config, model.eval().to(device, dtype), vocabulary, folder, weights)
+
+
+def device_of(placement: Placement) -> torch.device:
+    """The device that is asked for; ValueError where there is none such."""
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    name = placement.device or ("cuda" if there["cuda"] else "cpu")
+    if not there[name]:
+        usable = ", ".join(kind for kind, usable in there.items() if usable)
+        raise ValueError(
+            f"device {name} is not there, or this torch was built without it; there are: {usable}"
+        )
+    return torch.device(name)
 
 
 def parts_of(run: Path) -> list[Path]:
@@ -71,12 +126,14 @@ def parts_of(run: Path) -> list[Path]:
     Raises:
         ValueError: there is no run.
     """
-    return [*pieces(run), _config(run).data.shards]
+    config = _config(run)
+    shards = [] if isinstance(config, AdoptedConfig) else [config.data.shards]
+    return [*pieces(run), *shards]
 
 
 def pieces(run: Path) -> list[Path]:
     """What lies in the folder of a run and makes it one."""
-    names = ("config.yaml", "env.json", "metrics.jsonl", "checkpoints", "vocabulary")
+    names = ("config.yaml", "env.json", "metrics.jsonl", "checkpoints", "vocabulary", BASE)
     return [run / name for name in names]
 
 
@@ -86,12 +143,14 @@ def load_trained(run: Path, name: str | None = None) -> CompressiveTransformer:
     Raises:
         ValueError: no run or no such checkpoint there, or damaged weights.
     """
-    config, folder = _found(run, name)
+    config, folder = find_weights(run, name)
     return _filled(config, load_tokenizer(run / "vocabulary").size, folder)
 
 
-def _found(run: Path, name: str | None) -> tuple[RunConfig, Path]:
-    """A run's config and the folder of its checkpoint."""
+def find_weights(run: Path, name: str | None) -> tuple[StoredConfig, Path]:
+    """A run's config and the folder of one of its checkpoints, by default the newest; ValueError
+    where there is none.
+    """
     config = _config(run)
     folder = checkpoints.newest(run) if name is None else checkpoints.find(run, name)
     if folder is None:
@@ -99,13 +158,40 @@ def _found(run: Path, name: str | None) -> tuple[RunConfig, Path]:
     return config, folder
 
 
-def _config(run: Path) -> RunConfig:
+def _config(run: Path) -> StoredConfig:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} holds no run; train one with python -m lm.train --run {run}")
-    return read_config(run / "config.yaml")
+    return read_stored(run / "config.yaml")
 
 
-def _filled(config: RunConfig, vocabulary: int, folder: Path) -> CompressiveTransformer:
+def _dense(
+    config: StoredConfig,
+    vocabulary: int,
+    folder: Path,
+    place: tuple[torch.device, torch.dtype],
+) -> CompressiveTransformer:
+    """A model of dense matrices with the weights of a checkpoint, each read to where it computes:
+    no more is held at once than the model and its largest matrix.
+    """
+    with torch.device("meta"):
+        model = CompressiveTransformer(config.model, vocabulary)
+    device, dtype = place
+    rooms: dict[nn.Parameter, nn.Parameter] = {}
+    needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+    if device.type == "cpu":
+        require_memory(needed, f"the model in {folder}")
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight not in rooms:
+                room = torch.empty(weight.shape, dtype=dtype, device=device)
+                rooms[weight] = nn.Parameter(room)
+            # Vectors of words that two modules share stay shared.
+            setattr(module, name, rooms[weight])
+    checkpoints.load_weights(model, folder / WEIGHTS)
+    return model
+
+
+def _filled(config: StoredConfig, vocabulary: int, folder: Path) -> CompressiveTransformer:
     """A model in the form it was trained in, with the weights of a checkpoint."""
     model = CompressiveTransformer(config.model, vocabulary)
     topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
@@ -122,4 +208,4 @@ def without_compressed(model: CompressiveTransformer) -> CompressiveTransformer:
     shorter = CompressiveTransformer(replace(model.config, compressed=0), model.vocabulary)
     weights = model.state_dict()
     shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
-    return shorter
+    return shorter.to(model.embedding.weight.dtype)

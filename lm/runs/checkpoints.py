@@ -2,7 +2,8 @@
 
 A run's `checkpoints/` holds folders `step-00001000`:
 
-    model.safetensors        weights in float32, for scoring, generation and resuming
+    model.safetensors        weights in float32, for scoring, generation and resuming; of a model
+                             that was adopted in bfloat16, in that
     optimizer-0.safetensors  of each rank: whole optimiser state of its share of the parameters
     rank-0.safetensors       of each rank: memory of its lanes, state of its random generators
     state.json               step, lane cursors, probe, hashes of shards and vocabulary
@@ -170,7 +171,7 @@ def find(run: Path, name: str) -> Path:
 
 
 def load_weights(model: CompressiveTransformer, path: Path) -> None:
-    """Read the weights of a checkpoint into a model.
+    """Read the weights of a checkpoint into a model, whatever numbers that computes with.
 
     Raises:
         ValueError: the file is damaged, lacks a weight or has one that is no number, or belongs to
@@ -187,7 +188,8 @@ def load_weights(model: CompressiveTransformer, path: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            weight = file.take(name, torch.float32, parameter.shape)
+            kind = torch.bfloat16 if file.halved(name) else torch.float32
+            weight = file.take(name, kind, parameter.shape)
             if not weight.isfinite().all():
                 raise ValueError(f"{path} has numbers in {name} that are not finite; {MEND}")
             parameter.copy_(weight)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ Rate = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """A decay rate of a moment."""
 MINUTES_OF_A_YEAR = 365 * 24 * 60
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True)
@@ -235,22 +236,27 @@ class RunFolder:
     None: the newest."""
 
 
-def write_config(path: Path, config: RunConfig) -> None:
+def write_config(path: Path, config: Any) -> None:
     """Write a run's config.yaml, with its hash in a comment before it."""
     with writing(path) as temporary:
         temporary.write_text(seal_text(dump_config(config)), encoding="utf-8")
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read a run's config.yaml.
+    """Read the config.yaml of a run that was trained; errors as of `read_as`."""
+    return read_as(RunConfig, path)
+
+
+def read_as(kind: type[ConfigT], path: Path) -> ConfigT:
+    """Read what `write_config` wrote.
 
     Raises:
-        ValueError: it has changed since it was written, or is no config.
+        ValueError: it has changed since it was written, or is no such config.
     """
     mend = "put back the file as it was, or take its first line away if the change is meant"
     check_text(path, mend)
     try:
-        return load_config(RunConfig, path)
+        return load_config(kind, path)
     except ValueError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise ValueError(f"{where}{error}; put back the file as it was") from None

@@ -18,6 +18,7 @@ from data.common.files import sync
 from data.common.locks import alone
 from data.common.outputs import writing
 from lm.runs import checkpoints
+from lm.runs.adopted_config import is_adopted
 from lm.runs.run_config import RunConfig, RunFolder, changed, read_config, write_config
 from lm.runs.runlog import MetricsLog, read_metrics, write_environment
 from lm.training.trainer import Trainer
@@ -109,6 +110,11 @@ def begin(at: RunFolder, wanted: RunConfig) -> Start:
         raise ValueError(
             f"{run} holds checkpoints but not their {CONFIG}; put it back or give another --run "
             "folder"
+        )
+    if is_adopted(run / CONFIG):
+        raise ValueError(
+            f"{run} was adopted and is no training to go on with: give a new --run folder and "
+            f"begin with its weights, --from {run}"
         )
     changes = changed(wanted, read_config(run / CONFIG), str(run))
     if name is None or (not changes and _set_back(run, name)):

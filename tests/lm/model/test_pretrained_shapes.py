@@ -3,6 +3,7 @@ the text, by segments, by kept keys and token by token.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from lm.hub.adopting import read_weights
+from lm.hub.pretrained import Source
+from lm.hub.shapes import model_config
 from lm.model.incremental import Reader
-from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.runs.adopted_config import MemoryShape
 
 SIZES: dict[str, Any] = {
     "vocab_size": 37,
@@ -54,84 +58,10 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
     "Qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
     "Mistral": lambda: MistralConfig(**SIZES, sliding_window=None),
+    "Mistral, wide window": lambda: MistralConfig(**SIZES, sliding_window=100),
 }
 SEGMENT, SEGMENTS, LANES = 8, 5, 2
-
-
-def rotary(config: PreTrainedConfig) -> dict[str, Any]:
-    given = config.rope_parameters
-    settings: dict[str, Any] = {"positions": "rotary", "rotary_base": given["rope_theta"]}
-    if given["rope_type"] != "default":
-        settings |= {"rotary_scaling": given["rope_type"], "rotary_factor": given["factor"]}
-    if given["rope_type"] == "llama3":
-        settings["rotary_trained"] = given["original_max_position_embeddings"]
-        settings["rotary_bounds"] = (given["low_freq_factor"], given["high_freq_factor"])
-    return settings
-
-
-def config_of(theirs: PreTrainedModel) -> ModelConfig:
-    config, names = theirs.config, dict(theirs.named_parameters())
-    biases = {
-        (False, False): "none",
-        (True, False): "inputs",
-        (True, True): "all",
-    }
-    prefix = "model.layers.0."
-    bias = biases[
-        (f"{prefix}self_attn.q_proj.bias" in names, f"{prefix}self_attn.o_proj.bias" in names)
-    ]
-    return ModelConfig(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        key_value_heads=config.num_key_value_heads,
-        head_size=theirs.model.layers[0].self_attn.head_dim,
-        query_key_norm=f"{prefix}self_attn.q_norm.weight" in names,
-        attention_bias=bias,  # type: ignore[arg-type]
-        feedforward=config.intermediate_size,
-        activation="swiglu",
-        feedforward_bias=f"{prefix}mlp.down_proj.bias" in names,
-        norm_kind="rms",
-        norm_epsilon=config.rms_norm_eps,
-        embedding_scale=1.0,
-        head_bias=False,
-        tied=config.tie_word_embeddings,
-        segment=SEGMENT,
-        memory=SEGMENT * SEGMENTS,
-        compressed=4,
-        sinks=2,
-        **rotary(config),
-    )
-
-
-def copy_weights(theirs: PreTrainedModel, ours: CompressiveTransformer) -> None:
-    stored = theirs.state_dict()
-    named: dict[str, Tensor] = {
-        "embedding.weight": stored["model.embed_tokens.weight"],
-        "norm.weight": stored["model.norm.weight"],
-    }
-    if not ours.config.tied:
-        named["head.weight"] = stored["lm_head.weight"]
-    for index in range(ours.config.layers):
-        here, there = f"blocks.{index}.", f"model.layers.{index}."
-        for kind in ("weight", "bias"):
-            joined = {
-                "attention.query_key_value": [f"self_attn.{part}_proj" for part in "qkv"],
-                "attention.output": ["self_attn.o_proj"],
-                "attention.query_norm": ["self_attn.q_norm"],
-                "attention.key_norm": ["self_attn.k_norm"],
-                "feedforward.inner": ["mlp.gate_proj", "mlp.up_proj"],
-                "feedforward.outer": ["mlp.down_proj"],
-                "attention_norm": ["input_layernorm"],
-                "feedforward_norm": ["post_attention_layernorm"],
-            }
-            for name, parts in joined.items():
-                if f"{there}{parts[0]}.{kind}" in stored:
-                    parts = [stored[f"{there}{part}.{kind}"] for part in parts]
-                    named[f"{here}{name}.{kind}"] = torch.cat(parts)
-    missing, unknown = ours.load_state_dict(named, strict=False)
-    assert not unknown
-    assert all("compression" in name or name == "head.weight" for name in missing)
+MEMORY = MemoryShape(segment=SEGMENT, memory=SEGMENT * SEGMENTS, compressed=4, sinks=2)
 
 
 class ExactRotary(nn.Module):
@@ -173,8 +103,10 @@ def pair(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, CompressiveTr
         for name, parameter in theirs.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    ours = CompressiveTransformer(config_of(theirs), SIZES["vocab_size"]).eval()
-    copy_weights(theirs, ours)
+    source = Source("it", theirs.config, theirs.state_dict(), Path())
+    config = model_config(theirs.config, MEMORY, "it")
+    ours = CompressiveTransformer(config, SIZES["vocab_size"]).eval()
+    ours.load_state_dict(read_weights(source, config, None), strict=config.tied is False)
     return theirs, ours
 
 

@@ -1,0 +1,172 @@
+"""Pretrained models of transformers on disk, on the hub or in a GGUF file, opened to be adopted.
+
+No code of a model's own is run, and no pickle is read.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from data.common.requirements import extra
+from data.tokenizers.registry import Tokenizer, load_tokenizer
+from data.tokenizers.tokenizer import DESCRIPTION
+from lm.hub.importing import INDEX, ONE, weight_files
+from lm.hub.shapes import read_base, require_shape
+
+MEND = "take all files of the model"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that may be adopted."""
+
+    name: str
+    """As it is told to people: of the hub, or of its folder or file."""
+    config: PreTrainedConfig
+    weights: Mapping[str, Tensor]
+    """Its tensors by their names; reads what is asked for."""
+    folder: Path
+    """Where its other files are."""
+    gguf: Path | None = None
+    """The file that all comes from, if it is a GGUF."""
+
+
+class Shards(Mapping[str, Tensor]):
+    """The tensors of a folder's safetensors files, read as they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open all files.
+
+        Raises:
+            ValueError: one is missing or cannot be read, or weights are in another format.
+        """
+        self.folder = folder
+        self.places: dict[str, Any] = {}
+        for name in sorted(_weight_files(folder)):
+            path = folder / name
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: {folder / INDEX} names it; {MEND}")
+            try:
+                file: Any = safe_open(path, framework="pt")
+                self.places |= dict.fromkeys(file.keys(), file)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} cannot be read ({error}); {MEND}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor by name; ValueError where no file has it, or it cannot be read."""
+        if name not in self.places:
+            raise ValueError(f"{self.folder} lacks the weight {name}; {MEND}")
+        try:
+            tensor: Tensor = self.places[name].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.folder} cannot be read ({name}: {error}); {MEND}") from None
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def _weight_files(folder: Path) -> set[str]:
+    there = [name for name in PICKLED if (folder / name).is_file()]
+    if there and not any((folder / name).is_file() for name in (ONE, INDEX)):
+        raise ValueError(
+            f"{folder} has its weights in {there[0]}, which may hold code and is not read: save "
+            "them as safetensors (model.save_pretrained of transformers does)"
+        )
+    return weight_files(folder)
+
+
+def open_source(model: str, gguf: str | None) -> Source:
+    """A model by its folder or its name on the hub.
+
+    Args:
+        model: the folder, or OWNER/NAME.
+        gguf: file in it, or path of a file, that holds the model in GGUF.
+
+    Raises:
+        ValueError: it is not there, cannot be read, or is of another shape.
+    """
+    place = Path(model)
+    if place.is_file():
+        hint = ""
+        if place.suffix == ".gguf":
+            hint = f": --model {place.parent or '.'} --gguf {place.name}"
+        raise ValueError(f"{model} is a file; give its folder{hint}")
+    folder = place if place.is_dir() else from_hub(model, gguf)
+    name = model if folder != place else folder.resolve().name
+    if gguf is None:
+        return Source(name, read_base(folder), Shards(folder), folder)
+    path = folder / gguf if (folder / gguf).is_file() else Path(gguf)
+    if not path.is_file():
+        raise ValueError(f"{folder} has no file {gguf}; there are: {_ggufs(folder)}")
+    loaded = load_gguf(path)
+    return Source(path.stem, loaded.config, loaded.state_dict(), path.parent, path)
+
+
+def _ggufs(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+
+
+def from_hub(model: str, gguf: str | None) -> Path:
+    """Download a model from the hub, or find it where an earlier download put it.
+
+    Raises:
+        ValueError: there is no such folder, and no such model or no way to the hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.json", "*.model", "*.jinja", "*.safetensors" if gguf is None else gguf]
+    try:
+        return Path(snapshot_download(model, allow_patterns=kinds))
+    except Exception as error:
+        # Of the hub, of the network and of names that are none.
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ValueError(
+            f"{model} is no folder, and the hub did not give a model of this name ({reason})"
+        ) from None
+
+
+def load_gguf(path: Path) -> Any:
+    """The model of a GGUF file, by transformers, in float32."""
+    with extra("gguf", "--gguf"):
+        # By transformers, which says less of how to get it.
+        import_module("gguf")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no model that transformers reads ({reason})") from None
+    require_shape(loaded.config.model_type, path)
+    # Says how numbers were stored, and they are so no longer.
+    if hasattr(loaded.config, "quantization_config"):
+        del loaded.config.quantization_config
+    return loaded
+
+
+def open_vocabulary(source: Source, folder: Path | None) -> Tokenizer:
+    """The vocabulary of a model.
+
+    Args:
+        source: the model.
+        folder: of a tokenizer, or of a vocabulary as a run has it; none: the model's own.
+
+    Raises:
+        ValueError: there is none.
+    """
+    place = folder or source.folder
+    if (place / DESCRIPTION).is_file():
+        return load_tokenizer(place)
+    raise ValueError(f"{place} has no tokenizer; give its folder as --vocabulary")

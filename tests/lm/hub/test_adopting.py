@@ -1,0 +1,123 @@
+"""Models of transformers as runs: equal logits in every way of reading, after save, export and
+import; and the plain model again, bit for bit.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lm import adopt, export, import_folder
+from lm.inference.inference_config import Lengths, Placement
+from lm.inference.loading import load_run
+from tests.lm.pretrained import (
+    COVERING,
+    SHAPES,
+    SHORT,
+    TOKENS,
+    by_segments,
+    same,
+    saved,
+    token_by_token,
+    weights_of,
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_run_its_export_and_its_import_give_the_logits_of_transformers(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    ids = torch.randint(256, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    expected = AutoModelForCausalLM.from_pretrained(models[name])(ids).logits
+    assert expected.std() > 0.3
+    adopt.main(str(models[name]), tmp_path / "run", COVERING)
+    export.main(tmp_path / "run", tmp_path / "out", max_shard_size="50KB")
+    import_folder.main(tmp_path / "out", tmp_path / "again")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    padded = torch.cat([torch.full((2, 3), 7), ids], dim=1)
+    mask = (torch.arange(TOKENS + 3) >= 3).expand(2, -1).clone()
+    mask[1, 3] = False
+    left = theirs(padded, attention_mask=mask.long()).logits[:, 3:]
+    for run in ("run", "again"):
+        loaded = load_run(tmp_path / run)
+        for logits in (
+            by_segments(loaded, ids, keep=False),
+            by_segments(loaded, ids, keep=True),
+            token_by_token(loaded, ids),
+        ):
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(left[0], expected[0], rtol=0, atol=1e-4)
+    shorter = AutoModelForCausalLM.from_pretrained(models[name])(ids[1:, 1:]).logits
+    torch.testing.assert_close(left[1:, 1:], shorter, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_plain_model_comes_back_bit_for_bit(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    adopt.main(str(models[name]), tmp_path / "run", SHORT)
+    export.main(tmp_path / "run", tmp_path / "plain", plain=True, max_shard_size="30KB")
+    assert len(list((tmp_path / "plain").glob("*.safetensors"))) > 1
+    assert same(weights_of(tmp_path / "plain"), weights_of(models[name]))
+    assert (tmp_path / "plain/config.json").read_bytes() != b""
+    configs = [
+        json.loads((f / "config.json").read_text()) for f in (tmp_path / "plain", models[name])
+    ]
+    assert configs[0] == configs[1]
+    kind = type(AutoModelForCausalLM.from_pretrained(models[name]))
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "plain")) is kind
+    # And from what an export carries along.
+    export.main(tmp_path / "run", tmp_path / "out")
+    import_folder.main(tmp_path / "out", tmp_path / "again")
+    export.main(tmp_path / "again", tmp_path / "twice", plain=True)
+    assert same(weights_of(tmp_path / "twice"), weights_of(models[name]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
+def test_types_of_weights(
+    tmp_path: Path, dtype: torch.dtype, precision: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(SHAPES["SmolLM"], tmp_path / "model", dtype)
+    adopt.main(str(model), tmp_path / "run", SHORT, precision=precision, check=True)
+    assert "largest difference of logits" in capsys.readouterr().out
+    stored = weights_of(tmp_path / "run/checkpoints/step-00000000")
+    halved = precision == "bfloat16" or (precision is None and dtype == torch.bfloat16)
+    wanted = torch.bfloat16 if halved else torch.float32
+    ours = {t.dtype for n, t in stored.items() if "compression" not in n}
+    assert ours == {wanted}
+    export.main(tmp_path / "run", tmp_path / "plain", plain=True)
+    back = {n: t.to(torch.bfloat16) for n, t in weights_of(model).items()} if halved else None
+    assert same(weights_of(tmp_path / "plain"), back or weights_of(model))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").dtype == (
+        torch.bfloat16 if halved else dtype
+    )
+
+
+def test_check_says_how_far_a_run_is_from_transformers(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adopt.main(str(models["Qwen2"]), tmp_path / "run", SHORT, check=True)
+    said = capsys.readouterr().out
+    assert "from transformers on 20 tokens in 4 segments of 5 is" in said
+    assert float(said.split(" of 5 is ")[1].split(",")[0]) < 1e-4
+
+
+def test_reads_in_other_numbers_with_other_lengths(models: dict[str, Path], tmp_path: Path) -> None:
+    adopt.main(str(models["Llama"]), tmp_path / "run", SHORT)
+    ids = torch.randint(256, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = by_segments(load_run(tmp_path / "run"), ids, keep=False)
+        coarse = load_run(tmp_path / "run", placement=Placement("cpu", "bfloat16"))
+        assert {weight.dtype for weight in coarse.model.parameters()} == {torch.bfloat16}
+        assert coarse.model.embedding.weight.data_ptr() != 0
+        near = by_segments(coarse, ids, keep=True).float()
+        none = load_run(tmp_path / "run", lengths=Lengths(compressed=0))
+        near_none = by_segments(none, ids, keep=True)
+    assert 0 < (near - exact).abs().mean() < 0.1
+    torch.testing.assert_close(near_none[:, :24], exact[:, :24], rtol=0, atol=1e-5)
+    assert (near_none[:, 32:] - exact[:, 32:]).abs().max() > 1e-4
