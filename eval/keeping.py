@@ -9,7 +9,7 @@ from data.common.outputs import check_folder
 from data.common.say import warn
 from data.common.tensors import TensorFile, save_tensors
 from lm.scoring import Scorer, require_finite
-from lm.threads import Threads
+from lm.threads import Threads, keep_blocks
 
 FORMAT = 2
 """Of the kept state; an earlier one did not know the weights that it belongs to."""
@@ -79,6 +79,8 @@ def read_to_end(
         ValueError: the text costs no finite number of nats.
     """
     # Ranks share the cores of their machine.
+    if scorer.predictor.device.type == "cpu":
+        keep_blocks()
     alone = scorer.predictor.device.type == "cpu" and scorer.rows == slice(None)
     scorer.threads = Threads(scorer.config.threads, fixed=not alone)
     if keeper is not None:

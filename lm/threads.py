@@ -6,11 +6,12 @@ faster choice. Results differ in the last bits with the number of threads, so wo
 to the bit keeps the number that it was given.
 """
 
+import ctypes
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -22,23 +23,69 @@ TRIALS = 3
 """Units for each choice; they take turns, so that what passes hits all alike."""
 WATCHED = 8
 """Units whose median says how fast the work goes."""
-SLOWER = 2.0
-"""How many times slower than when it was chosen a choice may become."""
+SLOWER = 1.5
+"""How many times slower than when it was chosen a choice may become. Where one of two cores gets
+busy, two threads take about twice as long."""
 PAUSE = 20.0
 """Seconds between two choices at least."""
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
+AGAIN = 60.0
+"""Seconds after which all are tried again in any case: one thread runs no faster when a neighbour
+has gone, but two would."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's mallopt."""
+LARGEST_BLOCK = 1 << 28
+"""Bytes of a block up to which it is kept."""
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available() -> int:
     """Cores that this process may use: its affinity, or a container's quota where that is less."""
     cores = len(os.sched_getaffinity(0))
+    quotas = [quota for folder in _own_groups() if (quota := _quota(folder)) is not None]
+    return max(1, min([cores, *map(int, quotas)]))
+
+
+def _own_groups() -> list[Path]:
+    """Folders of the control groups that this process is in, and of those around them."""
+    folders = [GROUPS, GROUPS / "cpu"]
+    with suppress(OSError, ValueError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            # number:controllers:path; version 2 has no controllers.
+            _, controllers, path = line.split(":", 2)
+            if "cpu" not in controllers.split(",") and controllers:
+                continue
+            own = (GROUPS / controllers).joinpath(path.strip("/"))
+            folders += [own, *(part for part in own.parents if part.is_relative_to(GROUPS))]
+    return folders
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores' worth of time that a control group has; None for as much as there is."""
     try:
-        quota, period = QUOTA.read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        # No such group, or "max": as much as there is.
-        pass
-    return cores
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        # No such group, or "max".
+        return None
+
+
+def keep_blocks() -> None:
+    """Have the C library keep memory that is freed, for what is allocated next.
+
+    glibc takes blocks of tens of megabytes from the kernel and gives them back at once, so that
+    each step has all pages of its logits made and cleared anew: a seventh of the time of the quick
+    start's steps. Elsewhere nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        set_option = ctypes.CDLL(None).mallopt
+        if not set_option(M_MMAP_THRESHOLD, LARGEST_BLOCK):
+            # As much as older ones allow.
+            set_option(M_MMAP_THRESHOLD, 1 << 25)
+        set_option(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def choices(most: int) -> list[int]:
@@ -123,9 +170,10 @@ class Threads:
     def _watch(self, seconds: float) -> None:
         self.last.append(seconds)
         full = len(self.last) == WATCHED
-        if full and median(self.last) > SLOWER * self.expected:
-            if time.perf_counter() - self.chosen_at > PAUSE:
-                self._try_all()
-        elif full:
+        since = time.perf_counter() - self.chosen_at
+        slow = full and median(self.last) > SLOWER * self.expected
+        if since > (PAUSE if slow else AGAIN):
+            self._try_all()
+        elif full and not slow:
             # The best of what was seen is what it is compared with.
             self.expected = min(self.expected, median(self.last))

@@ -112,13 +112,13 @@ def activations(config: RunConfig, vocabulary: int, lanes: int, device: str = "m
     if config.training.activation_checkpointing:
         inputs = FLOAT32 * lanes * model.segment * model.width
         kept = model.layers * inputs + layer
-    half = config.training.precision == "bf16"
+    half = config.training.precision != "float32"
     return config.training.unroll * (ends + kept) / (2 if half else 1)
 
 
 def memory_state(config: RunConfig, lanes: int) -> float:
     """Bytes of the memory of some lanes: what it was before a step, and what it becomes."""
-    width = 2 if config.training.precision == "bf16" else FLOAT32
+    width = 2 if config.training.precision != "float32" else FLOAT32
     model = config.model
     slots = sum(model.at(layer).slots for layer in range(model.layers))
     return 2.0 * width * lanes * slots * model.width
@@ -130,7 +130,7 @@ def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
     As DeepSpeed holds them with this project's settings; checked against live processes.
     """
     training, count = config.training, float(of.parameters)
-    half = training.precision == "bf16"
+    half = training.precision != "float32"
     weight = 2 if half else FLOAT32
     share = count / ranks
     bucket = float(weight * bucket_elements(of.parameters))
@@ -205,7 +205,7 @@ def traffic(config: RunConfig, of: Size, ranks: int) -> float:
     A sum over ranks moves (N - 1) / N of its size twice; scattered sums and gathered weights, once.
     """
     training = config.training
-    width = 2 if training.precision == "bf16" else FLOAT32
+    width = 2 if training.precision != "float32" else FLOAT32
     once = width * of.parameters * (ranks - 1) / ranks
     if training.zero == 0:
         return 2 * once

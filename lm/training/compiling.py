@@ -1,5 +1,6 @@
-"""How layers are computed in training: activations that are computed again, compiled graphs."""
+"""How layers are computed in training: precision, activations computed again, compiled graphs."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -7,6 +8,23 @@ from torch.utils.checkpoint import checkpoint
 
 from data.common.say import warn
 from lm.model.transformer import CompressiveTransformer
+from lm.runs.run_config import RunConfig
+from lm.training.optim import multiplies_bfloat16
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The run with a precision that is settled for this machine; see TrainingConfig.precision."""
+    if config.training.precision != "auto":
+        return config
+    precision = "bf16" if has_fast_bf16() else "float32"
+    return replace(config, training=replace(config.training, precision=precision))
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine has instructions for bf16, several times as fast as its float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return multiplies_bfloat16()
 
 
 def checkpoint_activations(model: CompressiveTransformer) -> None:

@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import Store
 
 from data.common.say import say
 from lm.objectives.terms import Term
+from lm.threads import available
 from lm.training.engine import start_deepspeed
 from lm.training.meeting import Place, meet, patience
 
@@ -181,7 +182,8 @@ def join(timeout: float = 10.0, agree: Callable[[Store, Place], None] | None = N
     device = torch.device("cpu")
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", place.size))
-        torch.set_num_threads(max(1, torch.get_num_threads() // local))
+        cores = min(torch.get_num_threads(), available())
+        torch.set_num_threads(max(1, cores // local))
     if cuda:
         if place.local_rank >= torch.cuda.device_count():
             raise ValueError(

@@ -10,7 +10,7 @@ from data.common.say import warn
 from lm.inference.inference_config import BITS
 from lm.runs.checkpoints import Owed
 from lm.runs.runlog import MetricsLog, trained_seconds
-from lm.threads import Threads
+from lm.threads import Threads, keep_blocks
 from lm.training.dist import on_first
 from lm.training.gradients import judge_skipped
 from lm.training.loggers import ProfileWindow, open_sinks
@@ -45,6 +45,8 @@ class Loop:
         self.stop = stop or StopRequest()
         # What other ranks of this machine and a GPU need is not found by timing one rank.
         alone = trainer.world.size == 1 and trainer.world.device.type == "cpu"
+        if trainer.world.device.type == "cpu":
+            keep_blocks()
         timed = alone and training.minutes is not None
         self.threads = Threads(training.threads, fixed=not timed)
         self.observer = Observer(trainer, self.give_way)

@@ -12,6 +12,7 @@ import torch
 
 from data.shards import Split
 from lm.model.flops import training_flops
+from lm.training.compiling import has_fast_bf16
 from lm.training.trainer import Trainer
 
 
@@ -72,8 +73,8 @@ class Meter:
         world, model, training = trainer.world, trainer.model, trainer.config.training
         self.trainer, self.split = trainer, trainer.shards.split("train")
         self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
-        # On CPUs bf16 may be emulated, at a rate that says nothing.
-        half = training.precision == "bf16" and world.device.type == "cuda"
+        # Where a CPU emulates bf16, at a rate that says nothing, its float32 is what it could do.
+        half = training.precision == "bf16" and has_fast_bf16()
         self.dtype = torch.bfloat16 if half else torch.float32
         self.due = 0.0
         """When the rate of matrix products may be measured again."""

@@ -13,6 +13,7 @@ from lm.runs.run_config import RunConfig, RunFolder
 from lm.runs.runlog import device_name
 from lm.threads import require_cores
 from lm.training import dist, meeting
+from lm.training.compiling import settled
 from lm.training.folder import begin, describe, kept_alone, training_in
 from lm.training.loop import Loop
 from lm.training.stopping import StopRequest
@@ -26,6 +27,7 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
         SystemExit: stopped; the status is that of lm.training.stopping.
     """
     require_cores(config.training.threads, "training.threads")
+    config = settled(config)
     shards = open_shards(config.data.shards)
     require_stated(config.data, shards)
     for name in ("train", "validation"):

@@ -26,6 +26,7 @@ from lm.sparse.pruning import dense_matrices
 from lm.sparse.sparse_config import PackingConfig
 from lm.sparse.topkast import sparsify
 from lm.training import dist
+from lm.training.compiling import settled
 from lm.training.folder import CONFIG, begin, describe
 from lm.training.loop import Loop
 from lm.training.stopping import StopRequest
@@ -63,6 +64,7 @@ def learn_all(
     Raises:
         ValueError: a corpus was learnt with other settings before.
     """
+    config = settled(config)
     folders = [run / f"{number}-{shards.path.name}" for number, shards in enumerate(corpora)]
     for number, (shards, folder) in enumerate(zip(corpora, folders, strict=True)):
         # Weights that nobody has claimed begin anew for each corpus.

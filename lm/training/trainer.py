@@ -63,6 +63,7 @@ class Trainer:
             ValueError: lanes that do not divide, or a checkpoint damaged or of other shards.
         """
         training = config.training
+        assert training.precision != "auto", "see lm.training.compiling.settled"
         if training.lanes % (world.size * training.micro_batches):
             raise ValueError(
                 "training.lanes must be a multiple of the number of ranks times "

@@ -12,6 +12,7 @@ from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Scorer
+from lm.training import dist
 from lm.threads import FIRST, TRIALS, WATCHED, Threads, available, choices
 from tests.predictors import predictor
 
@@ -71,6 +72,17 @@ def test_it_chooses_again_when_the_work_slows_down(machine) -> None:
     assert set(work(chooser, machine, 20)) == {1}
 
 
+def test_it_tries_again_after_a_while_though_nothing_slows_down(machine) -> None:
+    chooser = Threads()
+    machine[2] = 1.3
+    work(chooser, machine, FIRST + 3 * TRIALS + 2 * WATCHED)
+    assert machine["now"]() == 1
+    machine[2] = 0.6  # the neighbour has gone
+    machine["pass"](threads.AGAIN)
+    work(chooser, machine, 1 + 3 * TRIALS)
+    assert machine["now"]() == 2
+
+
 @pytest.mark.parametrize("how", ["given", "environment", "fixed", "one core"])
 def test_what_is_given_is_kept(machine, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     make: dict[str, Callable[[], Threads]] = {
@@ -93,14 +105,45 @@ def test_more_threads_than_cores_are_refused() -> None:
         Threads(0)
 
 
-@pytest.mark.parametrize(("text", "most"), [("150000 100000", 1), ("max 100000", None), ("", None)])
-def test_a_container_s_quota_counts(tmp_path, monkeypatch, text: str, most: int | None) -> None:
-    quota = tmp_path / "cpu.max"
-    quota.write_text(text)
+@pytest.mark.parametrize(
+    ("own", "files", "most"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1),
+        ("0::/", {"cpu.max": "max 100000"}, 6),
+        ("0::/", {"cpu.max": ""}, 6),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "1e5"}, 6),
+        (
+            "4:cpu,cpuacct:/d\n9:memory:/d",
+            {"cpu,cpuacct/d/cpu.cfs_quota_us": "200000", "cpu,cpuacct/d/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        ("", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 6),
+        ("", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_a_container_s_quota_counts(
+    tmp_path, monkeypatch, own: str, files: dict[str, str], most: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    (tmp_path / "own").write_text(own)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(6))
-    monkeypatch.setattr(threads, "QUOTA", quota)
-    assert available() == (most or 6)
+    monkeypatch.setattr(threads, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(threads, "OWN_GROUPS", tmp_path / "own")
+    assert available() == most
     assert choices(6) == [6, 3, 1]
+
+
+def test_ranks_share_what_the_quota_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(dist, "available", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    dist.join()
+    assert taken == [3]
 
 
 @pytest.fixture
