@@ -18,7 +18,9 @@ class Progress:
 
     description: what is being done; total: number of units, None when unknown (may change); unit:
     one step of work; scale: write large numbers as k, M, G (for bytes and tokens); enabled: False
-    shows nothing (ranks other than 0); begun: units done before, which say nothing of the rate.
+    shows nothing (ranks other than 0); begun: units done before, which say nothing of the rate;
+    first: the value beside the rate that is named before all others, so that a narrow terminal, for
+    which the last ones are left out, keeps it in sight.
     """
 
     def __init__(
@@ -29,9 +31,10 @@ class Progress:
         scale: bool = False,
         enabled: bool = True,
         begun: int = 0,
+        first: str | None = None,
     ) -> None:
         self.description, self.total, self.unit, self.scale = description, total, unit, scale
-        self.enabled = enabled
+        self.enabled, self.first = enabled, first
         self.done = self.begun = begun
         self._postfix: dict[str, str | float] = {}
         self._started = self._last_line = time.monotonic()
@@ -63,14 +66,28 @@ class Progress:
     def update(self, n: int = 1, **postfix: str | float) -> None:
         """Count `n` more units as done; `postfix` values are shown beside the rate."""
         self.done += n
-        self._postfix.update(postfix)
+        named = self._postfix | postfix
+        self._postfix = {name: named[name] for name in sorted(named, key=lambda n: n != self.first)}
         if self._bar is not None:
             self._bar.total = self.total
             if postfix:
-                self._bar.set_postfix(self._postfix, refresh=False)
+                self._fit(self._bar)
             self._bar.update(n)
         elif self.enabled and time.monotonic() - self._last_line >= LINE_INTERVAL_S:
             self._print(self.line())
+
+    def _fit(self, bar: "tqdm[Any]") -> None:
+        """Show as many values as the terminal has room for."""
+        kept = list(self._postfix)
+        while True:
+            bar.set_postfix({name: self._postfix[name] for name in kept}, refresh=False)
+            shape = bar.format_dict
+            # Without a width, the bar itself has ten characters; one is enough, and a few more for
+            # a rate that grows.
+            least = len(bar.format_meter(**(shape | {"ncols": None}))) - 5
+            if len(kept) <= 1 or not shape["ncols"] or least <= shape["ncols"]:
+                return
+            kept.pop()
 
     def write(self, line: str) -> None:
         """Print a line on stderr without breaking the bar."""

@@ -84,7 +84,7 @@ class Loop:
         total, first = self.length.known, trainer.world.first
         self.pay()
         stopped = self.status().stop
-        with Progress("train", total, enabled=first, begun=trainer.step) as bar:
+        with Progress("train", total, enabled=first, begun=trainer.step, first="valid") as bar:
             while trainer.step < self.length.steps and not stopped:
                 shown = self.step()
                 status = self.tend_checkpoints()

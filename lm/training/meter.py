@@ -70,7 +70,7 @@ class Meter:
         """`seconds`: of the steps before, for a run that goes on from a checkpoint that does not
         know them.
         """
-        world, model, training = trainer.world, trainer.model, trainer.config.training
+        model, training = trainer.model, trainer.config.training
         self.trainer, self.split = trainer, trainer.shards.split("train")
         self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
         # Where a CPU emulates bf16, at a rate that says nothing, its float32 is what it could do.

@@ -1,5 +1,8 @@
 """The number of threads follows what the work costs, and keeps still where it must."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +15,8 @@ from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.scoring import Scorer
-from lm.training import dist
 from lm.threads import FIRST, TRIALS, WATCHED, Threads, available, choices
+from lm.training import dist
 from tests.predictors import predictor
 
 TINY = ModelConfig(
@@ -115,7 +118,10 @@ def test_more_threads_than_cores_are_refused() -> None:
         ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "1e5"}, 6),
         (
             "4:cpu,cpuacct:/d\n9:memory:/d",
-            {"cpu,cpuacct/d/cpu.cfs_quota_us": "200000", "cpu,cpuacct/d/cpu.cfs_period_us": "100000"},
+            {
+                "cpu,cpuacct/d/cpu.cfs_quota_us": "200000",
+                "cpu,cpuacct/d/cpu.cfs_period_us": "100000",
+            },
             2,
         ),
         ("", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 6),
@@ -144,6 +150,31 @@ def test_ranks_share_what_the_quota_leaves(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     dist.join()
     assert taken == [3]
+
+
+FAULTS = """
+import resource, sys, torch
+from lm.threads import keep_blocks
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.zeros(40 << 18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+pages()
+free = pages()
+keep_blocks()
+pages()
+print(free, pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library alone")
+def test_large_blocks_are_kept_and_not_taken_anew_page_by_page() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, told.stdout.split())
+    assert after < before / 10
 
 
 @pytest.fixture

@@ -1,5 +1,11 @@
 """Progress: lines where there is no terminal, silence where it was asked for."""
 
+import fcntl
+import os
+import pty
+import struct
+import termios
+
 import pytest
 
 from data.common import progress
@@ -42,6 +48,26 @@ def test_large_numbers_are_scaled_and_totals_may_be_unknown(
     with Progress("read", None, "B", scale=True) as bar:
         bar.update(3_000_000)
     assert capsys.readouterr().err.startswith("read: 3M B, ")
+
+
+def test_a_narrow_terminal_keeps_the_first_value_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = pty.openpty()
+    fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+    with os.fdopen(writing, "w") as terminal:
+        monkeypatch.setattr(progress.sys, "stderr", terminal)
+        with Progress("train", 1395, first="valid") as bar:
+            bar.update(1, **{"bits/byte": "1.702", "tok/s": "5,822", "mfu": "not measured"})
+            bar.update(1, memory="0.93 GiB", valid="1.734")
+            assert bar._bar is not None
+            bar._bar.refresh()
+        terminal.flush()
+        text = os.read(reading, 1 << 16).decode()
+    os.close(reading)
+    last = [line for line in text.split("\r") if line.strip()][-1].strip()
+    assert len(last) <= 80
+    # A value is there whole or not at all.
+    assert last.endswith("]") and "valid=1.734" in last, last
+    assert "mfu" not in last
 
 
 def test_nothing_is_shown_when_disabled_or_after_a_failure(

@@ -48,6 +48,19 @@ def test_without_a_compiler_a_sentence_is_said(run_config, shards, monkeypatch, 
     assert line.startswith("warning: training.compile has no effect, because nothing can be compil")
 
 
+@pytest.mark.parametrize(("tiles", "precision"), [(True, "bf16"), (False, "float32")])
+def test_bf16_is_taken_where_the_machine_has_instructions_for_it(
+    run_config, monkeypatch, tiles, precision
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(compiling, "multiplies_bfloat16", lambda: tiles)
+    wanted = replace(run_config, training=replace(run_config.training, precision="auto"))
+    assert compiling.settled(wanted).training.precision == precision
+    for given in ("float32", "bf16"):
+        training = replace(run_config.training, precision=given)
+        assert compiling.settled(replace(wanted, training=training)).training.precision == given
+
+
 def test_weights_that_are_gathered_in_hooks_are_not_compiled(run_config):
     training = replace(run_config.training, compile=True, zero=3)
     with pytest.raises(ValueError, match="zero 0 to 2"):
