@@ -9,6 +9,7 @@ from typing import Any, Literal
 CompressionName = Literal["conv", "dilated", "mean", "max", "most_used", "low_pass"]
 ReconstructionName = Literal["attention", "auto_encoding", "none"]
 Activation = Literal["relu", "gelu", "silu", "swiglu", "geglu"]
+Initial = Literal["ours", "authors"]
 GateName = Literal["none", "relu", "input", "output", "highway", "sigmoid_tanh", "gru"]
 
 Backend = Literal["auto", "shift", "blocked", "fused"]
@@ -38,7 +39,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
 }
 """What numbers must be, whatever the others are; in words, and as a test."""
-LATER = {"max_positions", "compression_initial", "compression_rank", "leaky_inputs"}
+LATER = {"max_positions", "compression_initial", "compression_rank", "leaky_inputs", "initial"}
 """Settings that joined last."""
 JOINED = {
     *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
@@ -177,6 +178,9 @@ class ModelConfig:
     """How many times smaller the words' vectors become from one cluster to the next."""
     head_chunk: int | None = None
     """Tokens whose logits are held at once in training, for large vocabularies; none: all."""
+    initial: Initial = "ours"
+    """What weights begin with; see CompressiveTransformer.initialise. authors: what the authors'
+    code and the defaults of its libraries make of it."""
     dropout: float = 0.0
     """Share dropped in training of embeddings, position encodings and sub-layer outputs."""
     attention_dropout: float = 0.0

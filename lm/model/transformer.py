@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from data.common.requirements import require_memory
 from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.attention.base import joined
-from lm.model.components import Embedding, Head, VocabularyHead, make_norm
+from lm.model.components import Embedding, Head, Linear, VocabularyHead, make_norm
 from lm.model.compression import Compression, LossSum, stack_losses
 from lm.model.layer import Block
 from lm.model.memory import MemoryState, advance_counts, live_mask
@@ -23,6 +23,8 @@ from lm.model.pinned import LearntSinks
 
 LARGEST = 1 << 60
 """Bytes beyond which not even shapes can be computed with."""
+TRUNCATED = 0.87962566103423978
+"""Deviation that is left of a standard normal variable within 2."""
 LAYER = 30_000
 """Bytes of Python's own that a layer's modules take at least, beside the weights."""
 
@@ -78,10 +80,13 @@ class CompressiveTransformer(nn.Module):
         | convolutions that begin as the mean | 0 (of low rank: the outer factor) |
         | learnt sinks | truncated normal, variance 1, as what norms make |
 
-        The scale is that of the authors' code, which makes up for what truncation takes: its linear
-        weights have 1 / 0.88 of our deviation.
+        With initial authors, as in their code, what truncation takes is made up for, so that linear
+        weights keep that variance; but those of attention's output and of compression have the
+        default of its library, variance 1 / fan-in before truncation whatever the depth, and the
+        biases of content and positions are uniform (Glorot's, of a tensor [1, H, 1, d]).
         """
-        scale = 2.0 / math.sqrt(self.config.layers)
+        authors = self.config.initial == "authors"
+        scale = 2.0 / math.sqrt(self.config.layers) / (TRUNCATED**2 if authors else 1.0)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _truncated_normal(module.weight, math.sqrt(scale / module.in_features))
@@ -94,6 +99,9 @@ class CompressiveTransformer(nn.Module):
             elif isinstance(module, nn.ParameterList):
                 for words in module:
                     _truncated_normal(words, self.config.width**-0.5)
+        if authors:
+            for block in self.layers:
+                _begin_as_authors(block)
         for module in self.modules():
             if isinstance(module, Compression):
                 module.begin()
@@ -240,6 +248,20 @@ def require_weights(config: ModelConfig, vocabulary: int) -> None:
     require_memory(config.layers * LAYER, what)
     if needed >= LARGEST:
         raise ValueError(f"{what} is larger than any machine")
+
+
+def _begin_as_authors(block: Block) -> None:
+    """What differs in a layer with initial authors, beside the scale of its linear weights."""
+    default = [block.attention.output]
+    if block.config.compressed:
+        default += [part for part in block.compression.modules() if isinstance(part, Linear)]
+    for linear in default:
+        _truncated_normal(linear.weight, linear.in_features**-0.5)
+    heads, width = block.config.heads, block.config.head_width
+    limit = math.sqrt(6.0 / (heads + heads * width))
+    for name, parameter in block.attention.named_parameters(recurse=False):
+        assert name.endswith("_bias")
+        nn.init.uniform_(parameter, -limit, limit)
 
 
 def _truncated_normal(weight: Tensor, std: float) -> None:

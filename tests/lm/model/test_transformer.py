@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lm.model.memory import MemoryState
-from lm.model.model_config import Backend
+from lm.model.model_config import Backend, ModelConfig
+from lm.model.transformer import TRUNCATED, CompressiveTransformer
 from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 from tests.lm.model.oracle import LaneMemory, Oracle, empty_lane, live_slots
 
@@ -246,3 +247,20 @@ def test_no_view_is_changed_in_place_in_training(name: str) -> None:
         assert not node.name().endswith("CopySlices")
         waiting |= {after for after, _ in node.next_functions if after is not None} - seen
     assert any("MmBackward" in node.name() for node in seen)
+
+
+def test_weights_begin_as_in_the_authors_code_where_it_is_asked_for() -> None:
+    for layers in (1, 4):
+        torch.manual_seed(0)
+        config = ModelConfig(layers=layers, width=64, heads=4, feedforward=256, initial="authors")
+        block = CompressiveTransformer(config, 11).layers[0]
+        attention, scale = block.attention, (2 / layers**0.5) ** 0.5
+        for weight, gain in (
+            (attention.query_key_value.weight, scale),
+            (block.feedforward.outer.weight, scale),
+            (attention.output.weight, TRUNCATED),
+            (block.compression.projection.weight, TRUNCATED),
+        ):
+            assert float(weight.detach().std()) == pytest.approx(gain * weight.shape[1] ** -0.5, rel=0.03)
+        bias, limit = attention.position_bias, (6 / (4 + 64)) ** 0.5
+        assert 0.8 * limit < float(bias.detach().abs().max()) <= limit
