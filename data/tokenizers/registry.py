@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, words, SentencePiece subwords and mu-law audio. Entry point."""
+"""Tokenizers: bytes, words, SentencePiece subwords, the Hugging Face hub's, mu-law audio."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ from pydantic import Field
 
 from data.common.schema import Count, Record, Sha256, read_record
 from data.tokenizers.fixed import ByteTokenizer, MuLawTokenizer
+from data.tokenizers.hub_files import TOKENIZER
 from data.tokenizers.subwords import MODEL, SentencePieceTokenizer
 from data.tokenizers.tokenizer import AGAIN, DESCRIPTION, Tokenizer, WordCounter
 from data.tokenizers.words import WORDS, WordTokenizer
@@ -22,11 +23,20 @@ __all__ = [
     "load_tokenizer",
 ]
 
+
+def _load_hugging_face(folder: Path) -> Tokenizer:
+    """As the others; the library is imported where it is needed alone."""
+    from data.tokenizers.huggingface import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer.load(folder)
+
+
 KINDS: dict[str, tuple[str, Callable[[Path], Tokenizer]]] = {
     "bytes": (DESCRIPTION, lambda _: ByteTokenizer()),
     "mulaw": (DESCRIPTION, lambda _: MuLawTokenizer()),
     "words": (WORDS, WordTokenizer.load),
     "sentencepiece": (MODEL, SentencePieceTokenizer.load),
+    "hf": (TOKENIZER, _load_hugging_face),
 }
 """Of each kind the file that it needs, and what reads it from its folder."""
 
@@ -42,6 +52,12 @@ class Description(Record):
     """Of words: the id of the end of a line."""
     unknown: Count | None = None
     """Of words: the id of a word that is not among them."""
+    size: Count | None = None
+    """Of hf: rows of the model."""
+    special: dict[str, Count] = Field(default_factory=dict)
+    """Of hf: ids of special tokens, by what they say and as bos, eos, pad and unk."""
+    ends: list[Count] = Field(default_factory=list)
+    """Of hf: ids at which a model ends what it writes."""
 
 
 def description_of(folder: Path) -> Description:
@@ -59,6 +75,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{folder} holds a vocabulary of unknown kind {kind!r}")
     if kind == "words" and (description.eos is None or description.unknown is None):
         raise ValueError(f"{folder / DESCRIPTION} lacks eos or unknown; {AGAIN}")
+    if kind == "hf" and description.size is None:
+        raise ValueError(f"{folder / DESCRIPTION} lacks size; {AGAIN}")
     needed, load = KINDS[kind]
     if not (folder / needed).is_file():
         raise ValueError(f"{folder / needed} is missing: prepare the shards again")

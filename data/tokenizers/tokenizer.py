@@ -20,9 +20,9 @@ IS_SPACE[list(b" \t\n\r\x0b\x0c")] = True
 class Tokenizer(ABC):
     """Text to ids of a finite vocabulary, each standing for a fixed string of bytes, and back.
 
-    kind: bytes, words, sentencepiece or mulaw; needs_lines: `encode` wants whole lines, so that its
-    result does not depend on where a text was cut into blocks; start: id fed as context before the
-    first token of a text.
+    kind: bytes, words, sentencepiece, hf or mulaw; needs_lines: `encode` wants whole lines, so that
+    its result does not depend on where a text was cut into blocks; start: id fed as context before
+    the first token of a text.
     """
 
     kind: ClassVar[str]
@@ -42,6 +42,12 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: bytes) -> np.ndarray:
         """Ids of a text, 1-D of `dtype`; UnicodeDecodeError where text must be UTF-8 and is not."""
+
+    def cut(self, text: bytes) -> int:
+        """Bytes of the beginning of an unfinished text that can be encoded by themselves: whatever
+        follows, neither their tokens nor those behind depend on the cut.
+        """
+        return text.rfind(b"\n") + 1 if self.needs_lines else len(text)
 
     @abstractmethod
     def save(self, folder: Path) -> None:
