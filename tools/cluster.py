@@ -1,7 +1,12 @@
 """Machines that a run is planned for, and what is asked of a plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
+
+from lm.model.model_config import ModelConfig
+
+ShapeName = Literal["smollm2-135m", "llama-1b", "llama-8b"]
 
 LEAST, MOST = 1e-6, 1e12
 """Bounds of a cluster's figures, beyond which no machine is."""
@@ -53,8 +58,11 @@ class Cluster:
 class PlanConfig:
     """What is asked of a plan."""
 
+    shape: ShapeName | None = None
+    """A trained model to plan with instead of the model's own shape: SmolLM2-135M, Llama 3.2 1B or
+    Llama 3.1 8B; lengths of memory are those of the model's section."""
     vocabulary: int = 256
-    """Number of different tokens."""
+    """Number of different tokens; that of a shape is known."""
     budget: float = 1e9
     """Tokens that are to be read."""
     nodes: tuple[int, ...] = ()
@@ -67,3 +75,65 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if self.vocabulary < 1 or self.budget <= 0 or any(count < 1 for count in self.nodes):
             raise ValueError("vocabulary, budget and every number of nodes must be positive")
+        if self.shape is not None and self.vocabulary != PlanConfig.vocabulary:
+            raise ValueError(f"vocabulary has no effect with shape {self.shape}: leave it out")
+
+
+LLAMA3: dict[str, Any] = {
+    "heads": 32,
+    "key_value_heads": 8,
+    "rotary_base": 500_000.0,
+    "rotary_scaling": "llama3",
+    "rotary_trained": 8192,
+    "max_positions": 131_072,
+}
+SHAPES: dict[ShapeName, tuple[int, dict[str, Any]]] = {
+    "smollm2-135m": (
+        49_152,
+        {
+            "layers": 30,
+            "width": 576,
+            "heads": 9,
+            "key_value_heads": 3,
+            "feedforward": 1536,
+            "rotary_base": 100_000.0,
+            "max_positions": 8192,
+        },
+    ),
+    "llama-1b": (
+        128_256,
+        LLAMA3 | {"layers": 16, "width": 2048, "feedforward": 8192, "rotary_factor": 32.0},
+    ),
+    "llama-8b": (
+        128_256,
+        LLAMA3
+        | {"layers": 32, "width": 4096, "feedforward": 14_336, "rotary_factor": 8.0}
+        | {"tied": False},
+    ),
+}
+"""Trained models: size of the vocabulary, and what their config.json says."""
+
+
+def shaped(name: ShapeName, model: ModelConfig) -> tuple[int, ModelConfig]:
+    """A trained model with the memory of another; its vocabulary and its config.
+
+    Raises:
+        ValueError: memory reaches beyond its positions.
+    """
+    from lm.model.compression import adopted_rank
+
+    vocabulary, settings = SHAPES[name]
+    if model.compressed and model.compression == "conv":
+        rank = adopted_rank(settings["width"], model.rate)
+        settings = settings | {"compression_initial": "mean", "compression_rank": rank}
+    rotary = model.positions if model.positions != "relative" else "rotary"
+    return vocabulary, replace(
+        model,
+        positions=rotary,
+        norm_kind="rms",
+        activation="swiglu",
+        feedforward_bias=False,
+        head_bias=False,
+        embedding_scale=1.0,
+        **settings,
+    )

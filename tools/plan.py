@@ -10,7 +10,7 @@ from data.shards import open_shards
 from lm.model.model_config import ModelConfig
 from lm.runs.run_config import OptimConfig, RunConfig, TrainingConfig
 from lm.sparse.sparse_config import SparseConfig
-from tools.cluster import Cluster, PlanConfig
+from tools.cluster import Cluster, PlanConfig, shaped
 
 
 def main(
@@ -35,6 +35,9 @@ def main(
     from tools.stages import MOST_LANES, balance, plan, sentence, table
 
     check_output(asked.json, asked.shards)
+    vocabulary = asked.vocabulary
+    if asked.shape is not None:
+        vocabulary, model = shaped(asked.shape, model)
     config = RunConfig(DataConfig("text", Path()), model, optim, training, sparse=sparse)
     clusters = [replace(cluster, nodes=count) for count in asked.nodes or (cluster.nodes,)]
     if training.lanes > MOST_LANES:
@@ -46,10 +49,11 @@ def main(
     if asked.shards is not None:
         split = open_shards(asked.shards).split("train")
         dealt = sentence(balance(split, training.lanes, model.segment))
-    plans = [plan(config, asked.vocabulary, one, asked.budget) for one in clusters]
+    plans = [plan(config, vocabulary, one, asked.budget) for one in clusters]
     write_result(asked.json, plans)
-    count = plans[0]["parameters"]
-    print(f"{count:,} parameters, {training.lanes} lanes, {training.precision}")
+    count, trained = plans[0]["parameters"], plans[0]["trained"]
+    moving = "" if trained == count else f", of which {trained:,} are trained"
+    print(f"{count:,} parameters{moving}, {training.lanes} lanes, {training.precision}")
     print("\n".join(table(plans)))
     if dealt:
         print(dealt)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lm.model.components import Linear
-from lm.model.flops import training_flops
+from lm.model.flops import Learning, training_flops
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.run_config import RunConfig
@@ -38,10 +38,14 @@ class Size:
     """Of the largest layer, which ZeRO stage 3 gathers at once."""
     indices: int
     """Places of the sparse matrices' values, 4 bytes each."""
+    trained: int
+    """Of the parameters, those that move: others have no gradient and no optimiser state."""
 
 
 @cache
-def size(config: ModelConfig, vocabulary: int, sparse: SparseConfig) -> Size:
+def size(
+    config: ModelConfig, vocabulary: int, sparse: SparseConfig, learn: Learning = "all"
+) -> Size:
     """Count a model's parameters, dense or sparse."""
     with torch.device("meta"):
         model = CompressiveTransformer(config, vocabulary)
@@ -58,11 +62,25 @@ def size(config: ModelConfig, vocabulary: int, sparse: SparseConfig) -> Size:
         if name.startswith("blocks."):
             number = name.split(".")[1]
             blocks[number] = blocks.get(number, 0) + count
-    return Size(sum(kept.values()), max(blocks.values()), indices)
+    trained = sum(count for name, count in kept.items() if learns(name, learn))
+    return Size(sum(kept.values()), max(blocks.values()), indices, trained)
+
+
+def learning(config: RunConfig) -> Learning:
+    """Which weights of a run move."""
+    learn: Learning = getattr(config.training, "learn", "all")
+    return learn
+
+
+def learns(name: str, learn: Learning) -> bool:
+    """Whether a parameter of a model moves."""
+    return learn == "all" or ".compression." in name or ".decoder." in name
 
 
 @cache
-def saved_for_backward(config: ModelConfig, vocabulary: int, lanes: int, device: str) -> int:
+def saved_for_backward(
+    config: ModelConfig, vocabulary: int, lanes: int, device: str, learn: Learning = "all"
+) -> int:
     """Bytes that autograd keeps of one forward pass in float32, weights apart, counted by doing it.
 
     On "meta" nothing is computed: the routes are those of a GPU, unfused.
@@ -71,6 +89,8 @@ def saved_for_backward(config: ModelConfig, vocabulary: int, lanes: int, device:
         model = CompressiveTransformer(config, vocabulary)
         tokens = torch.zeros(lanes, config.segment, dtype=torch.int64)
         memory = model.empty_memory(lanes)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learns(name, learn))
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, int] = {}
     # The graph and what it has saved live until the counting is done: no storage is counted twice.
@@ -90,12 +110,31 @@ def saved_for_backward(config: ModelConfig, vocabulary: int, lanes: int, device:
 def activations(config: RunConfig, vocabulary: int, lanes: int, device: str = "meta") -> float:
     """Bytes of activations of one back-propagation over `lanes` lanes.
 
-    Counted for one and two layers and lanes, in which they are linear; bf16 halves them.
+    Counted for one and two layers and lanes, in which they are linear; bf16 halves them. What fixed
+    weights compute is not kept, but for one layer, or the logits, at a time.
     """
-    model = replace(config.model, memory_layers=None)
+    learn = learning(config)
+    ends, layer = _by_part(config.model, vocabulary, lanes, device, "all")
+    model, at_once = config.model, 0.0
+    if learn == "compression":
+        at_once = max(ends, layer)
+        ends, layer = _by_part(config.model, vocabulary, lanes, device, learn)
+    kept = model.layers * layer
+    if config.training.activation_checkpointing:
+        inputs = FLOAT32 * lanes * model.segment * model.width
+        kept = min(kept, model.layers * inputs + layer)
+    half = config.training.precision != "float32"
+    return (config.training.unroll * (ends + kept) + at_once) / (2 if half else 1)
+
+
+def _by_part(
+    model: ModelConfig, vocabulary: int, lanes: int, device: str, learn: Learning
+) -> tuple[float, float]:
+    """Bytes that are kept of the two ends of the model, and of one layer."""
+    model = replace(model, memory_layers=None)
 
     def count(layers: int, of: int) -> int:
-        return saved_for_backward(replace(model, layers=layers), vocabulary, of, device)
+        return saved_for_backward(replace(model, layers=layers), vocabulary, of, device, learn)
 
     try:
         one, two, wide, both = count(1, 1), count(2, 1), count(1, 2), count(2, 2)
@@ -107,13 +146,7 @@ def activations(config: RunConfig, vocabulary: int, lanes: int, device: str = "m
             "machine; lower model.segment, model.memory or model.compressed"
         ) from None
     layer = (two - one) + (lanes - 1) * ((both - wide) - (two - one))
-    ends = one + (lanes - 1) * (wide - one) - layer
-    kept = model.layers * layer
-    if config.training.activation_checkpointing:
-        inputs = FLOAT32 * lanes * model.segment * model.width
-        kept = model.layers * inputs + layer
-    half = config.training.precision != "float32"
-    return config.training.unroll * (ends + kept) / (2 if half else 1)
+    return one + (lanes - 1) * (wide - one) - layer, layer
 
 
 def memory_state(config: RunConfig, lanes: int) -> float:
@@ -127,37 +160,43 @@ def memory_state(config: RunConfig, lanes: int) -> float:
 def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
     """Bytes of weights, gradients, optimiser and buffers at their largest, by part.
 
-    As DeepSpeed holds them with this project's settings; checked against live processes.
+    As DeepSpeed holds them with this project's settings; checked against live processes. Weights
+    that do not move are held as they are, and at stage 3 shared among the ranks like others.
     """
-    training, count = config.training, float(of.parameters)
+    training, count, moving = config.training, float(of.parameters), float(of.trained)
     half = training.precision != "float32"
     weight = 2 if half else FLOAT32
-    share = count / ranks
-    bucket = float(weight * bucket_elements(of.parameters))
-    masters = FLOAT32 * count if half or training.zero else 0.0
-    parts = {"weights": weight * count, "optimiser": masters + MOMENTS * count}
+    share = moving / ranks
+    bucket = float(weight * bucket_elements(of.trained))
+    masters = FLOAT32 * moving if half or training.zero else 0.0
+    parts = {"weights": weight * count, "optimiser": masters + MOMENTS * moving}
     if training.zero:
         parts["optimiser"] = 0.0 if training.offload else parts["optimiser"] / ranks
     if training.zero < 2:
-        parts["gradients"] = weight * count
+        parts["gradients"] = weight * moving
     else:
         # At the update stand beside the rank's share its copies in one piece and in float32.
         parts["gradients"] = (2 * weight if training.offload else 2 * FLOAT32) * share
     if training.zero == 0:
         # Gradients of several ranks are summed in one piece, which in bf16 is also copied to
         # float32; so are, at the update, the masters' gradients.
-        piece = weight * count if ranks > 1 else 0.0
-        parts["buffers"] = piece + (FLOAT32 * count if half else 0.0)
+        piece = weight * moving if ranks > 1 else 0.0
+        parts["buffers"] = piece + (FLOAT32 * moving if half else 0.0)
     elif training.zero == 1:
         parts["buffers"] = (weight + FLOAT32) * share if half else 2 * bucket
     else:
         parts["buffers"] = bucket
     if training.zero == 3:
         # Two layers are whole at once, and one layer's gradient.
-        parts["weights"] = weight * (share + 2 * of.block)
-        parts["buffers"] += weight * of.block + bucket
+        parts["weights"] = weight * (count / ranks + 2 * of.block)
+        parts["buffers"] += weight * of.block * (moving / count) + bucket
     parts["indices"] = FLOAT32 * float(of.indices)
     return parts
+
+
+def sized(config: RunConfig, vocabulary: int) -> Size:
+    """`size` of a run's model."""
+    return size(config.model, vocabulary, config.sparse, learning(config))
 
 
 def check_lanes(lanes: int, ranks: int, micro_batches: int = 1) -> None:
@@ -183,7 +222,7 @@ def needed(
     training = config.training
     check_lanes(training.lanes, ranks, training.micro_batches)
     lanes = training.lanes // ranks
-    parts = states(config, size(config.model, vocabulary, config.sparse), ranks)
+    parts = states(config, sized(config, vocabulary), ranks)
     part = lanes // training.micro_batches
     parts["activations"] = activations(config, vocabulary, part, device)
     parts["memory"] = memory_state(config, lanes)
@@ -206,14 +245,15 @@ def traffic(config: RunConfig, of: Size, ranks: int) -> float:
     """
     training = config.training
     width = 2 if training.precision != "float32" else FLOAT32
-    once = width * of.parameters * (ranks - 1) / ranks
+    once = width * of.trained * (ranks - 1) / ranks
+    every = width * of.parameters * (ranks - 1) / ranks
     if training.zero == 0:
         return 2 * once
     if training.zero == 1:
         return 2 * once + once
     if training.zero == 2:
         return passes(config) * once + once
-    return passes(config) * 3 * once
+    return passes(config) * (2 * every + once)
 
 
 @dataclass(frozen=True)
@@ -244,10 +284,11 @@ def speed(config: RunConfig, vocabulary: int, cluster: Cluster) -> Speed:
     training, ranks = config.training, cluster.ranks
     segments = training.unroll * max(number for _, number in training.accumulate)
     tokens = training.lanes * segments * config.model.segment
-    flops = training_flops(config.model, vocabulary, training.lanes // ranks).total
+    lanes = training.lanes // ranks
+    flops = training_flops(config.model, vocabulary, lanes, learn=learning(config)).total
     again = 4 / 3 if training.activation_checkpointing else 1.0
     compute = tokens / ranks * flops * again / (cluster.tflops * 1e12 * cluster.efficiency)
-    moved = traffic(config, size(config.model, vocabulary, config.sparse), ranks)
+    moved = traffic(config, sized(config, vocabulary), ranks)
     slowest = cluster.inside if cluster.nodes == 1 else min(cluster.inside, cluster.between)
     return Speed(compute, moved / (slowest * 1e9), tokens)
 
@@ -267,9 +308,9 @@ class Checkpoints:
 
 def checkpoints(config: RunConfig, vocabulary: int, cluster: Cluster) -> Checkpoints:
     """Plan checkpoints by Young's and Daly's interval (Daly, FGCS 22, 2006, equation 37)."""
-    count = size(config.model, vocabulary, config.sparse).parameters
+    of = sized(config, vocabulary)
     memory = memory_state(config, config.training.lanes) / 2
-    total = (FLOAT32 + MOMENTS) * count + memory
+    total = FLOAT32 * of.parameters + MOMENTS * of.trained + memory
     stall = total / cluster.ranks / (cluster.host * 1e9)
     write = total / (cluster.storage * 1e9)
     failure = cluster.failure_hours * HOUR / cluster.nodes

@@ -10,8 +10,7 @@ from data.orders import DocumentOrder
 from data.shards import Split
 from lm.runs.run_config import RunConfig
 from tools.cluster import Cluster
-from tools.planning import DAY, HOUR, check_lanes, checkpoints, needed, speed, traffic
-from tools.planning import size as model_size
+from tools.planning import DAY, HOUR, check_lanes, checkpoints, needed, sized, speed, traffic
 
 GIB = 2**30
 STAGES = (0, 1, 2, 3)
@@ -35,13 +34,14 @@ def plan(config: RunConfig, vocabulary: int, cluster: Cluster, budget: float) ->
         micro_batches=chosen["micro_batches"],
     )
     config = replace(config, training=training)
-    of = model_size(config.model, vocabulary, config.sparse)
+    of = sized(config, vocabulary)
     step, saving = speed(config, vocabulary, cluster), checkpoints(config, vocabulary, cluster)
     seconds = budget / step.tokens_per_second / saving.goodput
     return {
         "gpus": cluster.ranks,
         "nodes": cluster.nodes,
         "parameters": of.parameters,
+        "trained": of.trained,
         "stages": stages,
         "fits": bool(fitting),
         "zero": chosen["zero"],

@@ -11,7 +11,7 @@ distances count as Transformer-XL's shift needs them; CPUs compute fewer.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lm.model.adaptive import cluster_bounds
 from lm.model.model_config import DILATIONS, GATED, GateName, ModelConfig
@@ -26,6 +26,12 @@ GATE_MATRICES: dict[GateName, tuple[int, ...]] = {
     "gru": (3, 2, 1),
 }
 """Rows of each matrix of a gate, in widths."""
+Learning = Literal["all", "compression", "lora"]
+"""Which weights training moves: all, those of compression, or small maps beside the others too."""
+OWN = ("compression", "reconstruction")
+"""Parts that train alike whatever else does."""
+ACTIVATIONS_ONLY = ("content_scores", "values")
+"""Parts whose factors both come from the segment."""
 
 
 class Product(NamedTuple):
@@ -65,7 +71,11 @@ class Work:
 
 
 def training_flops(
-    config: ModelConfig, vocabulary: int, lanes: int, shares: Sequence[float] | None = None
+    config: ModelConfig,
+    vocabulary: int,
+    lanes: int,
+    shares: Sequence[float] | None = None,
+    learn: Learning = "all",
 ) -> Work:
     """Work to train on one token with both memories full, one segment a back-propagation.
 
@@ -75,10 +85,27 @@ def training_flops(
         lanes: lanes that share one projection of the encoded distances.
         shares: share of the tokens in each cluster of an adaptive vocabulary; none: as Zipf's law
             has it.
+        learn: which weights move; those that do not have no gradient. Without the small maps of
+            lora themselves.
     """
     parts = _parts(config, vocabulary, lanes, shares)
     tokens = lanes * config.segment
-    return Work({name: sum(p.times * p.flops for p in parts[name]) / tokens for name in parts})
+    return Work(
+        {
+            name: sum(_times(name, p, learn) * p.flops for p in parts[name]) / tokens
+            for name in parts
+        }
+    )
+
+
+def _times(part: str, product: Product, learn: Learning) -> int:
+    """How often a product is made in training, with those of the same size for its gradients."""
+    if learn == "all" or part in OWN:
+        return product.times
+    if learn == "compression":
+        return 1
+    # Gradients of fixed weights fall away, and of what fixed weights make of constants.
+    return product.times if part in ACTIVATIONS_ONLY else product.times - 1
 
 
 def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) -> Work:

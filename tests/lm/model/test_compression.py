@@ -11,6 +11,7 @@ from lm.model.attention.base import Attended
 from lm.model.compression import ConvCompression, adopted_rank
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.training.compiling import checkpoint_activations
 from tests.lm.model.cases import LLAMA, VOCABULARY, build, run, stream
 
 AROUND_MEAN: dict[str, dict[str, Any]] = {
@@ -129,3 +130,22 @@ def test_the_relative_error_is_that_of_the_attention_that_is_read() -> None:
             error, power = (found[0] - found[1]).square().sum(), found[0].square().sum()
             total, elements = output.by_layer["reconstruction_relative"]
             torch.testing.assert_close(total[index] / elements[index], error / power)
+
+
+def test_layers_computed_again_give_the_same_gradients_to_the_last_bit() -> None:
+    """Of a trained model's shape, over segments whose memory is in one graph."""
+    config = around_mean({}, memory=5)
+    plain, again = build(config), build(config)
+    checkpoint_activations(again)
+    found = []
+    for model in (plain, again):
+        memory, loss = model.empty_memory(2), torch.zeros((), dtype=torch.float64)
+        for part in stream(5, 2, config).split(config.segment, dim=1):
+            output = model(part, memory)
+            memory = output.memory
+            loss = loss + output.predictions.logsumexp(-1).sum()
+            loss = loss + output.auxiliary["reconstruction"].total
+        loss.backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for mine, theirs in zip(*found, strict=True):
+        assert mine is not None and theirs is not None and torch.equal(mine, theirs)

@@ -60,6 +60,25 @@ def test_training_does_the_products_that_are_counted(name):
     assert counter.get_total_flops() == pytest.approx(counted.total * size, rel=1e-12)
 
 
+@pytest.mark.parametrize("learn", ["compression", "lora"])
+@pytest.mark.parametrize("name", ["memory longer", "Llama's shape, low rank"])
+def test_fixed_weights_have_no_products_of_their_gradients(name, learn):
+    """Where compression alone learns, and where something in every layer does, here norms."""
+    config = CASES[name]
+    model, tokens, memory = full_model(config, training=True)
+    for key, parameter in model.named_parameters():
+        norms = learn == "lora" and "norm" in key
+        parameter.requires_grad_(".compression." in key or norms)
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        output = model(tokens[:, :-1], memory, tokens[:, 1:])
+        loss = output.auxiliary["reconstruction"].total
+        (loss + output.predictions.sum() if learn == "lora" else loss).backward()
+    counted = training_flops(config, VOCABULARY, LANES, learn=learn)
+    size = LANES * config.segment
+    assert counter.get_total_flops() == pytest.approx(counted.total * size, rel=1e-12)
+
+
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("name", ["memory longer", "dilated", "Transformer-XL", "rotary", "swiglu"])
 def test_scoring_does_the_products_that_are_counted(name, kept):

@@ -25,7 +25,7 @@ from lm.sparse.topkast import sparsify
 from lm.training import dist
 from tests.processes import write_config
 from tests.runs import with_training
-from tools.cluster import Cluster
+from tools.cluster import SHAPES, Cluster, PlanConfig, ShapeName, shaped
 from tools.planning import (
     activations,
     checkpoints,
@@ -221,6 +221,30 @@ def test_the_papers_model_is_planned_from_its_preset() -> None:
     planned = plan(config, 32_000, Cluster(nodes=8), 1e11)
     assert planned["gpus"] == 64 and planned["fits"]
     assert planned["parameters"] == size(config.model, 32_000, SparseConfig()).parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248)],
+)
+def test_trained_models_have_their_parameters_and_compression_beside(
+    name: ShapeName, base: int
+) -> None:
+    vocabulary, model = shaped(name, ModelConfig())
+    of = size(model, vocabulary, SparseConfig(), "compression")
+    assert of.parameters - of.trained == base
+    assert of.trained < base / 3 and model.compression_initial == "mean"
+    assert size(model, vocabulary, SparseConfig()).trained == of.parameters
+    plain = replace(ModelConfig(), compression="mean", reconstruction="none")
+    assert size(shaped(name, plain)[1], vocabulary, SparseConfig(), "compression").trained == 0
+
+
+def test_a_memory_beyond_a_trained_models_positions_has_no_plan() -> None:
+    with pytest.raises(ValueError, match="max_positions is 8,192, the context"):
+        shaped("smollm2-135m", ModelConfig(compressed=4096))
+    with pytest.raises(ValueError, match="no effect with shape llama-8b: leave it out"):
+        PlanConfig(shape="llama-8b", vocabulary=32_000)
+    assert all(model["max_positions"] >= 8192 for _, model in SHAPES.values())
 
 
 @pytest.mark.parametrize("changes", [{"nodes": 0}, {"efficiency": 1.5}, {"failure_hours": -1.0}])
