@@ -12,7 +12,6 @@ bytes), a document a line: `text`, and `answers`, each [first byte, bytes, dista
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,10 @@ from string import ascii_lowercase, digits
 from typing import Literal, NamedTuple
 
 from data.common import command
-from data.common.files import hash_file
-from data.common.outputs import check_folder, writing_folder
-from data.common.requirements import in_bytes, require_memory
 from data.common.schema import Count, Size
 from data.common.values import require_ranges
 from data.documents import SPLITS
+from data.synthetic import publish
 
 SENTENCE = "the river of a long road ran under its bridge and past our house into that wood"
 WORDS = tuple(SENTENCE.split())
@@ -33,8 +30,6 @@ KEY = 8
 """Letters of a string or code."""
 PAIRS = 8
 """Pairs of an associative document."""
-
-ELSEWHERE = "remove it, or name another --out folder"
 
 TaskName = Literal["copy", "needle", "associative"]
 
@@ -85,41 +80,15 @@ def main(recall: RecallConfig, out: Path) -> None:
         out: folder for the text, which appears whole or not at all; one that is there must be
             empty or hold the same text.
     """
-    check_folder(out)
-    check_room(recall, out)
-    if strange := {path.name for path in listed(out)} - {f"{split}.jsonl" for split in SPLITS}:
-        raise ValueError(f"{out} holds {min(strange)}, which is no text of recall; {ELSEWHERE}")
-    with writing_folder(out) as folder:
-        for split in SPLITS:
-            write_split(recall, split, folder / f"{split}.jsonl")
-        # The same call after one that was killed late finds its own work.
-        for path in listed(out):
-            if hash_file(path) != hash_file(folder / path.name):
-                raise ValueError(f"{path} is there already and holds another text; {ELSEWHERE}")
-    print(f"python -m data.prepare --corpus text --vocabulary bytes --source {out} --shards SHARDS")
-
-
-def check_room(recall: RecallConfig, out: Path) -> None:
-    """Find out before the work whether the text can be made.
-
-    Raises:
-        ValueError: a document does not fit into memory, or all of them not onto the disk.
-    """
-    # While it is made, a document is a list of characters.
     longest = max(recall.distances)
-    require_memory(8 * longest, f"a document of {longest:,} bytes (--distances)")
-    needed = sum(map(recall.bytes, SPLITS))
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if needed > (free := shutil.disk_usage(there).free):
-        raise ValueError(
-            f"the text takes at least {in_bytes(needed)}, but {there} has room for "
-            f"{in_bytes(free)}: ask for fewer documents or shorter distances"
-        )
-
-
-def listed(folder: Path) -> list[Path]:
-    """What lies in a folder, which may not be there."""
-    return sorted(folder.iterdir()) if folder.exists() else []
+    publish(
+        out,
+        lambda split, path: write_split(recall, split, path),
+        size=sum(map(recall.bytes, SPLITS)),
+        # While it is made, a document is a list of characters.
+        memory=8 * longest,
+        what=f"a document of {longest:,} bytes (--distances)",
+    )
 
 
 def write_split(recall: RecallConfig, split: str, path: Path) -> None:

@@ -267,6 +267,34 @@ def dynamic(result: dict[str, Any], name: str) -> Figure:
     return figure
 
 
+def regret(results: Results) -> Figure:
+    """Nats beyond the exact Bayes prediction by place in the episode, of runs of one probe."""
+    figure, axes = axes_of("Regret", "symbols read", "nats beyond the best prediction")
+
+    def line(places: list[dict[str, Any]], what: str, label: str, **style: Any) -> None:
+        middle = [(place["from"] + place["to"]) / 2 for place in places]
+        # On a logarithmic axis what is not above zero is not drawn.
+        worth = [place[what] if place[what] > 0 else math.nan for place in places]
+        axes.plot(middle, worth, label=label, **style)
+
+    for name, result in results.items():
+        line(result["bayes"]["places"], "regret", drawn(name))
+    windows = {
+        (result["bayes"]["reach"][kind], kind): result["bayes"]["places"]
+        for result in results.values()
+        for kind in result["bayes"]["reach"]
+    }
+    seen: set[int] = set()
+    for number, ((reach, kind), places) in enumerate(sorted(windows.items(), key=lambda w: w[0])):
+        if reach not in seen and any(place[kind] > 0 for place in places):
+            seen.add(reach)
+            style = {"color": "black", "linewidth": 0.8, "linestyle": (0, (number + 1, 2))}
+            line(places, kind, f"exact, sees {reach}", **style)
+    axes.set_yscale("log")
+    add_legend(axes)
+    return figure
+
+
 def distance(results: Results) -> Figure:
     """Share of answers' bytes that are known, by the distance to what they need."""
     figure, axes = axes_of("Recall", "distance in bytes, from", "bytes right")

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from data.common.integrity import read_sealed
 from data.common.schema import Count, Record, Sha256, Size, as_record
+from data.mixtures import SourceName
 from lm.inference.inference_config import BITS
 
 FORMAT = 2
@@ -249,6 +250,64 @@ class Distance(Score):
     distance: Recall
 
 
+class Regret(Record):
+    """Nats a symbol, or of an episode: the best prediction's, and what others cost beyond it."""
+
+    nats: float
+    regret: float
+    segment: float
+    memory: float
+    compressed: float
+
+
+class Stretch(Regret):
+    """Places of an episode that are told apart."""
+
+    first: Annotated[Count, Field(alias="from")]
+    to: Size
+
+
+class Sum(Regret):
+    """A regret whose standard error is known."""
+
+    deviation: float
+
+
+class Seen(Record):
+    """Symbols that exact predictors see, as `reach` of eval.distance."""
+
+    segment: Size
+    memory: Size
+    compressed: Size
+
+
+class Drawn(Record):
+    """The source of a probe, as data.mixtures has it."""
+
+    task: SourceName
+    symbols: Size
+    prior: float
+    hazard: float | None
+
+
+class Probe(Record):
+    """Regret on episodes of a source."""
+
+    source: Drawn
+    episodes: Size
+    length: Size
+    reach: Seen
+    places: Annotated[list[Stretch], Some]
+    last: Sum
+    total: Sum
+
+
+class Bayes(Score):
+    """Regret against exact predictions, of eval.bayes."""
+
+    bayes: Probe
+
+
 class Compressed(Record):
     """Sizes of a text that was compressed, of tools.evaluate."""
 
@@ -292,6 +351,7 @@ MADE: dict[type[Record], tuple[str, str]] = {
     Breakdown: ("a breakdown", "eval.breakdown"),
     Dynamic: ("dynamic evaluation", "eval.dynamic"),
     Distance: ("recall by distance", "eval.distance"),
+    Bayes: ("regret against exact predictions", "eval.bayes"),
     Compressed: ("compression", "tools.evaluate"),
 }
 """What each kind of file is called, and what makes it."""

@@ -13,6 +13,7 @@ from eval.pages import Section, html, markdown, plain, with_files
 from eval.parts import perplexity_shown
 from eval.results import (
     LENGTHS,
+    Bayes,
     Breakdown,
     Distance,
     Dynamic,
@@ -256,6 +257,43 @@ def distances(results: Results, split: str) -> list[Section]:
     return [Section(f"Recall ({split})", text, header, tuple(rows), figure)]
 
 
+def regrets(results: Results, split: str) -> list[Section]:
+    """Regret against exact predictions, a table for the probes that are alike."""
+    alike: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, result in results.items():
+        source = {k: v for k, v in result["bayes"]["source"].items() if v is not None}
+        told = ", ".join(f"{spoken(k)} {v}" for k, v in source.items())
+        alike.setdefault(f"{told}, episodes of {result['bayes']['length']}", {})[name] = result
+    header = ("run", "sees", "last segment", "whole episode")
+    sections = []
+    for told, here in alike.items():
+        rows: list[tuple[str, ...]] = []
+        for name, result in here.items():
+            found = result["bayes"]
+            last, total = found["last"], found["total"]
+            rows.append(
+                (
+                    name,
+                    f"{found['reach']['compressed']}",
+                    f"{last['regret']:.4f} ± {last['deviation']:.4f}",
+                    f"{total['regret']:.3f} ± {total['deviation']:.3f}",
+                )
+            )
+            rows.extend(
+                (
+                    f"exact, sees as much as {name} with {kind}",
+                    f"{seen}",
+                    f"{last[kind]:.4f}",
+                    f"{total[kind]:.3f}",
+                )
+                for kind, seen in found["reach"].items()
+            )
+        text = "Nats beyond the exact Bayes prediction: a symbol of the last segment, and in all."
+        figure = figures.svg(figures.regret(here))
+        sections.append(Section(f"Regret on {told} ({split})", text, header, tuple(rows), figure))
+    return sections
+
+
 def compression(results: Results, split: str) -> Section:
     """Sizes of a text with models and an arithmetic coder, and with general compressors."""
     rows = []
@@ -272,6 +310,7 @@ KINDS: dict[str, tuple[type[Record], Callable[[Results, str], list[Section]]]] =
     "breakdown": (Breakdown, breakdowns),
     "dynamic": (Dynamic, dynamics),
     "distance": (Distance, distances),
+    "bayes": (Bayes, regrets),
 }
 """What each kind of result file holds, and what makes sections of it."""
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {
     "prepare": "data.prepare",
     "recall": "data.recall",
+    "probes": "data.probes",
     "train": "lm.train",
     "continual": "lm.continual",
     "adopt": "lm.adopt",
@@ -29,6 +30,7 @@ PROGRAMS = {
     "breakdown": "eval.breakdown",
     "compress": "eval.compress",
     "distance": "eval.distance",
+    "bayes": "eval.bayes",
     "dynamic": "eval.dynamic",
     "prune": "eval.prune",
     "harness": "eval.harness",

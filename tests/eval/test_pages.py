@@ -100,6 +100,19 @@ FIGURES = {
     "distance": lambda name: figures.distance(
         {name: {"distance": {"reach": {"memory": 8}, "buckets": [{"from": 8, "accuracy": 1.0}]}}}
     ),
+    "regret": lambda name: figures.regret(
+        {
+            name: {
+                "bayes": {
+                    "reach": {"segment": 8},
+                    "places": [
+                        {"from": 0, "to": 8, "regret": 0.2, "segment": 0.0},
+                        {"from": 8, "to": 16, "regret": 0.1, "segment": 0.3},
+                    ],
+                }
+            }
+        }
+    ),
     "pruning": lambda name: drawings.pruning(
         {name: {"pruning": [{"zero": 0.5, "value": 2.0}], "alpha": 1.0, "unit": name}}
     ),

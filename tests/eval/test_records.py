@@ -13,7 +13,7 @@ from data.common.files import write_json
 from eval import breakdown, dynamic, report, score
 from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.logs import step_of, trained, training_log
-from eval.results import Breakdown, Compressed, Distance, Dynamic, Score, read_result
+from eval.results import Bayes, Breakdown, Compressed, Distance, Dynamic, Score, read_result
 from tools import evaluate, plot
 
 NAMES = {
@@ -21,6 +21,7 @@ NAMES = {
     "breakdown-validation.json": Breakdown,
     "dynamic-validation.json": Dynamic,
     "distance-test.json": Distance,
+    "bayes-test.json": Bayes,
     "compress-test.json": Compressed,
 }
 
@@ -38,6 +39,18 @@ def whole_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     answers = {"from": 16, "to": 32, "answers": 2, "bytes": 9, "accuracy": 1.0, "whole": 0.0}
     result["distance"] = {"reach": {"segment": 8}, "buckets": [answers]}
     write_json(run / "distance-test.json", result)
+    del result["distance"]
+    nats = {"nats": 0.6, "regret": 0.1, "segment": 0.2, "memory": 0.1, "compressed": 0.0}
+    result["bayes"] = {
+        "source": {"task": "markov", "symbols": 2, "prior": 1.0, "hazard": None},
+        "episodes": 4,
+        "length": 16,
+        "reach": {"segment": 8, "memory": 16, "compressed": 24},
+        "places": [nats | {"from": 0, "to": 16}],
+        "last": nats | {"deviation": 0.01},
+        "total": nats | {"deviation": 0.01},
+    }
+    write_json(run / "bayes-test.json", result)
     packed = {"bytes": 100, "bits_per_byte": {"this model": 2.0}}
     write_json(run / "compress-test.json", packed)
     return run

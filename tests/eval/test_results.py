@@ -276,7 +276,7 @@ def test_recall_replaces_no_other_text(tmp_path: Path) -> None:
     assert (tmp_path / "text/train.jsonl").read_bytes() == before
     (tmp_path / "own").mkdir()
     (tmp_path / "own/notes").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds notes, which is no text of recall"):
+    with pytest.raises(ValueError, match=r"holds notes, which is no made-up text"):
         recall.main(SMALL, tmp_path / "own")
     with pytest.raises(ValueError, match="name a folder"):
         recall.main(SMALL, tmp_path / "own/notes")
