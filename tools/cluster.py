@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from lm.model.model_config import ModelConfig
 
-ShapeName = Literal["smollm2-135m", "llama-1b", "llama-8b"]
-
 LEAST, MOST = 1e-6, 1e12
 """Bounds of a cluster's figures, beyond which no machine is."""
 
@@ -58,9 +56,9 @@ class Cluster:
 class PlanConfig:
     """What is asked of a plan."""
 
-    shape: ShapeName | None = None
-    """A trained model to plan with instead of the model's own shape: SmolLM2-135M, Llama 3.2 1B or
-    Llama 3.1 8B; lengths of memory are those of the model's section."""
+    shape: str | None = None
+    """A pretrained model to plan with: smollm2-135m, llama-1b (3.2), llama-8b (3.1), or the folder
+    of one, whose config.json is read; the model's section then gives lengths and compression."""
     vocabulary: int = 256
     """Number of different tokens; that of a shape is known."""
     budget: float = 1e9
@@ -87,7 +85,7 @@ LLAMA3: dict[str, Any] = {
     "rotary_trained": 8192,
     "max_positions": 131_072,
 }
-SHAPES: dict[ShapeName, tuple[int, dict[str, Any]]] = {
+SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     "smollm2-135m": (
         49_152,
         {
@@ -114,22 +112,24 @@ SHAPES: dict[ShapeName, tuple[int, dict[str, Any]]] = {
 """Trained models: size of the vocabulary, and what their config.json says."""
 
 
-def shaped(name: ShapeName, model: ModelConfig) -> tuple[int, ModelConfig]:
-    """A trained model with the memory of another; its vocabulary and its config.
+def shaped(name: str, model: ModelConfig) -> tuple[int, ModelConfig]:
+    """A pretrained model with the memory of another; size of its vocabulary, and its config.
 
     Raises:
-        ValueError: memory reaches beyond its positions.
+        ValueError: it is not known, or of another kind, or memory reaches beyond its positions.
     """
+    positions = "rotary" if model.positions == "relative" else model.positions
+    if name not in SHAPES:
+        return _read(name, model, positions)
     from lm.model.compression import adopted_rank
 
     vocabulary, settings = SHAPES[name]
     if model.compressed and model.compression == "conv":
         rank = adopted_rank(settings["width"], model.rate)
         settings = settings | {"compression_initial": "mean", "compression_rank": rank}
-    rotary = model.positions if model.positions != "relative" else "rotary"
     return vocabulary, replace(
         model,
-        positions=rotary,
+        positions=positions,
         norm_kind="rms",
         activation="swiglu",
         feedforward_bias=False,
@@ -137,3 +137,25 @@ def shaped(name: ShapeName, model: ModelConfig) -> tuple[int, ModelConfig]:
         embedding_scale=1.0,
         **settings,
     )
+
+
+def _read(
+    name: str, model: ModelConfig, positions: Literal["rotary", "rotary_slots"]
+) -> tuple[int, ModelConfig]:
+    """The same from a folder of transformers."""
+    from lm.hub.shapes import model_config, read_base
+    from lm.runs.adopted_config import MemoryShape
+
+    path = Path(name)
+    if not path.exists():
+        known = ", ".join(SHAPES)
+        raise ValueError(f"shape must be {known}, or the folder of a model, not {name}")
+    lengths = {n: getattr(model, n) for n in ("segment", "memory", "compressed", "rate", "sinks")}
+    memory = MemoryShape(
+        **lengths,
+        function=model.compression,
+        memory_layers=model.memory_layers,
+        positions=positions,
+    )
+    base = read_base(path if path.is_dir() else path.parent)
+    return int(base.vocab_size), model_config(base, memory, name)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lm.model.attention.base import Attended
+from lm.model.attention.rotary import places
 from lm.model.compression import ConvCompression, adopted_rank
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
@@ -149,3 +150,35 @@ def test_layers_computed_again_give_the_same_gradients_to_the_last_bit() -> None
         found.append([parameter.grad for parameter in model.parameters()])
     for mine, theirs in zip(*found, strict=True):
         assert mine is not None and theirs is not None and torch.equal(mine, theirs)
+
+
+def test_compressed_slots_are_read_as_others_are() -> None:
+    """At a rate of 1 the mean of a slot is the slot: compressed memory is a longer memory."""
+    pooled = replace(LLAMA, compression="mean", reconstruction="none", sinks=0, rate=1, memory=4)
+    both, long = (
+        build(replace(pooled, **lengths))
+        for lengths in ({"compressed": 8}, {"memory": 12, "compressed": 0})
+    )
+    long.load_state_dict(both.state_dict())
+    tokens = stream(7, 2, pooled)
+    torch.testing.assert_close(run(both, tokens)[0], run(long, tokens)[0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("segment", "rate"), [(8, 4), (6, 3), (5, 3), (7, 4), (4, 1)])
+def test_compressed_slots_stand_at_the_centre_of_their_tokens(segment: int, rate: int) -> None:
+    """Tokens enter memory at places that count from the first of the segment that is read next."""
+    config = ModelConfig(
+        positions="rotary", segment=segment, rate=rate, memory=9, compressed=3 * -(-segment // rate)
+    )
+    # The last three segments that memory has lost; the newest of them ends where memory begins.
+    lost = torch.arange(-config.memory - 3 * segment, -config.memory, dtype=torch.float64)
+    if segment % rate == 0:
+        centres = lost.unflatten(0, (-1, rate)).mean(1)
+    else:
+        # Each segment's windows, one of them shorter, share its tokens evenly.
+        span = segment / config.windows
+        left = torch.arange(config.compressed, dtype=torch.float64) * span
+        centres = lost[0] + left + (span - 1) / 2
+    found = places(config, 0, torch.device("cpu"))
+    torch.testing.assert_close(found[: config.compressed], centres, rtol=0, atol=1e-12)
+    assert found[-1] - found[0] <= config.span - 1 and found[-1] == segment - 1

@@ -261,6 +261,8 @@ def test_weights_begin_as_in_the_authors_code_where_it_is_asked_for() -> None:
             (attention.output.weight, TRUNCATED),
             (block.compression.projection.weight, TRUNCATED),
         ):
-            assert float(weight.detach().std()) == pytest.approx(gain * weight.shape[1] ** -0.5, rel=0.03)
+            assert float(weight.detach().std()) == pytest.approx(
+                gain * weight.shape[1] ** -0.5, rel=0.03
+            )
         bias, limit = attention.position_bias, (6 / (4 + 64)) ** 0.5
         assert 0.8 * limit < float(bias.detach().abs().max()) <= limit

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from data.common.command import load_config
 from data.shards import DOCUMENT_DTYPE, Shards, Split
@@ -25,7 +26,7 @@ from lm.sparse.topkast import sparsify
 from lm.training import dist
 from tests.processes import write_config
 from tests.runs import with_training
-from tools.cluster import SHAPES, Cluster, PlanConfig, ShapeName, shaped
+from tools.cluster import SHAPES, Cluster, PlanConfig, shaped
 from tools.planning import (
     activations,
     checkpoints,
@@ -227,9 +228,7 @@ def test_the_papers_model_is_planned_from_its_preset() -> None:
     ("name", "base"),
     [("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248)],
 )
-def test_trained_models_have_their_parameters_and_compression_beside(
-    name: ShapeName, base: int
-) -> None:
+def test_trained_models_have_their_parameters_and_compression_beside(name: str, base: int) -> None:
     vocabulary, model = shaped(name, ModelConfig())
     of = size(model, vocabulary, SparseConfig(), "compression")
     assert of.parameters - of.trained == base
@@ -245,6 +244,32 @@ def test_a_memory_beyond_a_trained_models_positions_has_no_plan() -> None:
     with pytest.raises(ValueError, match="no effect with shape llama-8b: leave it out"):
         PlanConfig(shape="llama-8b", vocabulary=32_000)
     assert all(model["max_positions"] >= 8192 for _, model in SHAPES.values())
+
+
+def test_the_folder_of_a_model_is_planned_as_its_name_is(tmp_path: Path) -> None:
+    vocabulary, model = SHAPES["smollm2-135m"]
+    theirs = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=model["width"],
+        intermediate_size=model["feedforward"],
+        num_hidden_layers=model["layers"],
+        num_attention_heads=model["heads"],
+        num_key_value_heads=model["key_value_heads"],
+        max_position_embeddings=model["max_positions"],
+        rope_parameters={"rope_type": "default", "rope_theta": model["rotary_base"]},
+        tie_word_embeddings=True,
+    )
+    theirs.save_pretrained(tmp_path)
+    wanted = shaped("smollm2-135m", ModelConfig(sinks=4))
+    for place in (tmp_path, tmp_path / "config.json"):
+        read = shaped(str(place), ModelConfig(sinks=4))
+        assert read[0] == wanted[0]
+        counts = [
+            size(config, vocabulary, SparseConfig()).parameters for _, config in (read, wanted)
+        ]
+        assert counts[0] == counts[1] and read[1].max_positions == 8192
+    with pytest.raises(ValueError, match=r"shape must be smollm2-135m, .* the folder of a model"):
+        shaped(str(tmp_path / "nowhere"), ModelConfig())
 
 
 @pytest.mark.parametrize("changes", [{"nodes": 0}, {"efficiency": 1.5}, {"failure_hours": -1.0}])
