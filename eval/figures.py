@@ -107,28 +107,55 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def training_curves(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
+EARLY = 0.15
+"""Share of the first steps whose losses need not be in a figure of training: they fall steeply, and
+what matters is what comes then."""
+
+
+def training_curves(
+    metrics: Mapping[str, list[dict[str, Any]]], beside: Mapping[str, float] | None = None
+) -> Figure:
     """Loss on training text and scores on validation text against training steps; every run has
     some losses.
+
+    Args:
+        metrics: records of each run by its name.
+        beside: numbers in bits per byte by name, such as what compressors make of the text.
     """
-    logged = {key for records in metrics.values() for record in records for key in record}
-    units = [unit for unit, key in zip(BITS, VALIDATION, strict=True) if key in logged]
+    records = [record for run in metrics.values() for record in run]
+    units = [
+        unit for unit, key in zip(BITS, VALIDATION, strict=True) if any(key in r for r in records)
+    ]
+    in_bytes = units == list(BITS[:1]) and all("bits_per_byte" in r for r in records if "loss" in r)
     unit = " or ".join(map(spoken, units or BITS[:1]))
-    figure, axes = axes_of(
-        "Training", "training steps", f"bits per token (training), {unit} (validation)"
-    )
-    highest = 0.0
-    for name, records in metrics.items():
-        losses = [(r["step"], r["loss"] / math.log(2)) for r in records if "loss" in r]
-        highest = max(highest, *(loss for _, loss in losses))
-        (line,) = axes.plot(*zip(*losses, strict=True), linewidth=1, label=drawn(name))
-        if scores := [(r["step"], r[key]) for r in records for key in VALIDATION if key in r]:
+    label = unit if in_bytes else f"bits per token (training), {unit} (validation)"
+    figure, axes = axes_of("Training", "training steps", label)
+    shown: list[float] = []
+    for name, run in metrics.items():
+        losses = [(r["step"], _loss(r, in_bytes)) for r in run if "loss" in r]
+        begun = losses[-1][0] * EARLY
+        shown += [loss for step, loss in losses if step >= begun]
+        alone = {"color": "silver"} if len(metrics) == 1 else {}
+        (line,) = axes.plot(*zip(*losses, strict=True), linewidth=1, label=drawn(name), **alone)
+        if scores := [(r["step"], r[key]) for r in run for key in VALIDATION if key in r]:
             step, score = scores[-1]
-            label = f"validation ({score:.3f} at step {step:,})"
-            axes.plot(*zip(*scores, strict=True), "o", color=line.get_color(), label=label)
-    axes.set_ylim(0, min(8.5, highest) + 0.2)
+            shown += [score for at, score in scores if at >= begun]
+            style = {"color": "tab:blue"} if alone else {"color": line.get_color()}
+            told = f"validation ({score:.3f} at step {step:,})"
+            axes.plot(*zip(*scores, strict=True), "o-", label=told, **style)
+    for number, (name, bits) in enumerate((beside or {}).items() if in_bytes else ()):
+        shown.append(bits)
+        style = {"color": f"C{number + 1}", "linestyle": (0, (number + 2, 2))}
+        axes.axhline(bits, linewidth=1, label=drawn(f"{name} ({bits:.3f})"), **style)
+    room = 0.05 * (max(shown) - min(shown)) or 0.1
+    axes.set_ylim(min(shown) - room, max(shown) + room)
     add_legend(axes)
     return figure
+
+
+def _loss(record: dict[str, Any], in_bytes: bool) -> float:
+    """A training loss in bits per byte or per token."""
+    return float(record["bits_per_byte"] if in_bytes else record["loss"] / math.log(2))
 
 
 def sweep(swept: dict[str, Any]) -> Figure:

@@ -22,6 +22,7 @@ class Logged(Record):
 
     step: Count
     loss: float | None = None
+    bits_per_byte: float | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None

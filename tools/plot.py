@@ -13,7 +13,8 @@ def main(
     out: Path | None = None,
     labels: list[str] | None = None,
 ) -> None:
-    """Draw loss on training text and scores on validation text against training steps.
+    """Draw loss on training text and scores on validation text against training steps, and of a
+    run that has been scored what compressors make of the text.
 
     A JSON file in place of a run is drawn as what it holds: scores against sparsity, of eval.prune;
     memory or time, of tools.bench sparse; the scores of an experiment, its table.json.
@@ -46,11 +47,23 @@ def main(
     else:
         metrics = {name: training_log(path) for name, path in zip(names, paths, strict=True)}
         check_output(target, *(part for path in paths for part in pieces(path)))
+        lines = {}
         if not beside and not labels:
             metrics = {"training": metrics[str(run)]}
-        figure = training_curves(metrics)
+            lines = compressors_of(run)
+        figure = training_curves(metrics, lines)
     save(figure, target)
     print(target)
+
+
+def compressors_of(run: Path) -> dict[str, float]:
+    """What compressors make of the test split, if it has been scored."""
+    from eval.results import read_result
+
+    file = run / "score-test.json"
+    if not file.is_file():
+        return {}
+    return {f"{n}, test": bits for n, bits in read_result(file).get("compressors", {}).items()}
 
 
 if __name__ == "__main__":

@@ -69,6 +69,27 @@ def curves(name: str) -> plt.Figure:
     )
 
 
+def test_a_curve_is_in_one_unit_with_validation_and_compressors_where_losses_are_in_bytes() -> None:
+    steps = range(10, 1000, 10)
+    log = [{"step": s, "loss": 2.0, "bits_per_byte": 1.5 + 400 / s**2} for s in steps]
+    log += [{"step": s, "validation_bits_per_byte": 1.6} for s in (500, 1000)]
+    axes = figures.training_curves({"training": log}, {"xz -9": 1.7}).axes[0]
+    assert axes.get_ylabel() == "bits per byte"
+    training, validation, xz = axes.get_lines()
+    assert training.get_ydata()[-1] == pytest.approx(1.5, abs=0.01)
+    assert validation.get_color() != training.get_color()
+    assert list(xz.get_ydata()) == [1.7, 1.7]
+    # The steep beginning is cut off, not what it is compared with.
+    low, high = axes.get_ylim()
+    assert 1.3 < low < 1.5 and 1.7 < high < 2
+    for record in log:
+        record.pop("bits_per_byte", None)
+    axes = figures.training_curves({"training": log}, {"xz -9": 1.7}).axes[0]
+    assert axes.get_ylabel().startswith("bits per token (training)")
+    assert len(axes.get_lines()) == 2
+    plt.close("all")
+
+
 def swept(name: str) -> plt.Figure:
     point = {"segment": 8, "memory": 8, "compressed": 4, "value": 2.0, "unit": name}
     return figures.sweep({"split": name, "points": [point], "best": 0})
