@@ -28,9 +28,12 @@ SLOWER = 1.5
 busy, two threads take about twice as long."""
 PAUSE = 20.0
 """Seconds between two choices at least."""
+OUT = 2.0
+"""How many times as long as another choice's a unit may take; that choice gets no further turn. On a
+machine with ten busy processes, threads that wait for each other took forty times as long as one."""
 AGAIN = 60.0
 """Seconds after which all are tried again in any case: one thread runs no faster when a neighbour
-has gone, but two would."""
+has gone, but two would. Twice as long each time that nothing else comes of it."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt."""
 LARGEST_BLOCK = 1 << 28
@@ -132,7 +135,8 @@ class Threads:
         self.trials: dict[int, list[float]] = {}
         self.expected = float("inf")
         self.last: deque[float] = deque(maxlen=WATCHED)
-        self.chosen_at = 0.0
+        self.chosen_at, self.again = 0.0, AGAIN
+        self.best: int | None = None
         if self.finding:
             self._try_all()
 
@@ -144,9 +148,17 @@ class Threads:
         if self.finding:
             self._count(time.perf_counter() - start)
 
+    def spoken(self) -> str:
+        """What there is to say before the work begins."""
+        if self.finding:
+            return f"up to {self.choices[0]} threads, as many as prove fastest"
+        number = torch.get_num_threads()
+        return f"{number} thread{'s' if number > 1 else ''}"
+
     def _try_all(self) -> None:
-        self.trials = {number: [] for number in self.choices}
-        torch.set_num_threads(self.choices[0])
+        # The fewest first: with them the others find out whether they are worth their turns.
+        self.trials = {number: [] for number in reversed(self.choices)}
+        torch.set_num_threads(self.choices[-1])
 
     def _count(self, seconds: float) -> None:
         if self.waiting:
@@ -155,15 +167,20 @@ class Threads:
         if not self.trials:
             self._watch(seconds)
             return
-        self.trials[torch.get_num_threads()].append(seconds)
-        turn = min(self.choices, key=lambda number: len(self.trials[number]))
+        tried = torch.get_num_threads()
+        self.trials[tried].append(seconds)
+        others = (min(found) for number, found in self.trials.items() if found and number != tried)
+        if seconds > OUT * min(others, default=seconds):
+            del self.trials[tried]
+        turn = min(self.trials, key=lambda number: len(self.trials[number]))
         if len(self.trials[turn]) < TRIALS:
             torch.set_num_threads(turn)
             return
         medians = {number: median(found) for number, found in self.trials.items()}
         best = min(medians, key=lambda number: medians[number])
         torch.set_num_threads(best)
-        self.trials, self.expected = {}, medians[best]
+        self.again = 2 * self.again if best == self.best else AGAIN
+        self.trials, self.expected, self.best = {}, medians[best], best
         self.last.clear()
         self.chosen_at = time.perf_counter()
 
@@ -172,7 +189,7 @@ class Threads:
         full = len(self.last) == WATCHED
         since = time.perf_counter() - self.chosen_at
         slow = full and median(self.last) > SLOWER * self.expected
-        if since > (PAUSE if slow else AGAIN):
+        if since > (PAUSE if slow else self.again):
             self._try_all()
         elif full and not slow:
             # The best of what was seen is what it is compared with.

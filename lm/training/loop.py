@@ -5,6 +5,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.common.progress import Progress
 from data.common.say import warn
 from lm.inference.inference_config import BITS
@@ -129,6 +131,8 @@ class Loop:
         if logged:
             record |= self.meter.summary() | self.skipped()
             shown = self.meter.shown(record)
+            if self.threads.finding:
+                shown["threads"] = str(torch.get_num_threads())
             if trainer.skipped:
                 shown["skipped"] = str(trainer.skipped)
             self.write(record)

@@ -4,14 +4,12 @@ import math
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from data.common.say import say
 from data.shards import Shards, open_shards
 from data.stated import require_stated
 from lm.runs.run_config import RunConfig, RunFolder
 from lm.runs.runlog import device_name
-from lm.threads import require_cores
+from lm.threads import Threads, require_cores
 from lm.training import dist, meeting
 from lm.training.compiling import settled
 from lm.training.folder import begin, describe, kept_alone, training_in
@@ -43,8 +41,9 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
         if said := begun.spoken(run):
             _say(world, said)
         dist.on_first(world, lambda: describe(run, trainer, begun))
-        _say(world, _sizes(trainer))
-        finished = Loop(trainer, run, stop).train()
+        loop = Loop(trainer, run, stop)
+        _say(world, _sizes(trainer, loop.threads))
+        finished = loop.train()
     dist.leave(world)
     if not finished:
         stop.end(trainer.step, world.first)
@@ -80,14 +79,13 @@ def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path 
     return trainer
 
 
-def _sizes(trainer: Trainer) -> str:
+def _sizes(trainer: Trainer, threads: Threads) -> str:
     """What begins, in a line; the first step may take a while."""
     training, device = trainer.config.training, trainer.world.device
     model, ranks = trainer.model, trainer.world.size
     segments = training.lanes * training.unroll * trainer.accumulated
     tokens = segments * model.config.segment
-    threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
-    where = device_name() if device.type == "cuda" else f"cpu{threads}"
+    where = device_name() if device.type == "cuda" else f"cpu ({threads.spoken()})"
     size = sum(math.prod(shape) for shape in trainer.engine.shapes().values())
     return (
         f"{size:,} parameters, vocabulary {model.vocabulary:,}, {training.precision}, {where}"

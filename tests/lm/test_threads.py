@@ -86,6 +86,27 @@ def test_it_tries_again_after_a_while_though_nothing_slows_down(machine) -> None
     assert machine["now"]() == 2
 
 
+def test_a_choice_that_is_far_slower_has_one_turn(machine) -> None:
+    machine[4] = 40.0
+    used = work(Threads(), machine, FIRST + 3 * TRIALS)
+    assert used.count(4) == 1
+    assert machine["now"]() == 2
+
+
+def test_where_nothing_comes_of_trying_it_is_tried_more_rarely(machine) -> None:
+    chooser = Threads()
+    machine["pass"](threads.AGAIN)
+    used = work(chooser, machine, 2000)
+    # In 1,200 seconds after 60, 180, 420, 900, and not after each 60.
+    assert used.count(4) == 5 * TRIALS
+
+
+def test_what_is_said_before_the_work_is_what_it_will_be_done_with(machine) -> None:
+    assert Threads().spoken() == "up to 4 threads, as many as prove fastest"
+    assert Threads(1).spoken() == "1 thread"
+    assert Threads(fixed=True).spoken() == "1 thread"
+
+
 @pytest.mark.parametrize("how", ["given", "environment", "fixed", "one core"])
 def test_what_is_given_is_kept(machine, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     make: dict[str, Callable[[], Threads]] = {

@@ -18,9 +18,7 @@ def test_what_begins_is_said_before_the_first_step(
     line = next(line for line in capfd.readouterr().err.splitlines() if "parameters" in line)
     weights = load_file(max(checkpoints.listed(tmp_path).values()) / checkpoints.WEIGHTS)
     assert line.startswith(f"{sum(w.numel() for w in weights.values()):,} parameters")
-    assert line.endswith(
-        f"float32, cpu (1 threads), {4 * 2 * config.model.segment:,} tokens a step"
-    )
+    assert line.endswith(f"float32, cpu (1 thread), {4 * 2 * config.model.segment:,} tokens a step")
 
 
 def test_more_threads_than_cores_are_refused_before_anything_is_written(
