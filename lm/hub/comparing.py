@@ -68,9 +68,13 @@ def some_text(vocabulary: Tokenizer, tokens: int) -> Tensor:
 def logits_of(source: Source, ids: Tensor, held: torch.dtype) -> Tensor:
     """What transformers makes of a text [1, T] with weights rounded to a type: [T, V] float32."""
     from_file = {"gguf_file": source.gguf.name} if source.gguf is not None else {}
-    theirs: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=held, **from_file)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(
+        source.folder, dtype=torch.float32, **from_file
+    )
     with torch.no_grad():
-        logits: Tensor = theirs.float().eval()(ids, use_cache=False).logits[0]
+        for weight in theirs.parameters():
+            weight.copy_(weight.to(held))
+        logits: Tensor = theirs.eval()(ids, use_cache=False).logits[0]
     # Two models at once are more than reading the run takes.
     del theirs
     gc.collect()

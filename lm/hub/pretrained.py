@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+from data.common.files import write_json
 from data.common.requirements import extra
+from data.tokenizers.huggingface import HuggingFaceTokenizer
 from data.tokenizers.registry import Tokenizer, load_tokenizer
 from data.tokenizers.tokenizer import DESCRIPTION
 from lm.hub.importing import INDEX, ONE, weight_files
@@ -164,9 +167,25 @@ def open_vocabulary(source: Source, folder: Path | None) -> Tokenizer:
         folder: of a tokenizer, or of a vocabulary as a run has it; none: the model's own.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it has more tokens than the model.
     """
-    place = folder or source.folder
+    place, size = folder or source.folder, int(source.config.vocab_size)
     if (place / DESCRIPTION).is_file():
         return load_tokenizer(place)
-    raise ValueError(f"{place} has no tokenizer; give its folder as --vocabulary")
+    if source.gguf is None or folder is not None:
+        return HuggingFaceTokenizer.read(place, size)
+    with TemporaryDirectory() as aside:
+        try:
+            theirs: Any = AutoTokenizer.from_pretrained(
+                source.gguf.parent, gguf_file=source.gguf.name
+            )
+            theirs.save_pretrained(aside)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the tokenizer in {source.gguf} cannot be read ({reason}); give the folder of its "
+                "own as --vocabulary"
+            ) from None
+        # It says at which tokens a text ends.
+        write_json(Path(aside) / "config.json", source.config.to_dict())
+        return HuggingFaceTokenizer.read(aside, size)

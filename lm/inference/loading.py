@@ -40,7 +40,8 @@ class LoadedRun:
         if isinstance(self.config, AdoptedConfig):
             raise ValueError(  # noqa: TRY004
                 f"{self.folder} was adopted and knows no shards: prepare a text with its "
-                "vocabulary (python -m data.prepare --data.vocabulary_from) and give --shards"
+                f"vocabulary (python -m data.prepare --vocabulary-from {self.folder}) and give "
+                "--shards"
             )
         return self.config.data.shards
 

