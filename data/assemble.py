@@ -17,11 +17,11 @@ from data.common.schema import as_record
 from data.corpora.checksums import NOT_LISTED
 from data.documents import SPLITS, Source
 from data.duplicates import ANEW, find_duplicates, hash_of_texts, tell
-from data.encode import Encoder
+from data.encode import CHECKED, Encoder
 from data.manifest import FORMAT, MANIFEST, DuplicateFacts, Manifest, content_hash
 from data.options import DataConfig
 from data.split_files import DOCUMENT_DTYPE, file_names
-from data.tokenizers.registry import Tokenizer
+from data.tokenizers.registry import HuggingFaceTokenizer, Tokenizer
 
 COPY_BYTES = 4 << 20
 
@@ -81,12 +81,27 @@ def assemble(
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "hash": vocabulary.hash},
         "duplicates": duplicates.model_dump(mode="json"),
     }
-    if vocabulary.kind == "words":
+    if vocabulary.kind in CHECKED:
         # Not in the splits' facts, which are hashed as they were before this was noted.
         manifest["lossless"] = lossless(encoder, list(splits))
+        if isinstance(vocabulary, HuggingFaceTokenizer):
+            manifest["unit"] = unit_of(source, vocabulary, manifest["lossless"])
     manifest["hash"] = content_hash(manifest)
     as_record(Manifest, manifest)
     write_sealed(folder / MANIFEST, manifest)
+
+
+def unit_of(source: Source, vocabulary: HuggingFaceTokenizer, lossless: dict[str, bool]) -> str:
+    """The unit of scores with somebody's tokenizer; tells why it is not bits per byte."""
+    lossy = [split for split, exact in lossless.items() if not exact]
+    if not lossy or source.unit != "bits_per_byte":
+        return source.unit
+    why = "; ".join(vocabulary.reasons) or "its tokens do not spell the text"
+    say(
+        f"the tokenizer does not give the text of {' and '.join(lossy)} back ({why}): scores are "
+        "told by the word, and there are no bits per byte"
+    )
+    return "word_perplexity"
 
 
 def checked(source: Source, encoder: Encoder) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A finished part is `<index>.json`, which lists its documents, and one raw file o
 The JSON is written last: where it is, the part is whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,6 +22,8 @@ from data.manifest import SplitName
 from data.tokenizers.registry import Tokenizer, WordCounter
 
 LINE_LIMIT = 16 << 20
+CHECKED = ("words", "hf")
+"""Kinds of vocabulary whose tokens may not give a text back: each block is decoded again."""
 PARTS_FORMAT = 4
 """Of what an interrupted build leaves; one of another format begins anew."""
 
@@ -109,13 +111,14 @@ class Encoder:
         return sum(tally.bytes for tally in tallies)
 
     def _exact(self, text: bytes, ids: np.ndarray) -> bool:
-        """Whether ids give a text back; all but words and levels of sound do by construction."""
+        """Whether ids give a text back; bytes and SentencePiece's do by construction."""
         kind = self.vocabulary.kind
-        return kind != "mulaw" and (kind != "words" or self.vocabulary.decode(ids) == text)
+        return kind != "mulaw" and (kind not in CHECKED or self.vocabulary.decode(ids) == text)
 
     def _blocks(self, part: Part) -> Iterator[Block]:
-        """The part's blocks, made of whole lines if the vocabulary needs that."""
-        return whole_lines(part.read()) if self.vocabulary.needs_lines else part.read()
+        """The part's blocks, cut where the vocabulary's tokens do not depend on it."""
+        free = self.vocabulary.kind in ("bytes", "mulaw")
+        return part.read() if free else whole_lines(part.read(), self.vocabulary.cut)
 
 
 @contextmanager
@@ -208,10 +211,18 @@ class BookDigest:
         return self._hash.hexdigest()
 
 
-def whole_lines(blocks: Iterator[Block]) -> Iterator[Block]:
+def after_line(text: bytes) -> int:
+    """Where the last whole line of a text ends."""
+    return text.rfind(b"\n") + 1
+
+
+def whole_lines(
+    blocks: Iterator[Block], cut: Callable[[bytes], int] = after_line
+) -> Iterator[Block]:
     """Move each block's unfinished last line into the document's next block.
 
-    ValueError for a line longer than LINE_LIMIT: it would have to be held in memory whole.
+    cut: where a text may end, if not at a line end. ValueError for a line longer than LINE_LIMIT:
+    it would have to be held in memory whole.
     """
     waiting: Block | None = None
     for block in blocks:
@@ -220,14 +231,15 @@ def whole_lines(blocks: Iterator[Block]) -> Iterator[Block]:
         elif waiting is not None:
             yield waiting
         waiting = None
-        end = block.data.rfind(b"\n") + 1
+        end = cut(block.data)
         if end:
             yield Block(block.document, block.data[:end], block.begins)
         if end < len(block.data) or not end:
             waiting = Block(block.document, block.data[end:], block.begins and not end)
         if waiting is not None and len(waiting.data) > LINE_LIMIT:
+            what = "a line" if cut is after_line else "a stretch that cannot be parted"
             raise ValueError(
-                f"{block.document.name} has a line of over {LINE_LIMIT >> 20} MiB, too long for "
+                f"{block.document.name} has {what} of over {LINE_LIMIT >> 20} MiB, too long for "
                 "this vocabulary: break its lines, or use the vocabulary bytes"
             )
     if waiting is not None:

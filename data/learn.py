@@ -1,4 +1,4 @@
-"""The vocabulary of a build: fixed, taken from other shards, or learnt from the training split."""
+"""The vocabulary of a build: fixed, somebody's, or learnt from the training split."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +37,8 @@ def make_tokenizer(config: DataConfig, source: Source, workers: int) -> Tokenize
             return SentencePieceTokenizer.train(lines, config.size, config.method)
         case "mulaw":
             return MuLawTokenizer()
+        case "hf":
+            return config.tokenizer()
         case _:
             return ByteTokenizer()
 

@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from data.common.values import did_you_mean, require_ranges
-from data.tokenizers.registry import description_of
+from data.tokenizers.registry import HuggingFaceTokenizer, Tokenizer, description_of
 from data.tokenizers.subwords import LEAST_SIZE, MOST_SIZE
 from data.tokenizers.tokenizer import DESCRIPTION
 
-VocabularyKind = Literal["bytes", "words", "sentencepiece"]
-
 TEXT_KINDS = ("bytes", "sentencepiece", "words")
-# For each corpus the vocabularies it can have, its own choice first.
+# For each corpus the vocabularies it can have, its own choice first; text can have hf besides.
 VOCABULARIES: dict[str, tuple[str, ...]] = {
     "pystdlib": ("bytes", "sentencepiece"),
     "text": TEXT_KINDS,
@@ -23,6 +21,8 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     "pg19": ("sentencepiece", "bytes"),
     "audio": ("mulaw",),
 }
+HUB = "hf"
+"""The kind of a tokenizer that one has; `hf:NAME` names it."""
 # Options that mean something for one corpus only.
 CORPUS_OPTIONS = {
     "prefix": "enwik8",
@@ -44,9 +44,10 @@ class DataConfig:
     source: str | None = None
     """Local file, folder or glob; `hub` for the benchmark's copy on the Hugging Face hub, or
     `hub:OWNER/NAME[:CONFIG]` for any data set there; pystdlib needs none."""
-    vocabulary: VocabularyKind | None = None
-    """What a token is; null is the corpus's own choice: words for wikitext, sentencepiece for pg19,
-    mu-law levels for audio, else bytes."""
+    vocabulary: str | None = None
+    """What a token is: bytes, words, sentencepiece, or `hf:FOLDER` for the tokenizer.json of a
+    folder or of a name on the Hugging Face hub; null is that of vocabulary_from, else the corpus's
+    own choice: words for wikitext, sentencepiece for pg19, mu-law levels for audio, else bytes."""
     vocabulary_size: Annotated[int, Field(ge=LEAST_SIZE, le=MOST_SIZE)] | None = None
     """Number of SentencePiece tokens; null is 32,000."""
     vocabulary_sample: Annotated[int, Field(ge=1000)] | None = None
@@ -54,7 +55,7 @@ class DataConfig:
     vocabulary_method: Literal["unigram", "bpe"] | None = None
     """How SentencePiece learns; null is unigram."""
     vocabulary_from: Path | None = None
-    """Shards whose vocabulary is used instead of making one."""
+    """Shards or run whose vocabulary is used instead of making one."""
     column: str | None = None
     """Column of the text in .jsonl, .parquet and hub data sets; null is text."""
     drop_duplicates: bool = False
@@ -80,18 +81,23 @@ class DataConfig:
             self._refuse("checksums_mismatch", "no checksums")
         if self.corpus == "pystdlib":
             self._refuse("source", "corpus pystdlib")
-        if self.vocabulary is not None and self.vocabulary not in VOCABULARIES[self.corpus]:
+        known = [*VOCABULARIES[self.corpus], *([HUB] if self.corpus != "audio" else [])]
+        if self.vocabulary is not None and (self.kind not in known or self.vocabulary == "hf:"):
+            choices = " or ".join(known).replace(HUB, "hf:FOLDER")
             raise ValueError(
                 f"corpus {self.corpus} cannot have the vocabulary {self.vocabulary}: choose "
-                f"{' or '.join(VOCABULARIES[self.corpus])}"
+                f"{choices}"
             )
         for option in TRAINING_OPTIONS:
             if self.kind != "sentencepiece":
                 self._refuse(option, f"the vocabulary {self.kind}")
             if self.vocabulary_from is not None:
                 self._refuse(option, "vocabulary_from")
-        if self.kind in ("bytes", "mulaw"):
+        stated = self.vocabulary or self._of_others
+        if self.kind == "mulaw" or stated == "bytes":
             self._refuse("vocabulary_from", f"the vocabulary {self.kind}")
+        if self.hub_name is not None:
+            self._refuse("vocabulary_from", f"the vocabulary {self.vocabulary}")
         require_ranges(self)
 
     def _refuse(self, option: str, where: str) -> None:
@@ -102,8 +108,25 @@ class DataConfig:
 
     @property
     def kind(self) -> str:
-        """The kind of vocabulary, the corpus's own if none was chosen."""
-        return self.vocabulary or VOCABULARIES[self.corpus][0]
+        """The kind of vocabulary: chosen, that of `vocabulary_from`, or the corpus's own."""
+        if self.vocabulary is not None:
+            named = self.vocabulary.startswith(f"{HUB}:")
+            return HUB if named else self.vocabulary
+        return self._of_others or VOCABULARIES[self.corpus][0]
+
+    @property
+    def _of_others(self) -> str | None:
+        """The kind of vocabulary that `vocabulary_from` has, if it is at hand."""
+        if self.vocabulary_from is None or self.corpus == "audio":
+            return None
+        folder = self.vocabulary_from / "vocabulary"
+        return description_of(folder).kind if (folder / DESCRIPTION).is_file() else None
+
+    @property
+    def hub_name(self) -> str | None:
+        """The folder or name of the tokenizer that `hf:NAME` says."""
+        given = self.vocabulary or ""
+        return given.removeprefix(f"{HUB}:") if given.startswith(f"{HUB}:") else None
 
     @property
     def size(self) -> int:
@@ -136,4 +159,13 @@ class DataConfig:
             content["vocabulary_from"] = description_of(file.parent).hash
         elif self.kind == "sentencepiece":
             content |= {"size": self.size, "sample": self.sample, "method": self.method}
+        elif self.kind == HUB:
+            tokenizer = self.tokenizer()
+            content |= {"tokenizer": tokenizer.hash, "rows": tokenizer.size}
         return content
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that `hf:NAME` names; ValueError where there is none."""
+        if self.hub_name is None:
+            raise ValueError("the vocabulary hf names no tokenizer: give hf:FOLDER, with its path")
+        return HuggingFaceTokenizer.read(self.hub_name)

@@ -102,6 +102,8 @@ _here: dict[str, Any] = {}
 def start_worker(work: Callable[..., Any], shared: Any) -> None:
     """Keep what every call needs, and leave if the parent is killed."""
     _here.update(work=work, shared=shared)
+    # Workers share the cores already.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Ctrl-C reaches every process of a terminal; the parent ends the work for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent: Any = multiprocessing.parent_process()

@@ -72,9 +72,10 @@ class Split:
         """Whether the tokens give the source text back, byte for byte.
 
         Only then are there bits per byte or character: what a vocabulary of words does not know,
-        and how words were spaced, nobody has predicted; and mu-law rounds.
+        and how words were spaced, nobody has predicted; nor what somebody's tokenizer drops; and
+        mu-law rounds.
         """
-        if self.lossless is None and self.vocabulary.kind == "words":
+        if self.lossless is None and self.vocabulary.kind in ("words", "hf"):
             size = self.vocabulary.token_bytes
             blocks = range(0, len(self.tokens), BLOCK_TOKENS)
             decoded = (size[self.tokens[at : at + BLOCK_TOKENS]].sum() for at in blocks)

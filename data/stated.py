@@ -19,7 +19,7 @@ def require_stated(config: DataConfig, shards: Shards) -> None:
     options, made = shards.manifest.options, shards.manifest.vocabulary
     facts: dict[str, tuple[Any, Any]] = {
         "corpus": (config.corpus, options.get("corpus", config.corpus)),
-        "vocabulary": (config.vocabulary, made.kind),
+        "vocabulary": (config.vocabulary and config.kind, made.kind),
         "vocabulary_size": (config.vocabulary_size, made.size),
         "vocabulary_sample": (config.vocabulary_sample, options.get("sample")),
         "vocabulary_method": (config.vocabulary_method, options.get("method")),
@@ -34,6 +34,7 @@ def require_stated(config: DataConfig, shards: Shards) -> None:
                 "or give the data.shards that are meant"
             )
     for name, same in (
+        ("vocabulary", same_tokenizer(config, made.hash)),
         ("vocabulary_from", same_vocabulary(config.vocabulary_from, made.hash)),
         ("source", same_origin(config, shards)),
         ("checksums", same_checksums(config.checksums, shards)),
@@ -50,6 +51,13 @@ def same_vocabulary(folder: Path | None, made: str) -> bool:
     if folder is None or not (folder / "vocabulary" / DESCRIPTION).is_file():
         return True
     return description_of(folder / "vocabulary").hash == made
+
+
+def same_tokenizer(config: DataConfig, made: str) -> bool:
+    """Whether the tokenizer that a config names is that of shards, as far as it is at hand."""
+    if config.hub_name is None or not Path(config.hub_name).is_dir():
+        return True
+    return config.tokenizer().hash == made
 
 
 def same_origin(config: DataConfig, shards: Shards) -> bool:

@@ -8,12 +8,14 @@ from pydantic import Field
 from data.common.schema import Count, Record, Sha256, read_record
 from data.tokenizers.fixed import ByteTokenizer, MuLawTokenizer
 from data.tokenizers.hub_files import TOKENIZER
+from data.tokenizers.huggingface import HuggingFaceTokenizer
 from data.tokenizers.subwords import MODEL, SentencePieceTokenizer
 from data.tokenizers.tokenizer import AGAIN, DESCRIPTION, Tokenizer, WordCounter
 from data.tokenizers.words import WORDS, WordTokenizer
 
 __all__ = [
     "ByteTokenizer",
+    "HuggingFaceTokenizer",
     "MuLawTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
@@ -23,20 +25,12 @@ __all__ = [
     "load_tokenizer",
 ]
 
-
-def _load_hugging_face(folder: Path) -> Tokenizer:
-    """As the others; the library is imported where it is needed alone."""
-    from data.tokenizers.huggingface import HuggingFaceTokenizer
-
-    return HuggingFaceTokenizer.load(folder)
-
-
 KINDS: dict[str, tuple[str, Callable[[Path], Tokenizer]]] = {
     "bytes": (DESCRIPTION, lambda _: ByteTokenizer()),
     "mulaw": (DESCRIPTION, lambda _: MuLawTokenizer()),
     "words": (WORDS, WordTokenizer.load),
     "sentencepiece": (MODEL, SentencePieceTokenizer.load),
-    "hf": (TOKENIZER, _load_hugging_face),
+    "hf": (TOKENIZER, HuggingFaceTokenizer.load),
 }
 """Of each kind the file that it needs, and what reads it from its folder."""
 

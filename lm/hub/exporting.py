@@ -125,7 +125,9 @@ def origin(loaded: LoadedRun) -> dict[str, Any]:
     if isinstance(config, AdoptedConfig):
         return {"base": asdict(config.base)}
     shards = Path(config.data.shards.name)
-    data = replace(config.data, shards=shards, source=None, vocabulary_from=None, checksums=None)
+    kind = None if config.data.vocabulary is None else config.data.kind
+    gone: dict[str, Any] = dict.fromkeys(("source", "vocabulary_from", "checksums"))
+    data = replace(config.data, shards=shards, vocabulary=kind, **gone)
     parts: dict[str, Any] = {"data": data, "optim": config.optim, "training": config.training}
     values = {name: asdict(part) for name, part in parts.items()}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))

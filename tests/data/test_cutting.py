@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from data import documents
 from data.documents import SPLITS, Block, Document, Part, Source
-from data.options import VocabularyKind
 from data.prepare import DataConfig, prepare
 from data.shards import Shards
 from data.splits import cut_text, with_all_splits
@@ -61,7 +60,7 @@ def test_a_cut_does_not_go_far_for_a_line() -> None:
     assert sizes[0] == pytest.approx(920, abs=2) and sizes[1] == pytest.approx(51, abs=2)
 
 
-def build(tmp_path: Path, source: Path | str, kind: VocabularyKind = "bytes") -> Shards:
+def build(tmp_path: Path, source: Path | str, kind: str = "bytes") -> Shards:
     options: dict[str, Any] = {"vocabulary_size": 310} if kind == "sentencepiece" else {}
     return prepare(DataConfig("text", tmp_path / "s", str(source), kind, **options), workers=1)
 
@@ -72,7 +71,7 @@ def build(tmp_path: Path, source: Path | str, kind: VocabularyKind = "bytes") ->
 )
 @pytest.mark.parametrize("text", [RUSSIAN, CHINESE])
 def test_a_single_file_of_any_script_has_every_vocabulary(
-    tmp_path: Path, write: Write, text: str, line_end: str, kind: VocabularyKind
+    tmp_path: Path, write: Write, text: str, line_end: str, kind: str
 ) -> None:
     draw = random.Random(0)
     lines = ("".join(draw.choices(text, k=40)) + line_end for _ in range(101))

@@ -12,7 +12,7 @@ import pytest
 
 from data import documents
 from data import duplicates as program
-from data.options import DataConfig, VocabularyKind
+from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards
 
@@ -134,7 +134,7 @@ def test_a_vocabulary_is_not_made_of_what_is_left_out(tmp_path: Path, write: Wri
 @pytest.mark.parametrize("drop", [False, True])
 @pytest.mark.parametrize("kind", ["bytes", "words"])
 def test_documents_over_many_parts_are_compared_as_a_whole(
-    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, kind: VocabularyKind, drop: bool
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, kind: str, drop: bool
 ) -> None:
     long, other = text(1, 60).encode(), text(2, 60).encode()
     # As long as the first, and the same but for a word.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.common import locks
-from data.options import DataConfig, VocabularyKind
+from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards
 from data.stated import require_stated
@@ -175,7 +175,7 @@ def test_mistakes(run_config: RunConfig, shards: Shards, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("vocabulary", ["words", "bytes"])
-def test_a_run_says_what_its_shards_are(tmp_path: Path, vocabulary: VocabularyKind) -> None:
+def test_a_run_says_what_its_shards_are(tmp_path: Path, vocabulary: str) -> None:
     """A benchmark's name on its shards is not that of its reader."""
     (tmp_path / "source").mkdir()
     for split in ("train", "valid", "test"):
