@@ -33,7 +33,7 @@ def main(
             library knows it; weights that nothing has trained are the same bits.
     """
     from lm.hub.card import model_card
-    from lm.hub.exporting import TOKENIZERS, check_shard_size, quiet_deepspeed, write_folder
+    from lm.hub.exporting import check_shard_size, has_tokenizer, quiet_deepspeed, write_folder
     from lm.hub.plain import require_base, write_plain
     from lm.inference.loading import find_weights, load_run, pieces
 
@@ -53,7 +53,7 @@ def main(
     loaded = load_run(run, checkpoint)
     with new_folder(out, "--out") as place:
         write_folder(loaded, place, max_shard_size)
-        tokenizer = loaded.vocabulary.kind in TOKENIZERS
+        tokenizer = has_tokenizer(loaded.vocabulary)
         card = model_card(loaded, run, title or run.resolve().name, tokenizer)
         (place / "README.md").write_text(card, encoding="utf-8")
         # Weights have theirs in their files, and the card may be edited.

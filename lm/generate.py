@@ -27,6 +27,7 @@ def main(
         out: file for text and continuation; for several, one JSON object to a line.
     """
     from lm.inference import memory_file
+    from lm.inference.chat import conversation_of
     from lm.inference.loading import load_run, parts_of
     from lm.inference.session import check_stops
     from lm.inference.writing import (
@@ -54,9 +55,11 @@ def main(
     loaded = load_run(run, checkpoint, sampling, sampling)
     check_stops(stops_of(sampling), loaded.vocabulary)
     require_lanes(loaded, len(texts) * sampling.samples)
+    fresh = load_memory is None and texts == [b""]
+    talk = conversation_of(loaded.vocabulary, sampling, fresh) if sampling.interactive else None
     session = opened(loaded, texts, load_memory, sampling.prompt_file or sampling.prompts_file)
     if sampling.interactive:
-        converse(session, sampling, save_memory)
+        converse(session, sampling, save_memory, talk)
         return
     if save_memory is not None:
         memory_file.save_memory(save_memory, session)

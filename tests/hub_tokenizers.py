@@ -129,7 +129,11 @@ def write_tokenizer(kind: str, folder: Path, template: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     MAKERS[kind]().save(str(folder / "tokenizer.json"))
     bos, eos, pad = SPECIAL.get(kind, ("<|start|>", "<|end|>", None))
-    settings = {"bos_token": bos, "eos_token": {"content": eos}, "pad_token": pad}
+    settings = {
+        "bos_token": bos,
+        "eos_token": {"__type": "AddedToken", "content": eos},
+        "pad_token": pad,
+    }
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if template:
         settings["chat_template"] = TEMPLATE

@@ -18,6 +18,7 @@ from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.training import dist
 from lm.training.loop import Loop
 from lm.training.trainer import Trainer
+from tests.hub_tokenizers import write_tokenizer
 
 WORDS = "the a long book of memory and time was read by one who wrote it down again".split()
 
@@ -73,6 +74,24 @@ def finished(config: RunConfig, shards: Shards, folder: Path) -> Path:
     shards.vocabulary.save(folder / "vocabulary")
     Loop(Trainer(config, shards, dist.join()), folder).train()
     return folder
+
+
+@pytest.fixture(scope="session")
+def hf_run(run_config: RunConfig, shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on this text in tokens of a small tokenizer of the Hugging Face hub, with a chat
+    template; tests must not change it."""
+    folder = tmp_path_factory.mktemp("hf")
+    tokenizer = write_tokenizer("llama3", folder / "tokenizer", template=True)
+    source = folder / "text"
+    source.mkdir()
+    for name in shards.splits:
+        (source / name).mkdir()
+        split = shards.split(name)
+        (source / name / "a.txt").write_bytes(split.tokens[:20_000].tobytes())
+    data = DataConfig("text", folder / "shards", str(source), f"hf:{tokenizer}")
+    made = prepare(data, workers=1)
+    (folder / "run").mkdir()
+    return finished(replace(run_config, data=data), made, folder / "run")
 
 
 def with_training(config: RunConfig, **changes: Any) -> RunConfig:

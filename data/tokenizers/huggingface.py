@@ -246,6 +246,10 @@ class HuggingFaceTokenizer(Tokenizer):
             if name in self.files:
                 with atomic_path(folder / name) as temporary:
                     temporary.write_bytes(self.files[name])
+        self.describe(folder)
+
+    def describe(self, folder: Path) -> None:
+        """Write the description of files that lie in a folder."""
         what = {"kind": self.kind, "hash": self.hash, "size": self.rows}
         what |= {"special": self.special, "ends": list(self.ends)}
         write_description(folder, what, *(name for name in KEPT if name in self.files))

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from data.common.files import read_json, write_json
 from data.common.tensors import save_tensors
-from data.tokenizers.registry import Tokenizer
+from data.tokenizers.hub_files import NAMED, SETTINGS
+from data.tokenizers.registry import HuggingFaceTokenizer, Tokenizer
 from lm.hub.byte_tokenizer import HubByteTokenizer
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
@@ -77,8 +78,34 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
         settings["auto_map"] = {"AutoTokenizer": [_reference(kind), None]}
         write_json(folder / "tokenizer_config.json", settings)
         needed.append(kind.__module__)
+    elif isinstance(vocabulary, HuggingFaceTokenizer):
+        keep_tokenizer(vocabulary, folder)
     for name, text in code_files(needed).items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def has_tokenizer(vocabulary: Tokenizer) -> bool:
+    """Whether an exported folder has a tokenizer; levels of sound are no text."""
+    return vocabulary.kind in TOKENIZERS or isinstance(vocabulary, HuggingFaceTokenizer)
+
+
+def keep_tokenizer(vocabulary: HuggingFaceTokenizer, folder: Path) -> None:
+    """Settings with which transformers reads the tokenizer's own tokenizer.json as it is.
+
+    It pads with eos where it had no token for that, on the left, where generation wants it.
+    """
+    path = folder / SETTINGS
+    settings: dict[str, Any] = read_json(path) if path.is_file() else {}
+    named = {number: name for name, number in vocabulary.special.items() if name not in NAMED}
+    for name in NAMED:
+        settings[f"{name}_token"] = named.get(vocabulary.special.get(name, -1))
+    for name in ("pad_token", "bos_token"):
+        settings[name] = settings[name] or settings["eos_token"]
+    settings.pop("auto_map", None)
+    fixed = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
+    write_json(path, {name: value for name, value in settings.items() if value} | fixed)
+    # Its hash is another one now.
+    vocabulary.describe(folder)
 
 
 def _flat(module: str) -> str:

@@ -71,6 +71,10 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
             ValueError: a weight has changed since the export, is missing, belongs to another model
                 or has another size, which transformers itself would pass over or make up.
         """
+        # AutoModel itself says where an adapter would come from, whether or not there is one.
+        adapter = {**(kwargs.get("adapter_kwargs") or {})}
+        foreign = adapter.keys() - {"revision", "token", "_commit_hash", "subfolder"}
+        kwargs["adapter_kwargs"] = {name: adapter[name] for name in foreign}
         for name in ("quantization_config", "use_kernels", "adapter_kwargs"):
             if kwargs.get(name):
                 raise ValueError(f"{name} is not known here; leave it out")

@@ -21,7 +21,9 @@ class HubTokenizer(PreTrainedTokenizer):
     """A tokenizer of transformers over one of ours; a subclass knows which, and its tokens' names.
 
     The only special token is <pad>, behind the last id of the vocabulary; special tokens' names in
-    a text are text. Texts are padded on the left, where generation wants it.
+    a text are text. Texts are padded on the left, where generation wants it. Programs that ask for
+    a token before every text get the vocabulary's own context, which may be text elsewhere, and for
+    one behind it <pad>, which no text has.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
@@ -39,6 +41,26 @@ class HubTokenizer(PreTrainedTokenizer):
     @property
     def vocab_size(self) -> int:
         """Tokens of the vocabulary, without <pad>."""
+        return self.vocabulary.size
+
+    @property
+    def bos_token(self) -> str:
+        """Name of the context that precedes every text."""
+        return self._names[self.vocabulary.start]
+
+    @property
+    def bos_token_id(self) -> int:
+        """Its id."""
+        return self.vocabulary.start
+
+    @property
+    def eos_token(self) -> str:
+        """<pad>: nothing in the vocabulary ends a text."""
+        return PAD
+
+    @property
+    def eos_token_id(self) -> int:
+        """Its id, which the model never writes."""
         return self.vocabulary.size
 
     def get_vocab(self) -> dict[str, int]:

@@ -111,6 +111,11 @@ class GenerateConfig(SamplingConfig, Lengths, Placement):
     interactive: bool = False
     """Read a line from the standard input, continue the text, read the next line, and so on, until
     the input ends; memory holds the whole conversation."""
+    chat: bool | None = None
+    """Put lines into the chat template that the run's tokenizer carries, and end an answer where
+    the model ends its turn; null does so where there is one, false reads lines as they are."""
+    system: str | None = None
+    """What a chat begins with, as the system's words."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,3 +126,7 @@ class GenerateConfig(SamplingConfig, Lengths, Placement):
             raise ValueError("--interactive holds one conversation; leave out other texts")
         if not self.tokens and (self.interactive or self.samples > 1 or self.stop):
             raise ValueError("--interactive, --samples and --stop need --tokens of at least 1")
+        if not self.interactive and (self.chat is not None or self.system is not None):
+            raise ValueError("--chat and --system have no effect without --interactive")
+        if self.chat is False and self.system is not None:
+            raise ValueError("--system has no effect with --chat false; leave one of them out")

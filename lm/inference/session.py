@@ -32,6 +32,8 @@ class Writing:
     seeds: Sequence[int]
     """One for each lane."""
     stops: Sequence[bytes] = ()
+    ends: frozenset[int] = frozenset()
+    """Tokens at which a text ends; they are read, and have no text."""
 
 
 @dataclass(eq=False)
@@ -45,6 +47,8 @@ class Session(Generic[StateT]):
     """What it made of the last token of each lane, [B, 1, ...]."""
     seen_BV: torch.Tensor
     """bool, the tokens that each lane has read or written, for the repetition penalty."""
+    ended: frozenset[int] = frozenset()
+    """Lanes, counted as at its beginning, whose last writing came to one of its `ends`."""
 
     @staticmethod
     def begin(predictor: Predictor[StateT], lanes: int) -> "Session[StateT]":
@@ -137,12 +141,17 @@ class Session(Generic[StateT]):
         pieces = self.predictor.vocabulary.pieces
         sampler = Sampler(how.sampling, how.seeds, self.seen_BV)
         texts = [StoppedText(how.stops) for _ in range(self.lanes)]
-        going = list(range(self.lanes))
+        going, self.ended = list(range(self.lanes)), frozenset()
         for _ in range(how.tokens):
             token_B = sampler(self.logits())
             self.advance(token_B[:, None], [1] * self.lanes)
             for lane, token in zip(going, token_B.tolist(), strict=True):
-                show(lane, texts[lane].add(pieces[token]))
+                if token in how.ends:
+                    self.ended |= {lane}
+                    show(lane, texts[lane].end())
+                    texts[lane].stopped = True
+                else:
+                    show(lane, texts[lane].add(pieces[token]))
             rows = [row for row, lane in enumerate(going) if not texts[lane].stopped]
             if len(rows) < len(going):
                 going = [going[row] for row in rows]

@@ -18,6 +18,7 @@ from data.documents import complaint, is_text, refuse_wide
 from data.tokenizers.registry import Tokenizer, WordTokenizer
 from data.tokenizers.words import UNKNOWN
 from lm.inference import memory_file
+from lm.inference.chat import Conversation
 from lm.inference.inference_config import GenerateConfig
 from lm.inference.loading import LoadedRun
 from lm.inference.predictor import ModelState
@@ -168,13 +169,15 @@ def converse(
     session: Session[ModelState],
     config: GenerateConfig,
     save_memory: Path | None = None,
+    talk: Conversation | None = None,
 ) -> None:
     """Read lines and continue the text after each, until the input ends.
 
-    save_memory: file for the memory at the end, also when Ctrl-C ends the waiting for a line.
+    save_memory: file for the memory at the end, also when Ctrl-C ends the waiting for a line; talk:
+    the form of the conversation, none: lines as they are.
     """
     vocabulary, seed = session.predictor.vocabulary, config.seed
-    stops = stops_of(config)
+    stops, ends = stops_of(config), frozenset() if talk is None else talk.ends
     while True:
         print("> " if sys.stdin.isatty() else "", end="", flush=True)
         line = b""
@@ -185,10 +188,13 @@ def converse(
                 memory_file.save_memory(save_memory, session)
         if not line:
             return
-        session.read([encode(vocabulary, line, "the line")])
-        how = Writing(config, config.tokens, [seed], stops)
-        session.write(how, lambda _, text: print(text, end="", flush=True))
+        ids = encode(vocabulary, line, "the line")
+        session.read([ids if talk is None else talk.asked(line.decode().rstrip("\r\n"))])
+        how = Writing(config, config.tokens, [seed], stops, ends)
+        (answer,) = session.write(how, lambda _, text: print(text, end="", flush=True))
         print(flush=True)
+        if talk is not None:
+            session.read([talk.answered(answer.decode(errors="replace"), bool(session.ended))])
         seed += 1
 
 
