@@ -47,7 +47,11 @@ TEXTS = [stream(5, 1, TINY, seed)[0, :length] for seed, length in enumerate((3, 
 
 
 @pytest.mark.parametrize(
-    "name", ["memory equals segment", "rotary", "most_used, memory longer", "attended zeros"]
+    "name",
+    [
+        *("memory equals segment", "rotary", "most_used, memory longer", "attended zeros"),
+        *("Llama's shape, low rank", "Llama's shape, most used"),
+    ],
 )
 def test_greedy_equals_teacher_forcing_and_our_reader_through_compressions(name: str) -> None:
     model = hub_model(SHAPES[name])
@@ -260,8 +264,9 @@ def test_checkpointing_changes_no_gradient_and_compression_learns(name: str) -> 
         replace(TINY, tied=False),
         replace(TINY, cutoffs=(4, 8), cluster_divisor=2),
         SHAPES["memory in one layer"],
+        SHAPES["Llama's shape, low rank"],
     ],
-    ids=["tied", "untied", "adaptive", "memory in one layer"],
+    ids=["tied", "untied", "adaptive", "memory in one layer", "low rank"],
 )
 def test_saved_and_loaded_it_is_the_same_model(config: ModelConfig, tmp_path: Path) -> None:
     """Shared matrices once in the file, in several shards, and shared again when loaded."""
@@ -287,6 +292,9 @@ def test_a_new_model_is_initialised_as_ours_is(model: CompressiveTransformerForC
     expected = (2 / 2**0.5 / matrix.shape[1]) ** 0.5
     assert 0.7 * expected < matrix.std() < 1.2 * expected
     assert new.model.head.bias.abs().max() == 0
+    around_mean = hub_model(replace(TINY, compression_initial="mean")).config
+    for block in CompressiveTransformerForCausalLM(around_mean).model.layers:
+        assert not block.compression.projection.weight.any()
 
 
 def test_what_cannot_be_read_is_refused(model: CompressiveTransformerForCausalLM) -> None:
