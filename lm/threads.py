@@ -29,8 +29,8 @@ busy, two threads take about twice as long."""
 PAUSE = 20.0
 """Seconds between two choices at least."""
 OUT = 2.0
-"""How many times as long as another choice's a unit may take; that choice gets no further turn. On a
-machine with ten busy processes, threads that wait for each other took forty times as long as one."""
+"""How many times as long as another choice's a unit may take; that choice gets no further turn.
+With ten busy processes beside them, two threads took ten times as long as one."""
 AGAIN = 60.0
 """Seconds after which all are tried again in any case: one thread runs no faster when a neighbour
 has gone, but two would. Twice as long each time that nothing else comes of it."""
