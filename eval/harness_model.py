@@ -168,7 +168,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
             hidden_Bt = session.advance(tokens_Bt, counts)
             logits_BtV = session.predictor.logits(torch.cat([before_B1, hidden_Bt[:, :-1]], dim=1))
             cost_Bt = cross_entropy(logits_BtV.flatten(0, 1), tokens_Bt.flatten())
-            cost_Bt = cost_Bt.view(tokens_Bt.shape).double().cpu()
+            cost_Bt = cost_Bt.view(tokens_Bt.shape).cpu().double()
             nats_B += torch.where(there_Bt, cost_Bt, 0.0).sum(dim=1)
             best_Bt = (logits_BtV.argmax(dim=-1) == tokens_Bt).cpu()
             greedy_B &= (best_Bt | ~there_Bt).all(dim=1)

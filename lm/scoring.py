@@ -20,6 +20,7 @@ from data.shards import Split
 from lm.feeding import Segment, tensors
 from lm.inference.inference_config import BITS, ScoringConfig
 from lm.inference.predictor import Predictor, StateT
+from lm.model.components import exact_device
 from lm.threads import Threads
 
 ASTRAY = "its weights are damaged or its training went astray; use another --checkpoint"
@@ -184,7 +185,7 @@ class Scorer(Generic[StateT]):
         self.settle()
         counts = torch.tensor([self.tokens, self.bytes], dtype=torch.float64)
         sums = torch.cat([counts, torch.from_numpy(self.document_nats)])
-        tokens, size, *_ = sums = reduce(sums.to(self.predictor.device)).cpu()
+        tokens, size, *_ = sums = reduce(sums.to(exact_device(self.predictor.device))).cpu()
         documents = sums[2:].numpy()
         bytes_of_text = int(size) if self.split.exact else None
         return Score(float(documents.sum()), int(tokens), bytes_of_text, documents)

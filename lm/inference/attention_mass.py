@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.model.attention.base import Attended
+from lm.model.components import exact_device
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
 
@@ -33,7 +34,7 @@ class AttentionMass:
 
     def __init__(self, model: CompressiveTransformer) -> None:
         self.model = model
-        config, device = model.config, model.embedding.weight.device
+        config, device = model.config, exact_device(model.embedding.weight.device)
         self.pinned = max(block.attention.pinned for block in model.layers)
         slots = self.pinned + config.slots + config.segment
         self.received_LS = torch.zeros(config.layers, slots, dtype=torch.float64, device=device)
@@ -75,10 +76,10 @@ class AttentionMass:
     def add(self, lanes_B: Tensor) -> None:
         """Count the segment that the model has just read, in some of its lanes ([B] bool)."""
         for layer, received_BS in self._latest.items():
-            total_S = received_BS[lanes_B].double().sum(dim=0)
+            total_S = received_BS[lanes_B].to(self.lanes.device).double().sum(dim=0)
             # A layer without memory has only the segment.
             self.received_LS[layer, -len(total_S) :] += total_S
-        self.lanes += lanes_B.sum()
+        self.lanes += lanes_B.sum().to(self.lanes.device)
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
         """Make the counts those of all ranks; `total` sums a float64 tensor over them."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lm.inference.inference_config import SamplingConfig
+from lm.model.components import exact_device
 
 
 def penalise_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -116,7 +117,8 @@ class Sampler:
             seeds: one for each lane.
             seen_BV: bool, tokens that each lane has read.
         """
-        self.config, self.seen_BV = config, seen_BV.clone()
+        self.config, self.device = config, exact_device(seen_BV.device)
+        self.seen_BV = seen_BV.clone().to(self.device)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class Sampler:
                 "the model gives no probabilities but NaN or infinity, so its weights are damaged "
                 "or its training went wrong: use another checkpoint"
             )
-        logits = adjusted(logits_BV, self.config, self.seen_BV)
+        logits = adjusted(logits_BV.to(self.device), self.config, self.seen_BV)
         if self.config.temperature == 0:
             token_B = logits.argmax(dim=-1)
         else:
@@ -137,7 +139,7 @@ class Sampler:
             draws = [torch.rand((), generator=generator) for generator in self.generators]
             token_B = pick(logits, torch.stack(draws).double())
         self.seen_BV.scatter_(1, token_B[:, None], True)
-        return token_B
+        return token_B.to(logits_BV.device)
 
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with some of the lanes only."""

@@ -20,6 +20,11 @@ OPTIONS = getattr(nn, "LinearCrossEntropyOptions", None)
 """Of torch's chunked cross-entropy, from torch 2.13 on."""
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for a device: the device itself, or the CPU for one without."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def make_norm(config: ModelConfig) -> nn.Module:
     """A norm over the width of the model, [..., D] -> [..., D]."""
     if config.norm_kind == "rms":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.components import Linear
+from lm.model.components import Linear, exact_device
 from lm.model.model_config import DILATIONS, CompressionName, ModelConfig
 
 LONGEST_TIME = 1e5
@@ -209,17 +209,20 @@ class LowPassCompression(Compression):
         """Compress [B, n, D] to [B, n / c, D]."""
         slots, live = block.slots_BnD, block.live_Bn[:, :, None]
         # In float64, because the decay of the slowest channels is next to 1.
-        exponents = torch.linspace(0, 1, slots.shape[2], dtype=torch.float64, device=slots.device)
+        device = exact_device(slots.device)
+        exponents = torch.linspace(0, 1, slots.shape[2], dtype=torch.float64, device=device)
         time_D = self.rate * (LONGEST_TIME / self.rate) ** exponents
-        later = torch.arange(self.rate - 1, -1, -1, device=slots.device)[:, None]
-        response_cD = (-torch.expm1(-1 / time_D) * torch.exp(-later / time_D)).to(slots.dtype)
+        later = torch.arange(self.rate - 1, -1, -1, device=device)[:, None]
+        response_cD = -torch.expm1(-1 / time_D) * torch.exp(-later / time_D)
+        response_cD = response_cD.to(slots.dtype).to(slots.device)
         # Empty slots come first in their window, so those behind them keep their response.
         arrived_BwD = ((slots * live).unflatten(1, (-1, self.rate)) * response_cD).sum(2)
         steps_Bw = block.live_Bn.unflatten(1, (-1, self.rate)).sum(2)
         first = block.live_Bn.byte().argmax(dim=1)[:, None, None].expand(-1, 1, slots.shape[2])
         start = slots.gather(1, first)[:, 0]
         level = torch.where(block.begun_B[:, None], block.newest_BD, start)
-        kept_BwD = torch.exp(-steps_Bw[:, :, None] / time_D).to(slots.dtype)
+        kept_BwD = torch.exp(-steps_Bw.to(device)[:, :, None] / time_D)
+        kept_BwD = kept_BwD.to(slots.dtype).to(slots.device)
         levels = []
         for window in range(arrived_BwD.shape[1]):
             level = kept_BwD[:, window] * level + arrived_BwD[:, window]

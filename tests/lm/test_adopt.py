@@ -20,6 +20,7 @@ from lm import adopt, export, generate
 from lm.hub.importing import INDEX
 from lm.inference.inference_config import GenerateConfig, Placement
 from lm.inference.loading import load_run
+from lm.model.components import exact_device
 from lm.runs.adopted_config import MemoryShape
 from lm.runs.run_config import RunFolder, read_config
 from lm.training.folder import begin
@@ -301,3 +302,8 @@ def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     export.main(tmp_path / "run", tmp_path / "plain", plain=True)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert type(again).__name__ == "LlamaForCausalLM"
+
+
+def test_no_float64_where_a_device_has_none() -> None:
+    assert exact_device(torch.device("mps")).type == "cpu"
+    assert exact_device(torch.device("cuda", 1)) == torch.device("cuda", 1)

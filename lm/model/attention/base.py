@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.components import Linear
+from lm.model.components import Linear, exact_device
 from lm.model.compression import USES_ATTENTION
 from lm.model.model_config import ModelConfig
 
@@ -328,7 +328,7 @@ def sinusoids(distances_W: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
     Angles are formed in float64, so that long distances keep their phase in every dtype.
     """
-    device = distances_W.device
+    device = exact_device(distances_W.device)
     exponents = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
-    angles = distances_W.to(torch.float64)[:, None] * 10000.0**-exponents
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+    angles = distances_W.to(device).to(torch.float64)[:, None] * 10000.0**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype).to(distances_W.device)

@@ -21,6 +21,7 @@ from lm.model.attention.base import (
     joined,
     visible,
 )
+from lm.model.components import exact_device
 from lm.model.model_config import ModelConfig
 
 
@@ -84,10 +85,12 @@ class RotaryAttention(MemoryAttention[Rotation]):
     def tables(self) -> Rotation:
         """Cosines and sines [S, r]; angles are formed in float64."""
         weight = next(self.parameters())
-        place_S = places(self.config, self.pinned, weight.device)
-        angles = place_S[:, None] * frequencies(self.config, weight.device)
+        device = exact_device(weight.device)
+        place_S = places(self.config, self.pinned, device)
+        angles = place_S[:, None] * frequencies(self.config, device)
         angles = torch.cat([angles, angles], dim=-1)
-        return Rotation(angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
+        both = (table.to(weight.dtype).to(weight.device) for table in (angles.cos(), angles.sin()))
+        return Rotation(*both)
 
     def place(self, key_BHnd: Tensor, tables: Rotation, at: slice | Tensor) -> Tensor:
         """Keys turned to their places."""
