@@ -84,7 +84,7 @@ class Progress:
             shape = bar.format_dict
             # Without a width, the bar itself has ten characters; one is enough, and a few more for
             # a rate that grows.
-            least = len(bar.format_meter(**{**shape, "ncols": None})) - 5
+            least = len(bar.format_meter(**{**shape, "ncols": None})) - 7
             if len(kept) <= 1 or not shape["ncols"] or least <= shape["ncols"]:
                 return
             kept.pop()
