@@ -94,12 +94,13 @@ def run(
             warn(f"not all was shown: standard output took no more ({shown.error.strerror})")
 
 
-def find_preset(path: Path) -> Path:
+def find_preset(path: Path, presets: Path = PRESETS) -> Path:
     """The file that a path names, or of the presets that come with this software that of the name.
 
     Args:
         path: of a file, such as `configs/quickstart.yaml`, or a preset's name, such as `quickstart`
             or `experiments/sparse`; a file goes before a preset.
+        presets: where presets are looked for.
 
     Raises:
         ConfigError: there is neither, and a preset's name is near.
@@ -107,7 +108,7 @@ def find_preset(path: Path) -> Path:
     if path.exists():
         return path
     known = {
-        str(file.relative_to(PRESETS).with_suffix("")): file for file in PRESETS.rglob("*.yaml")
+        str(file.relative_to(presets).with_suffix("")): file for file in presets.rglob("*.yaml")
     }
     near = nearest(str(path), known)
     if str(path) not in known and near is not None:

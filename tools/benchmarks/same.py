@@ -1,7 +1,8 @@
 """Numbers of another commit: whether a preset's run logs the same, to the last bit.
 
 Both checkouts train by `python -m lm.train` on the same shards. All that metrics.jsonl says is
-compared but times, which no two runs have alike.
+compared but times, which no two runs have alike. A preset is read from the other commit, so that
+both run what it ran.
 """
 
 import json as json_format
@@ -35,14 +36,14 @@ def main(
 
     Args:
         commit: the other.
-        preset: the run.
+        preset: the run; by name, as the other commit has it.
         shards: what both read; by default random bytes, which the other commit prepares.
         steps: length of the run.
         options: more of lm.train for both, such as `--training.lanes=8`.
     """
-    file = find_preset(preset).resolve()
     with ExitStack() as stack:
         old_tree = stack.enter_context(checkout(commit))
+        file = find_preset(preset, old_tree / "configs").resolve()
         folder = Path(stack.enter_context(TemporaryDirectory()))
         place = prepared(old_tree, folder) if shards is None else shards.resolve()
         # Random letters in bytes, whatever the preset's text is.
