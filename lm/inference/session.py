@@ -73,8 +73,11 @@ class Session(Generic[StateT]):
         """Read some tokens of each lane, from the left; returns what the predictor made of them,
         [B, t, ...].
         """
-        same = min(counts) == tokens_Bt.shape[1]
-        hidden, self.state = self.predictor.read(tokens_Bt, self.state, None if same else counts)
+        if min(counts) == tokens_Bt.shape[1]:
+            hidden, self.state = self.predictor.read(tokens_Bt, self.state)
+            self.last_B1 = hidden[:, -1:]
+            return hidden
+        hidden, self.state = self.predictor.read(tokens_Bt, self.state, counts)
         # Lanes that read nothing keep what they had.
         rows = [lane for lane, count in enumerate(counts) if count]
         self.last_B1 = self.last_B1.clone()

@@ -36,6 +36,11 @@ class OpenLayer:
     received_BS: Tensor | None
     """Attention that each key has received from them, if compression asks for it."""
 
+    def parts(self, length: int) -> list[Slots]:
+        """What attention reads where so many tokens are open."""
+        segment = self.segment.narrow(0, length)
+        return [self.memory, segment] if self.memory.number else [segment]
+
     def rooms(self) -> dict[str, Tensor]:
         """What belongs to the open segment, by name, lane first."""
         key, value = self.segment
@@ -53,23 +58,29 @@ class Part(NamedTuple):
     """Tokens that extend open segments: t columns, of which some lanes may have fewer."""
 
     tokens_Bt: Tensor
-    lanes_n: Tensor
-    """Lane of each token that is there."""
-    columns_n: Tensor
-    """Its column."""
-    places_n: Tensor
-    """Its place in the open segment."""
     places: Places
     length: int
     """Tokens L of the open segment that some of them may see."""
+    rows: tuple[Tensor, Tensor, Tensor] | None
+    """Lane, column and place in the open segment of each token that is there, [n] int64 each; None
+    where every lane reads all columns, from one place on."""
 
-    def write(self, values_Btx: Tensor, room_BTx: Tensor) -> None:
-        """Put what belongs to the tokens into the open segments."""
-        first = self.places.first
-        if first is not None and self.places.dead_Bt is None:
-            room_BTx[:, first : first + values_Btx.shape[1]] = values_Btx
+    def write(self, values: Tensor, room: Tensor, dimension: int) -> None:
+        """Put what belongs to the tokens into the open segments.
+
+        Args:
+            values: of the tokens, lane first.
+            room: that of the open segments.
+            dimension: along which tokens lie.
+        """
+        if self.rows is None:
+            number = values.shape[dimension]
+            room.narrow(dimension, self.length - number, number).copy_(values)
         else:
-            room_BTx[self.lanes_n, self.places_n] = values_Btx[self.lanes_n, self.columns_n]
+            lanes, columns, places = self.rows
+            room.transpose(1, dimension)[lanes, places] = values.transpose(1, dimension)[
+                lanes, columns
+            ]
 
 
 class Reader:
@@ -152,19 +163,31 @@ class Reader:
         assert len(counts) == self.lanes == lanes
         assert max(counts) <= most
         done, segment = [0] * lanes, self.model.config.segment
-        output = self.last_BD.new_zeros(lanes, most, self.model.config.width)
+        output = None
         while any(left := [count - d for count, d in zip(counts, done, strict=True)]):
             whole = [i for i in range(lanes) if not self.lengths[i] and left[i] >= segment]
             if whole:
                 number = min(left[lane] // segment for lane in whole)
                 taken = [number * segment if lane in whole else 0 for lane in range(lanes)]
+                output = self._room(output, tokens_Bt)
                 self._read_whole(whole, tokens_Bt, done, number, output)
             else:
                 rooms = [segment - length for length in self.lengths]
                 taken = list(map(min, rooms, left))
-                self._extend(tokens_Bt, done, taken, output)
+                part = self._part(tokens_Bt, done, taken)
+                hidden = self._extend(part, taken)
+                if part.rows is None and part.tokens_Bt.shape[1] == most:
+                    return hidden
+                output = self._room(output, tokens_Bt)
+                _put(hidden, part, done, output)
             done = [d + n for d, n in zip(done, taken, strict=True)]
-        return output
+        return self._room(output, tokens_Bt)
+
+    def _room(self, output_BtD: Tensor | None, tokens_Bt: Tensor) -> Tensor:
+        """Room for final hidden states, if there is none yet."""
+        if output_BtD is not None:
+            return output_BtD
+        return self.last_BD.new_zeros(*tokens_Bt.shape, self.model.config.width)
 
     def _read_whole(
         self,
@@ -182,28 +205,35 @@ class Reader:
             hidden, memory, *_ = self.model.read_segment(torch.stack(tokens), memory)
             for lane, part, states in zip(lanes, columns, hidden, strict=True):
                 output_BtD[lane, part] = states
-        self.last_BD[lanes] = hidden[:, -1]
+        self.last_BD = self._last(lanes, hidden[:, -1])
         self._remember(lanes, memory)
 
-    def _extend(
-        self, tokens_Bt: Tensor, done: list[int], taken: list[int], output_BtD: Tensor
-    ) -> None:
-        """Lanes read tokens that fit into their open segments: `taken` from column `done` on."""
-        part = self._part(tokens_Bt, done, taken)
-        hidden = self.model.embedding(part.tokens_Bt)
-        for index, (layer, tables) in enumerate(zip(self.layers, self.tables, strict=True)):
-            before = self._before(index)
-            hidden = _read_layer(self.blocks[index], layer, tables, (hidden, before), part)
+    def _last(self, lanes: list[int], states_nD: Tensor) -> Tensor:
+        """Final hidden states of every lane's last token, with those of some lanes replaced."""
+        if len(lanes) == self.lanes:
+            return states_nD
+        rows = torch.tensor(lanes, device=states_nD.device)
+        return self.last_BD.index_copy(0, rows, states_nD)
+
+    def _extend(self, part: Part, taken: list[int]) -> Tensor:
+        """Lanes read tokens that fit into their open segments; their final hidden states."""
+        hidden: Tensor = self.model.embedding(part.tokens_Bt)
+        for index, block in enumerate(self.blocks):
+            before = None if block.leaky is None else self._before(index)
+            layer, tables = self.layers[index], self.tables[index]
+            hidden = _read_layer(block, layer, tables, (hidden, before), part)
         hidden = self.model.norm(hidden)
-        lanes_n, columns_n = part.lanes_n, part.columns_n
-        starts = torch.tensor(done, device=hidden.device)
-        output_BtD[lanes_n, starts[lanes_n] + columns_n] = hidden[lanes_n, columns_n]
         reading = [lane for lane, count in enumerate(taken) if count]
-        self.last_BD[reading] = hidden[reading, [taken[lane] - 1 for lane in reading]]
+        if part.rows is None:
+            self.last_BD = hidden[:, -1]
+        else:
+            ends = hidden[reading, [taken[lane] - 1 for lane in reading]]
+            self.last_BD = self._last(reading, ends)
         self.lengths = [length + n for length, n in zip(self.lengths, taken, strict=True)]
         segment = self.model.config.segment
         if complete := [lane for lane, n in enumerate(self.lengths) if n == segment]:
             self._close(complete)
+        return hidden
 
     def _before(self, index: int) -> Tensor | None:
         """What a layer stored of the last token that each lane read, [B, D]; see Block.newest."""
@@ -219,6 +249,18 @@ class Reader:
 
     def _part(self, tokens_Bt: Tensor, done: list[int], taken: list[int]) -> Part:
         """The next tokens of each lane, and where they stand."""
+        count, firsts = max(taken), self.lengths
+        if not min(taken) == count or len({*done}) > 1 or len({*firsts}) > 1:
+            return self._ragged(tokens_Bt, done, taken)
+        length, hidden = firsts[0] + count, None
+        if not self.full or count > 1:
+            place_t = torch.arange(firsts[0], length, device=tokens_Bt.device)
+            hidden = self._hidden(place_t.expand(self.lanes, -1), length)
+        places = Places(hidden, firsts[0])
+        return Part(tokens_Bt[:, done[0] : done[0] + count], places, length, None)
+
+    def _ragged(self, tokens_Bt: Tensor, done: list[int], taken: list[int]) -> Part:
+        """The same where lanes stand at different places, or read different numbers of tokens."""
         device, count, firsts = tokens_Bt.device, max(taken), self.lengths
         rows = [(lane, column) for lane, n in enumerate(taken) for column in range(n)]
         places_n = [firsts[lane] + column for lane, column in rows]
@@ -229,24 +271,20 @@ class Reader:
             tokens_Bt = tokens_Bt.gather(1, source.clamp(max=tokens_Bt.shape[1] - 1))
         length = max(places_n) + 1
         place_Bt = (torch.tensor(firsts, device=device)[:, None] + column_t).clamp(max=length - 1)
-        same = min(firsts) == max(firsts)
         dead = None
         if min(taken) < count:
             dead = column_t >= torch.tensor(taken, device=device)[:, None]
-        hidden = None
-        if not (self.full and same and count == 1):
-            future = torch.arange(length, device=device) > place_Bt[:, :, None]
-            shared = self.lanes // len(self.live_BN)
-            empty = ~self.live_BN.repeat_interleave(shared, dim=0)[:, None]
-            hidden = torch.cat([empty.expand(-1, count, -1), future], dim=-1)
-        return Part(
-            tokens_Bt[:, :count],
-            lanes_n,
-            columns_n,
-            torch.tensor(places_n, device=device),
-            Places(hidden, firsts[0] if same else None, place_Bt, dead),
-            length,
-        )
+        first = firsts[0] if min(firsts) == max(firsts) else None
+        places = Places(self._hidden(place_Bt, length), first, place_Bt, dead)
+        here = lanes_n, columns_n, torch.tensor(places_n, device=device)
+        return Part(tokens_Bt[:, :count], places, length, here)
+
+    def _hidden(self, place_Bt: Tensor, length: int) -> Tensor:
+        """Places.hidden_BtS of tokens at these places."""
+        future = torch.arange(length, device=place_Bt.device) > place_Bt[:, :, None]
+        shared = self.lanes // len(self.live_BN)
+        empty = ~self.live_BN.repeat_interleave(shared, dim=0)[:, None]
+        return torch.cat([empty.expand(-1, place_Bt.shape[1], -1), future], dim=-1)
 
     def _close(self, lanes: list[int]) -> None:
         """Move complete segments into memory, exactly as the model's forward does."""
@@ -326,13 +364,21 @@ def _read_layer(
     attention, inputs, places = block.attention, block.inputs(*stream), part.places
     query, key, value = attention.queries_keys_values(inputs)
     key = attention.place(key, tables, attention.slots_of(places, key.shape[2]))
-    for new, room in zip((key, value), layer.segment, strict=True):
-        part.write(new.transpose(1, 2), room.transpose(1, 2))
-    part.write(inputs, layer.inputs_BTD)
-    segment = layer.segment.narrow(0, part.length)
-    parts = [layer.memory, segment] if layer.memory.number else [segment]
-    counts = layer.received_BS is not None
+    part.write(key, layer.segment.key_BKnd, 2)
+    part.write(value, layer.segment.value_BKnd, 2)
+    part.write(inputs, layer.inputs_BTD, 1)
+    parts, counts = layer.parts(part.length), layer.received_BS is not None
     read, received = attention.attend(query, parts, tables, places, received=counts)
     if layer.received_BS is not None and received is not None:
         layer.received_BS[:, : received.shape[1]] += received
     return block.after_attention(hidden_BtD, attention.join_heads(read))
+
+
+def _put(hidden_BtD: Tensor, part: Part, done: list[int], output_BTD: Tensor) -> None:
+    """Place what was made of a part among that of all tokens, where each lane has `done` of them."""
+    if part.rows is None:
+        output_BTD[:, done[0] : done[0] + hidden_BtD.shape[1]] = hidden_BtD
+    else:
+        lanes, columns, _ = part.rows
+        starts = torch.tensor(done, device=hidden_BtD.device)
+        output_BTD[lanes, starts[lanes] + columns] = hidden_BtD[lanes, columns]

@@ -172,15 +172,21 @@ class Block(nn.Module):
 
     def after_attention(self, hidden_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
         """Join attention to the stream, and the feed-forward after it."""
-        dropout = self.config.dropout
-        attention = F.dropout(attention_BTD, dropout, self.training)
-        hidden = self.attention_gate(hidden_BTD, attention)
+        hidden: Tensor = self.attention_gate(hidden_BTD, self._dropped(attention_BTD))
         if self.config.norm == "post":
             hidden = self.attention_norm(hidden)
-            outer = F.dropout(self.feedforward(hidden), dropout, self.training)
-            return self.feedforward_norm(self.feedforward_gate(hidden, outer))
-        outer = self.feedforward(self.feedforward_norm(hidden))
-        return self.feedforward_gate(hidden, F.dropout(outer, dropout, self.training))
+            outer = self._dropped(self.feedforward(hidden))
+            joined: Tensor = self.feedforward_norm(self.feedforward_gate(hidden, outer))
+            return joined
+        outer = self._dropped(self.feedforward(self.feedforward_norm(hidden)))
+        joined = self.feedforward_gate(hidden, outer)
+        return joined
+
+    def _dropped(self, x_BTD: Tensor) -> Tensor:
+        """After dropout, in training."""
+        if not self.training or not self.config.dropout:
+            return x_BTD
+        return F.dropout(x_BTD, self.config.dropout)
 
     def move(
         self, entering: Entering, memory: LayerMemory, counts: Counts

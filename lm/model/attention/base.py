@@ -259,16 +259,13 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
 
     def queries_keys_values(self, inputs_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries [B, H, T, d], keys and values [B, K, T, d] of the segment."""
-        queries = self.query_width
-        joined = self.query_key_value(inputs_BTD)
-        stored = (joined.shape[-1] - queries) // 2
-        query, key, value = joined.split([queries, stored, stored], dim=-1)
-        scale = self.head_width**-0.5
-        key_BHTd, value_BHTd = self.split_heads(key), self.split_heads(value)
-        if self.config.query_key_norm:
-            normed = self.query_norm(self.split_heads(query)) * scale
-            return normed, self.normed_keys(key_BHTd), value_BHTd
-        return self.split_heads(query * scale), key_BHTd, value_BHTd
+        config, scale = self.config, self.head_width**-0.5
+        every = self.split_heads(self.query_key_value(inputs_BTD))
+        sizes = [config.heads, config.stored_heads, config.stored_heads]
+        query, key, value = every.split(sizes, dim=1)
+        if config.query_key_norm:
+            return self.query_norm(query) * scale, self.normed_keys(key), value
+        return query * scale, key, value
 
 
 def visible(live_BN: Tensor, queries: int) -> Tensor:
@@ -314,6 +311,8 @@ def content_scores(query_BHtd: Tensor, parts: Sequence[Slots]) -> Tensor:
 
 def weighted_values(weights_BHtS: Tensor, parts: Sequence[Slots]) -> Tensor:
     """Sums of the values of all parts weighted by attention, [B, H, t, d]."""
+    if len(parts) == 1:
+        return product(weights_BHtS, parts[0].value_BKnd)
     pieces = weights_BHtS.split([part.number for part in parts], dim=-1)
     read, *others = (
         product(piece, part.value_BKnd) for piece, part in zip(pieces, parts, strict=True)

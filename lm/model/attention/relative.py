@@ -27,7 +27,6 @@ from lm.model.attention.base import (
     content_scores,
     dropped_weights,
     joined,
-    product,
     sinusoids,
     visible,
 )
@@ -52,7 +51,20 @@ class Tables(NamedTuple):
     """r', [H, W', d], likewise; distance 0 is not read"""
 
 
-class RelativeAttention(MemoryAttention[Tables]):
+class Distances(NamedTuple):
+    """The same as the plain way reads it: what belongs to a distance is q . r + v . r."""
+
+    content_bias: Tensor
+    """u, [H, 1, d]"""
+    key: Tensor
+    """[r' ; r], [H, d, W' + W]"""
+    bias: Tensor
+    """v' . r' and v . r, [H, 1, W' + W]"""
+    far: int
+    """Rows W' of compressed memory."""
+
+
+class RelativeAttention(MemoryAttention[Distances]):
     """Multi-head attention with relative positions."""
 
     def __init__(self, config: ModelConfig, pinned: int = 0) -> None:
@@ -96,18 +108,35 @@ class RelativeAttention(MemoryAttention[Tables]):
             systems = self._systems(query_BHTd.device)
             whole = joined(slots).for_heads(self.config.heads)
             return attend_widened(query_BHTd, whole, self.content_bias, systems, reading), None
-        slots, tables = [part.for_heads(self.config.heads) for part in slots], self.tables()
+        slots = [part.for_heads(self.config.heads) for part in slots]
         if backend == "shift":
             places = Places(~visible(live, query_BHTd.shape[2])[:, 0])
-            return self.attend(query_BHTd, [joined(slots)], tables, places, *reading[1:])
+            return self.attend(query_BHTd, [joined(slots)], self.tables(), places, *reading[1:])
         keys, values = zip(*slots, strict=True)
         dropped = dropped_weights(query_BHTd, sum(part.number for part in slots), reading.dropout)
         read, received = BlockedAttention.apply(
-            query_BHTd, *tables, self.pinned, live, dropped, reading.received, *keys, *values
+            query_BHTd,
+            *self.by_system(),
+            self.pinned,
+            live,
+            dropped,
+            reading.received,
+            *keys,
+            *values,
         )
         return read, received
 
-    def tables(self) -> Tables:
+    def tables(self) -> Distances:
+        """See MemoryAttention.tables."""
+        content_bias, *systems = self.by_system()
+        # Compressed memory, where there is one, comes first.
+        pairs = [systems[i : i + 2] for i in (2, 0) if systems[i] is not None]
+        products = [bias[:, None] @ key.transpose(1, 2) for bias, key in pairs]
+        keys = [key.transpose(1, 2) for _, key in pairs]
+        far = keys[0].shape[2] if len(keys) > 1 else 0
+        return Distances(content_bias[:, None], torch.cat(keys, 2), torch.cat(products, 2), far)
+
+    def by_system(self) -> Tables:
         """Biases [H, d] and projected position keys [H, W, d]."""
         config = self.config
         memory_key = self._position_keys(self.position_key, config.memory)
@@ -143,22 +172,25 @@ class RelativeAttention(MemoryAttention[Tables]):
         return systems
 
     def scores(
-        self, query_BHtd: Tensor, parts: Sequence[Slots], tables: Tables, places: Places
+        self, query_BHtd: Tensor, parts: Sequence[Slots], tables: Distances, places: Places
     ) -> Tensor:
         """See MemoryAttention.scores; by Transformer-XL's shift."""
-        content = content_scores(query_BHtd + tables.content_bias[:, None], parts)
-        far, pinned, compressed = [], self.pinned, self.config.compressed
-        if tables.compressed_key is not None and tables.compressed_bias is not None:
-            biased = query_BHtd + tables.compressed_bias[:, None]
-            scores = product(biased, tables.compressed_key.transpose(-1, -2)[None])
-            far.append(self._by_key(scores, compressed, places))
-        if pinned:
-            # Pinned slots have no place: only their content is scored.
-            far.insert(0, content.new_zeros(*content.shape[:3], pinned))
-        biased = query_BHtd + tables.memory_bias[:, None]
-        near = product(biased, tables.memory_key.transpose(-1, -2)[None])
-        near = self._by_key(near, content.shape[-1] - compressed - pinned, places)
-        return content + (torch.cat([*far, near], dim=-1) if far else near)
+        content = content_scores(query_BHtd + tables.content_bias, parts)
+        lanes, queries = query_BHtd.shape[0], query_BHtd.shape[2]
+        # One product for every lane and both systems.
+        every = query_BHtd.transpose(0, 1).flatten(1, 2)
+        every = torch.baddbmm(tables.bias, every, tables.key)
+        every = every.unflatten(1, (lanes, queries)).transpose(0, 1)
+        pinned, compressed = self.pinned, self.config.compressed
+        number = content.shape[-1] - compressed - pinned
+        near = self._by_key(every[..., tables.far :], number, places)
+        if not pinned and not compressed:
+            return content + near
+        # Pinned slots have no place: only their content is scored.
+        scores = [content.new_zeros(*content.shape[:3], pinned)] if pinned else []
+        if compressed:
+            scores.append(self._by_key(every[..., : tables.far], compressed, places))
+        return content + torch.cat([*scores, near], dim=-1)
 
     def _by_key(self, scores_BHtW: Tensor, keys: int, places: Places) -> Tensor:
         """Scores by distance, of tables for a whole segment, as scores by key.
