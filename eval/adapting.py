@@ -11,10 +11,10 @@ from torch import Tensor
 from data.shards import Split
 from eval.eval_config import DynamicConfig
 from eval.results import spoken
-from lm.feeding import Segment
 from lm.inference.inference_config import BITS
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.transformer import CompressiveTransformer
+from lm.objectives.objective import Segment
 from lm.scoring import ASTRAY, Scorer, require_finite
 
 WINDOWS = 50

@@ -18,11 +18,11 @@ from eval.pages import plain
 from eval.per_word import by_frequency, counts_line_ends, training_counts
 from eval.protocol import Reading, convert
 from eval.results import Result, bits_named, bits_of, spoken
-from lm.feeding import Segment
 from lm.inference.attention_mass import AttentionMass
 from lm.inference.inference_config import BITS
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.compression import LossSum
+from lm.objectives.objective import Segment
 from lm.scoring import Scorer
 
 COLUMNS = ["name", "title", "tokens", "bytes", "words", "nats", "bits_per_byte", "word_perplexity"]

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from data.shards import Split
-from lm.feeding import Segment
 from lm.inference.predictor import StateT
 from lm.model.components import cross_entropy
 from lm.model.model_config import ModelConfig
+from lm.objectives.objective import Segment
 from lm.scoring import Scorer
 
 

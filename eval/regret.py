@@ -17,7 +17,7 @@ from torch import Tensor
 from data.mixtures import Source, predictions, windowed
 from data.shards import Split
 from eval.reach import reach
-from lm.feeding import Segment
+from lm.objectives.objective import Segment
 from lm.inference.predictor import StateT
 from lm.model.components import cross_entropy
 from lm.model.model_config import ModelConfig

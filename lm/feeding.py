@@ -9,26 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.lanes import Batch, LaneReader, State
-
-
-class Segment(NamedTuple):
-    """A segment of some lanes, on the device."""
-
-    inputs_BT: Tensor
-    """int64"""
-    targets_BT: Tensor
-    """int64, the tokens that follow the inputs."""
-    scored_BT: Tensor
-    """bool, the targets that count."""
-    reset_B: Tensor
-    """bool, lanes that begin with empty memory."""
-
-    def lanes(self, rows: slice) -> "Segment":
-        """Some of its lanes."""
-        return Segment(*(tensor[rows] for tensor in self))
+from lm.objectives.objective import Segment
 
 
 def tensors(batch: Batch, rows: slice, device: torch.device) -> Segment:

@@ -17,10 +17,11 @@ from torch import Tensor
 from data.common.progress import Progress
 from data.lanes import Batch, ScoringBatches
 from data.shards import Split
-from lm.feeding import Segment, tensors
+from lm.feeding import tensors
 from lm.inference.inference_config import BITS, ScoringConfig
 from lm.inference.predictor import Predictor, StateT
 from lm.model.components import exact_device
+from lm.objectives.objective import Segment
 from lm.threads import Threads
 
 ASTRAY = "its weights are damaged or its training went astray; use another --checkpoint"

@@ -2,8 +2,8 @@
 
 tools/house.py starts this in a process of its own, in the folder of the checkout that is counted,
 which may be an old one: so it imports nothing of the project, and drives the programs as a user
-does, with small models and made-up text. It prints JSON: for each of the four, the functions as
-FILE:QUALIFIED.NAME.
+does, with small models and made-up text. It prints JSON: for each of the four, and for two of them
+with what stands around them, the functions as FILE:QUALIFIED.NAME.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ LIBRARY = ("data", "lm", "eval")
 TRAINING = "--training.minutes null --training.steps 6 --training.lanes 4 --model.layers 2"
 WARM, STOP = 2, 5
 """What repeats is watched from the start of its second time to that of its fifth."""
+SHOWN = "continued.<locals>.show"
+"""What the program that writes texts does with each token."""
 
 Functions = set[CodeType]
 
@@ -28,8 +30,10 @@ Functions = set[CodeType]
 class Repeated:
     """Everything that any thread enters from one call of a function to a later one."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.times = name, 0
+    def __init__(self, name: str, beside: str = "") -> None:
+        """beside: a function below which nothing counts."""
+        self.name, self.beside, self.times = name, beside, 0
+        self.frames: list[FrameType] = []
         self.functions: Functions = set()
 
     @property
@@ -40,11 +44,15 @@ class Repeated:
     def call(self, frame: FrameType) -> None:
         """A function of the project is entered."""
         self.times += frame.f_code.co_qualname == self.name
-        if self.open:
+        if frame.f_code.co_qualname == self.beside:
+            self.frames.append(frame)
+        if self.open and not self.frames:
             self.functions.add(frame.f_code)
 
     def leave(self, frame: FrameType) -> None:
         """A function is left."""
+        if self.frames and self.frames[-1] is frame:
+            self.frames.pop()
 
 
 class Inside:
@@ -73,15 +81,30 @@ class Inside:
             self.frames.pop()
 
 
-class Attention(Inside):
+class Within(Inside):
+    """Everything that a thread enters during a function of one file, in a warm step."""
+
+    def __init__(self, step: Repeated, name: str, file: str) -> None:
+        super().__init__(name, file)
+        self.step, self.main = step, threading.get_ident()
+
+    def opens(self, frame: FrameType) -> bool:
+        """Whether this is the function."""
+        return self.step.open and super().opens(frame)
+
+    def call(self, frame: FrameType) -> None:
+        """A function of the project is entered."""
+        if threading.get_ident() == self.main:
+            super().call(frame)
+
+
+class Attention(Within):
     """Everything that is entered during the calls of attention modules in a warm step, and during
     the backward of the autograd functions whose forward ran there.
     """
 
     def __init__(self, step: Repeated) -> None:
-        super().__init__("", "")
-        self.step = step
-        self.main = threading.get_ident()
+        super().__init__(step, "", "")
 
     def opens(self, frame: FrameType) -> bool:
         """Whether an attention module is called, or gives its gradients."""
@@ -94,11 +117,6 @@ class Attention(Inside):
         if name not in ("forward", "project"):
             return False
         return type(frame.f_locals.get("self")).__name__.endswith("Attention")
-
-    def call(self, frame: FrameType) -> None:
-        """A function of the project is entered."""
-        if threading.get_ident() == self.main:
-            super().call(frame)
 
 
 class Watch:
@@ -132,7 +150,7 @@ def run(watch: Watch | None, module: str, options: str) -> None:
 
 
 def traced(root: Path, folder: Path) -> dict[str, Functions]:
-    """The functions of each of the four.
+    """The functions of each.
 
     Args:
         root: the checkout; also the working folder.
@@ -145,20 +163,24 @@ def traced(root: Path, folder: Path) -> dict[str, Functions]:
         (folder / "text" / f"{number}.txt").write_text(text)
     data = f"corpus text --source {folder}/text"
     run(None, "data.prepare", f"--{data} --shards {folder}/shards")
-    step, token = Repeated("Loop.step"), Repeated("Sampler.__call__")
-    attention, record = Attention(step), Inside("record", "eval/protocol.py")
+    loop, shown = Repeated("Loop.step"), Repeated("Sampler.__call__")
+    step, attention = Within(loop, "Trainer.train_step", "trainer.py"), Attention(loop)
+    token = Repeated("Sampler.__call__", SHOWN)
+    record = Inside("record", "eval/protocol.py")
     bytes_ = "--data.vocabulary bytes --data.vocabulary-size null --data.vocabulary-sample null"
     shards = f"--data.corpus text --data.shards {folder}/shards {bytes_}"
     preset = f"--config configs/quickstart.yaml --run {folder}/run"
-    run(Watch(root, step, attention), "lm.train", f"{preset} {shards} {TRAINING}")
-    run(Watch(root, token), "lm.generate", f"--run {folder}/run --prompt abc --tokens 6")
+    run(Watch(root, loop, step, attention), "lm.train", f"{preset} {shards} {TRAINING}")
+    run(Watch(root, token, shown), "lm.generate", f"--run {folder}/run --prompt abc --tokens 6")
     score = f"--run {folder}/run --lanes 2 --compare false"
     run(None, "eval.score", score)
     run(Watch(root, record), "eval.score", score)
     return {
         "one training step": step.functions,
+        "... with the loop, its log and the threads that read ahead": loop.functions,
         "one attention call on a CPU, forward and backward": attention.functions,
         "one generated token": token.functions,
+        "... with the program that shows it": shown.functions,
         "how a score gets its protocol": record.functions,
     }
 

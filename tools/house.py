@@ -2,10 +2,12 @@
 
 What a reader opens is what a real run enters: the programs train a small model with the quick
 start's preset, write and score, and every function of data, lm and eval that they call is noted
-(tools/entered.py). Only what is warm counts: three steps from the second on, three tokens from the
-second on, the attention calls of these steps with the backward of what they called, and the record
-of a score that the same process has made before. What runs at import never counts; generated
-methods of dataclasses, lambdas and comprehensions are no functions.
+(tools/entered.py). A training step is
+Trainer.train_step on its own thread, a token what a session does from one draw to the next; beside
+each stands what the program adds around it. Only what is warm counts: three steps from the second
+on, three tokens from the second on, the attention calls of these steps with the backward of what
+they called, and the record of a score that the same process has made before. What runs at import
+never counts; generated methods of dataclasses, lambdas and comprehensions are no functions.
 
 Sizes are those of the Python files of data, lm and eval; an importer is another file of theirs or
 of tools that imports the file at any depth.
@@ -58,7 +60,7 @@ def count(root: Path) -> Counts:
 
 
 def entered(root: Path) -> dict[str, list[str]]:
-    """The functions that each of the four enters, as FILE:QUALIFIED.NAME, by a run in another
+    """The functions that each enters, as FILE:QUALIFIED.NAME, by a run in another
     process.
     """
     script = Path(__file__).with_name("entered.py")

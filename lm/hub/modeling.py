@@ -21,7 +21,7 @@ from lm.hub.padding import check_ids, check_positions, compacted, mean_loss, rea
 from lm.hub.weights import check_hashes, forget_hashes
 from lm.model.incremental import Reader
 from lm.model.transformer import CompressiveTransformer
-from lm.objectives.terms import Term, add_terms, total_loss
+from lm.objectives.objective import Term, add_terms, total_loss
 
 PART = 4096
 """Tokens of each lane whose hidden states are held at once where only the last ones are wanted."""

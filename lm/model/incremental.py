@@ -250,7 +250,7 @@ class Reader:
     def _part(self, tokens_Bt: Tensor, done: list[int], taken: list[int]) -> Part:
         """The next tokens of each lane, and where they stand."""
         count, firsts = max(taken), self.lengths
-        if not min(taken) == count or len({*done}) > 1 or len({*firsts}) > 1:
+        if min(taken) != count or len({*done}) > 1 or len({*firsts}) > 1:
             return self._ragged(tokens_Bt, done, taken)
         length, hidden = firsts[0] + count, None
         if not self.full or count > 1:
@@ -375,7 +375,7 @@ def _read_layer(
 
 
 def _put(hidden_BtD: Tensor, part: Part, done: list[int], output_BTD: Tensor) -> None:
-    """Place what was made of a part among that of all tokens, where each lane has `done` of them."""
+    """Place what was made of a part among that of all tokens, of which each lane has `done`."""
     if part.rows is None:
         output_BTD[:, done[0] : done[0] + hidden_BtD.shape[1]] = hidden_BtD
     else:

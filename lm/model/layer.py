@@ -172,15 +172,12 @@ class Block(nn.Module):
 
     def after_attention(self, hidden_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
         """Join attention to the stream, and the feed-forward after it."""
-        hidden: Tensor = self.attention_gate(hidden_BTD, self._dropped(attention_BTD))
-        if self.config.norm == "post":
-            hidden = self.attention_norm(hidden)
-            outer = self._dropped(self.feedforward(hidden))
-            joined: Tensor = self.feedforward_norm(self.feedforward_gate(hidden, outer))
-            return joined
-        outer = self._dropped(self.feedforward(self.feedforward_norm(hidden)))
-        joined = self.feedforward_gate(hidden, outer)
-        return joined
+        joined = self.attention_gate(hidden_BTD, self._dropped(attention_BTD))
+        post = self.config.norm == "post"
+        inputs = self.attention_norm(joined) if post else self.feedforward_norm(joined)
+        outer = self._dropped(self.feedforward(inputs))
+        hidden: Tensor = self.feedforward_gate(inputs if post else joined, outer)
+        return self.feedforward_norm(hidden) if post else hidden
 
     def _dropped(self, x_BTD: Tensor) -> Tensor:
         """After dropout, in training."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from data.common.say import say
-from lm.objectives.terms import Term
+from lm.objectives.objective import Term
 from lm.threads import available
 from lm.training.engine import start_deepspeed
 from lm.training.meeting import Place, meet, patience

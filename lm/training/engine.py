@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm.feeding import Segment
 from lm.model.layer import Block
 from lm.model.memory import MemoryState
-from lm.objectives.objective import Unroll
-from lm.objectives.terms import Term
+from lm.objectives.objective import Segment, Term, Unroll
 from lm.runs.run_config import RunConfig
 from lm.training.optim import Masters, build_optimizer, clip_gradients
 

@@ -8,7 +8,6 @@ import torch
 
 from data.common.files import atomic_path
 from data.shards import Split
-from lm.feeding import Segment
 from lm.inference.attention_mass import AttentionMass
 from lm.inference.inference_config import SamplingConfig, ScoringConfig
 from lm.inference.predictor import ModelPredictor, evaluating
@@ -16,6 +15,7 @@ from lm.inference.sampling import Sampler
 from lm.model.incremental import Reader
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
+from lm.objectives.objective import Segment
 from lm.scoring import Score, score
 from lm.training.dist import World
 from lm.training.trainer import Trainer

@@ -18,13 +18,12 @@ from torch import Tensor
 from data.common.requirements import require_memory
 from data.lanes import LaneReader
 from data.shards import Shards
-from lm.feeding import ReadAhead, Segment
+from lm.feeding import ReadAhead
 from lm.inference.predictor import require_room
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives import chosen
-from lm.objectives.objective import Unroll, weights_at
-from lm.objectives.terms import Term, total_loss
+from lm.objectives.objective import Segment, Term, Unroll, total_loss, weights_at
 from lm.runs import checkpoints
 from lm.runs.run_config import RunConfig, identity
 from lm.training.compiling import checkpoint_activations, compile_layers

@@ -18,7 +18,7 @@ from data.common.outputs import check_output
 from data.common.schema import Size
 from lm.model.model_config import Backend, ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.objectives.terms import segment_loss
+from lm.objectives.objective import segment_loss
 from lm.runs.run_config import RunConfig
 from tools.benchmarks.building import CONFIGS, filled, new_model, random_batches
 from tools.benchmarks.timing import core_clock, machine, pick_device, report, take_turns

@@ -12,11 +12,11 @@ from data.lanes import LaneReader
 from data.options import DataConfig
 from data.prepare import prepare
 from data.shards import Shards, open_shards
-from lm.feeding import Segment, tensors
+from lm.feeding import tensors
 from lm.model.memory import MemoryState
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.objectives.terms import segment_loss
+from lm.objectives.objective import Segment, segment_loss
 from lm.runs.run_config import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.feeding import Segment
 from lm.model.model_config import ModelConfig
+from lm.objectives.objective import Segment
 from tools.benchmarks.building import Losses
 
 REQUIREMENTS = (

@@ -118,6 +118,8 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
         """Slots before the segment, N."""
         self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
         self.query_width = config.heads * config.head_width
+        self.head_counts = [config.heads, config.stored_heads, config.stored_heads]
+        """Heads of queries, keys and values."""
         stored, bias = config.stored_heads * config.head_width, config.attention_bias
         self.query_key_value = Linear(
             config.width, self.query_width + 2 * stored, bias=bias != "none"
@@ -259,11 +261,10 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
 
     def queries_keys_values(self, inputs_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries [B, H, T, d], keys and values [B, K, T, d] of the segment."""
-        config, scale = self.config, self.head_width**-0.5
+        scale = self.head_width**-0.5
         every = self.split_heads(self.query_key_value(inputs_BTD))
-        sizes = [config.heads, config.stored_heads, config.stored_heads]
-        query, key, value = every.split(sizes, dim=1)
-        if config.query_key_norm:
+        query, key, value = every.split(self.head_counts, dim=1)
+        if self.config.query_key_norm:
             return self.query_norm(query) * scale, self.normed_keys(key), value
         return query * scale, key, value
 
