@@ -14,10 +14,11 @@ from data.common.requirements import extra
 def main() -> None:
     """Run lm-evaluation-harness, which reads its own command line, with the model longrange."""
     with extra("harness", "eval.harness"):
+        import lm_eval.models  # noqa: F401 - registers the harness's own, by name
         from lm_eval.__main__ import cli_evaluate
-
-        # Registers the model.
-        from eval import harness_model  # noqa: F401
+        from lm_eval.api.registry import model_registry
+    # By name too: whoever asks for help waits for no torch.
+    model_registry.register("longrange", target="eval.harness_model:LongRangeLM")
     cli_evaluate()
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from data.common.command import load_config
@@ -25,7 +24,6 @@ PART = 256
 """Tokens of each lane whose logits are held at once."""
 
 
-@register_model("longrange")
 class LongRangeLM(LM):  # type: ignore[misc]
     """A trained run as the harness sees it.
 

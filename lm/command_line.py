@@ -7,8 +7,10 @@ path that modules are looked for on: people have packages `data`, `eval` and `to
 import ast
 import os
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
+from data.common.requirements import extra
 from data.common.say import say
 from data.common.values import did_you_mean
 
@@ -44,13 +46,15 @@ PROGRAMS = {
     "compact": "tools.compact",
 }
 """Sub-commands and their modules, in the order of a model's life."""
+OWN_COMMAND_LINES = ("tools.ranks", "eval.harness")
+"""Those that pass their arguments on."""
 
 
 def main() -> None:
     """Become the program that the first argument names, or say which there are.
 
     Raises:
-        SystemExit: status 2, no sub-command of that name.
+        SystemExit: status 2, no sub-command of that name, or no completion.
     """
     name, *options = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -59,6 +63,12 @@ def main() -> None:
         from importlib.metadata import version
 
         print(f"longrange {version('longrange-lm')}")
+    elif name.partition("=")[0] == "--print-completion":
+        try:
+            print(completion(name.partition("=")[2] or " ".join(options)))
+        except ValueError as error:
+            say(f"longrange: error: {error}")
+            raise SystemExit(2) from None
     elif name in PROGRAMS:
         os.environ |= environment(os.environ.get("PYTHONPATH", ""), Path.cwd())
         os.environ["LONGRANGE_CALLED"] = f"longrange {name}"
@@ -75,13 +85,43 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {summary(module)}" for name, module in PROGRAMS.items()]
     return "\n".join(
         [
-            "usage: longrange COMMAND [--config FILE] [--OPTION VALUE ...]",
+            "usage: longrange COMMAND [--config FILE ...] [--OPTION VALUE ...]",
             "       longrange COMMAND --help",
             "       longrange --version",
+            "       longrange --print-completion bash|zsh|tcsh",
             "",
             *lines,
         ]
     )
+
+
+def completion(shell: str) -> str:
+    """The script with which a shell completes sub-commands, their options, choices and files.
+
+    shtab makes it of the options, as it does for jsonargparse's own parsers.
+
+    Raises:
+        ValueError: another shell, or shtab is not installed.
+    """
+    from data.common.command import parser_of
+
+    with extra("completion", "longrange --print-completion"):
+        import shtab
+    if shell not in shtab.SUPPORTED_SHELLS:
+        known = ", ".join(shtab.SUPPORTED_SHELLS)
+        raise ValueError(f"--print-completion is followed by one of {known}, not {shell!r}")
+    whole = ArgumentParser("longrange")
+    commands = whole.add_subparsers()
+    for name, module in PROGRAMS.items():
+        below = commands.add_parser(name, help=summary(module), add_help=False)
+        if module in OWN_COMMAND_LINES:
+            continue
+        for action in parser_of(module)._actions:
+            below._add_action(action)
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    script: str = shtab.complete(whole, shell)
+    return script
 
 
 def summary(module: str) -> str:

@@ -3,6 +3,7 @@
 A program is a function whose parameters are plain values and frozen dataclasses. `run` makes its
 options from the signature and their help from the docstrings, reads `--config FILE`, lets options
 override the file, and turns a mistake of the user into one sentence on stderr and exit status 2.
+Of several files the later wins.
 What a program prints is never a reason to stop it: a stream that is full only loses it.
 """
 
@@ -11,9 +12,12 @@ import errno
 import inspect
 import os
 import re
+import runpy
 import sys
 from collections import deque
 from collections.abc import Callable, Collection
+from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,13 +37,23 @@ from data.common.settings import (
     wrong_type,
 )
 from data.common.signals import Interrupted, handling, interrupt
-from data.common.values import as_written, list_of, nearest
+from data.common.values import alternatives, as_written, choices, list_of, nearest
 from data.common.yamlfile import YamlError, dump_yaml
 
-__all__ = ["PRESET_SECTIONS", "ConfigError", "dump_config", "find_preset", "load_config", "run"]
+__all__ = [
+    "PRESET_SECTIONS",
+    "ConfigError",
+    "dump_config",
+    "find_preset",
+    "load_config",
+    "parser_of",
+    "run",
+]
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 """Presets of this software, in a checkout and in an installation alike."""
+_NOTING: ContextVar[list[argparse.ArgumentParser] | None] = ContextVar("noting", default=None)
+"""Where `run` puts a program's options, while somebody only wants to know them."""
 LONGEST_MESSAGE = 2000
 """Characters of a sentence that are shown; a value may be longer than any screen."""
 
@@ -70,6 +84,9 @@ def run(
             the program; LM_TRACEBACK=1 in the environment shows where), 128 and its number
             after a signal.
     """
+    if (noting := _NOTING.get()) is not None:
+        noting.append(_parser(main, options_of(main, section), called or ""))
+        return
     program = called or Path(sys.argv[0]).stem
     with forgiving() as shown:
         try:
@@ -127,11 +144,13 @@ def _arguments(
 ) -> dict[str, Any] | None:
     """Arguments of `main`, or None when help or the config was only to be printed."""
     options = options_of(main, section)
-    file, printing, rest = _file_options(_spelled(argv, options))
+    files, printing, rest = _file_options(_spelled(argv, options))
     if {"-h", "--help"} & {*rest}:
-        sys.stdout.write(_help(main, options, called))
+        sys.stdout.write(_parser(main, options, called).format_help())
         return None
-    given = {} if file is None else read_options(find_preset(file), options, sections)
+    given: dict[str, Any] = {}
+    for file in files:
+        given |= read_options(find_preset(file), options, sections)
     given |= _parsed(rest, options)
     missing = [o.name for o in options if o.default is REQUIRED and o.name not in given]
     values = {o.key: given.get(o.name, o.default) for o in options if o.name not in missing}
@@ -173,8 +192,8 @@ def _spelled(argv: list[str], options: list[Option]) -> list[str]:
     return spelled
 
 
-def _file_options(argv: list[str]) -> tuple[Path | None, bool, list[str]]:
-    """`--config FILE` and `--print_config`, wherever they stand, and the other arguments."""
+def _file_options(argv: list[str]) -> tuple[list[Path], bool, list[str]]:
+    """Each `--config FILE`, and `--print_config`, wherever they stand, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", type=Path, default=[])
     parser.add_argument("--print_config", action="store_true")
@@ -182,9 +201,7 @@ def _file_options(argv: list[str]) -> tuple[Path | None, bool, list[str]]:
         found, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(_complaint(str(error))) from None
-    if len(found.config) > 1:
-        raise ConfigError("--config is given more than once; give one file")
-    return (found.config[0] if found.config else None), found.print_config, rest
+    return found.config, found.print_config, rest
 
 
 class _Help(argparse.HelpFormatter):
@@ -206,16 +223,40 @@ def _called() -> str:
     return f"python -m {module.name}" if module else Path(sys.argv[0]).name
 
 
-def _help(main: Callable[..., None], options: list[Option], called: str) -> str:
-    """What --help prints: the options, grouped by section."""
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """The options of a program, as argparse knows them, without beginning its work.
+
+    Args:
+        module: a program that calls `run`.
+    """
+    noted: list[argparse.ArgumentParser] = []
+    token = _NOTING.set(noted)
+    try:
+        found = find_spec(module)
+        assert found is not None
+        assert found.origin is not None
+        runpy.run_path(found.origin, run_name="__main__")
+    finally:
+        _NOTING.reset(token)
+    return noted[0]
+
+
+def _parser(
+    main: Callable[..., None], options: list[Option], called: str
+) -> argparse.ArgumentParser:
+    """The options, grouped by section, for --help and for shells to complete."""
     parser = argparse.ArgumentParser(
         prog=called,
-        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
+        usage="%(prog)s [--config FILE ...] [--OPTION VALUE ...]",
         description=(inspect.getdoc(main) or "").partition("\n\n")[0],
         formatter_class=_Help,
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="read options from this YAML file or preset, as quickstart"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="read options from this YAML file or preset, as quickstart; given several times, what "
+        "a later one says counts, and what an option says counts more than any file",
     )
     parser.add_argument("--print_config", action="store_true", help="print all options and stop")
     groups: dict[str, Any] = {"options": parser}
@@ -231,8 +272,10 @@ def _help(main: Callable[..., None], options: list[Option], called: str) -> str:
             _flag(option.name),
             metavar=metavar,
             help=text.replace("%", "%%").strip(),
+            choices=["true", "false"] if switch else choices(option.type),
+            type=Path if Path in alternatives(option.type) else str,
         )
-    return parser.format_help()
+    return parser
 
 
 def _shown(default: Any) -> str:

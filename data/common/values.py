@@ -39,6 +39,13 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if union else (kind,)
 
 
+def choices(kind: Any) -> list[str] | None:
+    """The words that a value may be, if there is a list of them."""
+    words = [word for each in alternatives(kind) for word in typing.get_args(each)]
+    named = any(typing.get_origin(each) is typing.Literal for each in alternatives(kind))
+    return [str(word) for word in words] if named else None
+
+
 def list_of(kind: Any) -> Any | None:
     """The type of the elements, if a value is a list of any length of plain values."""
     for each in alternatives(kind):

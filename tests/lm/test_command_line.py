@@ -84,6 +84,26 @@ def test_an_unknown_sub_command_names_the_nearest(started, capsys):
     )
 
 
+def test_a_shell_completes_commands_options_and_choices(started, capsys, tmp_path):
+    pytest.importorskip("shtab", reason="needs the extra completion")
+    assert started("--print-completion", "bash") == []
+    script = capsys.readouterr().out
+    lines = [script]
+    for words in ("tr", "train --model.pos", "train --model.positions rotary_", "score --spl"):
+        number = len(words.split())
+        lines.append(
+            f"COMP_WORDS=(longrange {words}); COMP_CWORD={number}; COMPREPLY=(); _shtab_longrange\n"
+            'echo "${COMPREPLY[@]}"'
+        )
+    (tmp_path / "it.sh").write_text("\n".join(lines))
+    result = subprocess.run(["bash", tmp_path / "it.sh"], capture_output=True, text=True)
+    offered = ["train", "--model.positions", "rotary_slots", "--split"]
+    assert result.stdout.split() == offered, result.stderr
+    with pytest.raises(SystemExit):
+        started("--print-completion", "cmd")
+    assert "is followed by one of bash, " in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Folder that the wheel is installed in, made from this checkout without its tests."""

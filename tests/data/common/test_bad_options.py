@@ -68,7 +68,6 @@ from tests.data.toy import train as toy_train
         ("--config= --run r", ".: Is a directory"),
         ("books", "books belongs to no option; options are written --NAME VALUE"),
         ("--config", "--config needs a value"),
-        ("--config a --config b", "--config is given more than once; give one file"),
         ("--config a", "a: No such file or directory"),
         ("--config quikstart", "there is no file quikstart and no preset of this name; did you "
          "mean quickstart?"),

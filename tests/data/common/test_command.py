@@ -1,6 +1,7 @@
 """A throwaway program driven as users drive programs: through its command line and its file."""
 
 import dataclasses
+import json
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,20 @@ def test_options_files_and_defaults_meet(toy, tmp_path):
         '[0.8, 1.0], "kind": "adam", "clip": null, "weight_decay": 0.0, "warmup": {"steps": 3}}, '
         "0.5, true]\n"
     )
+
+
+def test_of_several_files_the_later_wins_and_options_win_over_all(toy, tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {source: a, corpus: a}\noptim: {lr: 1, clip: 1}\n")
+    (tmp_path / "b.yaml").write_text("data: {source: b, suffixes: [.b]}\noptim: {lr: 2}\n")
+    given = "--config a.yaml --optim.lr 3 --config b.yaml --run r".split()
+    _, data, optim, *_ = json.loads(toy("train", *given).stdout)
+    assert data == {"source": "b", "corpus": "a", "suffixes": [".b"]}
+    assert optim["lr"] == 3.0 and optim["clip"] == 1.0
+    (tmp_path / "b.yaml").write_text("data: {sorce: b}\n")
+    assert refusal(toy("train", *given)) == (
+        "b.yaml: unknown key data.sorce; did you mean data.source?"
+    )
+    assert "what a later one says counts" in " ".join(toy("train", "--help").stdout.split())
 
 
 def test_help_lists_every_option_with_its_docstring_type_and_default(toy):
@@ -79,7 +94,7 @@ def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
 
 def test_help_shows_what_was_typed(toy, monkeypatch):
     monkeypatch.setenv("LONGRANGE_CALLED", "longrange toy")
-    assert toy("train", "--help").stdout.startswith("usage: longrange toy [--config FILE]")
+    assert toy("train", "--help").stdout.startswith("usage: longrange toy [--config FILE ...]")
 
 
 @pytest.mark.parametrize(
