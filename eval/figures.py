@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.common.outputs import in_place, resolved, writing
-from eval.pages import plain
+from data.common.say import plain
 from eval.results import bits_named, bits_of, spoken
 from lm.inference.inference_config import BITS
 

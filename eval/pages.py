@@ -1,10 +1,11 @@
-"""Names as they are printed, and one report as Markdown and as a web page of its own."""
+"""One report as Markdown and as a web page of its own."""
 
 import html as markup
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from data.common.say import marked, plain
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -13,29 +14,6 @@ th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
 th:first-child, td:first-child { text-align: left; }
 svg { max-width: 100%; height: auto; }
 """
-MARKUP = re.compile(r"([\\`*_<>\[\]$|~#])")
-"""What Markdown may read as more than itself."""
-
-
-def plain(name: object) -> str:
-    """A name on one line; what cannot be read, such as control characters and bytes that are not
-    UTF-8, is written as escapes.
-    """
-    return "".join(map(_plain, str(name)))
-
-
-def _plain(character: str) -> str:
-    if character.isprintable() or unicodedata.category(character) == "Zs":
-        return character
-    if "\udc80" <= character <= "\udcff":
-        # How Python keeps a byte of a file's name that is not UTF-8.
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
-def marked(name: object) -> str:
-    """A name for Markdown, which shows it as it is."""
-    return MARKUP.sub(r"\\\1", plain(name))
 
 
 def escape(text: str) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.common.say import plain
 from data.shards import Split
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.keeping import read_to_end
-from eval.pages import plain
 from eval.per_word import by_frequency, counts_line_ends, training_counts
 from eval.protocol import Reading, convert
 from eval.results import Result, bits_named, bits_of, spoken

@@ -30,7 +30,7 @@ def main(
         out: folder for report.md, report.html and the figures; none: print a short table.
         anyway: compare results that were scored under different protocols.
     """
-    from eval.pages import plain
+    from data.common.say import plain
     from eval.tables import (
         KINDS,
         compression,

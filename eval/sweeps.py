@@ -11,10 +11,10 @@ import torch
 
 from data.common.files import hash_file
 from data.common.outputs import in_place, resolved, writing
+from data.common.say import plain
 from data.shards import Split
 from eval.eval_config import NAMES
 from eval.keeping import Keeper, read_to_end
-from eval.pages import plain
 from eval.protocol import LEVEL, Reading, protocol
 from eval.results import Result, lengths, spoken
 from lm.inference.loading import LoadedRun

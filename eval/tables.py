@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from data.common.outputs import writing_folder
+from data.common.say import plain
 from data.common.schema import Record
 from eval import figures
 from eval.figures import Results
 from eval.logs import Line, step_of, trained, training_log
-from eval.pages import Section, html, markdown, plain, with_files
+from eval.pages import Section, html, markdown, with_files
 from eval.parts import perplexity_shown
 from eval.results import (
     LENGTHS,

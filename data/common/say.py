@@ -11,6 +11,7 @@ import os
 import re
 import select
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any, TextIO
 
 CONTROL = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 """What moves a terminal's cursor, colours it, breaks or turns a line; and what is no character."""
+
+MARKUP = re.compile(r"([\\`*_<>\[\]$|~#])")
+"""What Markdown may read as more than itself."""
 
 
 def say(line: str) -> None:
@@ -41,6 +45,27 @@ def warn(line: str) -> None:
 def visible(text: str) -> str:
     """A text whose control characters are written as escapes; ends of lines and tabs stay."""
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def plain(name: object) -> str:
+    """A name on one line; what cannot be read, such as control characters and bytes that are not
+    UTF-8, is written as escapes.
+    """
+    return "".join(map(_plain, str(name)))
+
+
+def _plain(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    if "\udc80" <= character <= "\udcff":
+        # How Python keeps a byte of a file's name that is not UTF-8.
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def marked(name: object) -> str:
+    """A name for Markdown, which shows it as it is."""
+    return MARKUP.sub(r"\\\1", plain(name))
 
 
 class Sink(io.RawIOBase):

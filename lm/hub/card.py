@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict, JsonValue
 
+from data.common.say import marked
 from data.common.schema import Record, read_record
 from lm.inference.loading import LoadedRun
 from lm.runs.adopted_config import AdoptedConfig
@@ -114,10 +115,10 @@ def model_card(loaded: LoadedRun, run: Path, title: str, tokenizer: bool) -> str
         "parameters": f"{sum(parameter.numel() for parameter in loaded.model.parameters()):,}",
         "checkpoint": f"{loaded.checkpoint.name}, SHA-256 {loaded.weights}",
     }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    rows = "\n".join(_row(name, value) for name, value in facts.items())
     table = f"| | |\n|---|---|\n{rows}\n"
     scores, use = _scores(run, loaded.weights), USE if tokenizer else USE_IDS
-    return "\n".join([HEAD, f"# {title}\n", f"{sizes}.\n", table, scores, use, END])
+    return "\n".join([HEAD, f"# {marked(title)}\n", f"{sizes}.\n", table, scores, use, END])
 
 
 def _scores(run: Path, sha256: str) -> str:
@@ -133,8 +134,13 @@ def _scores(run: Path, sha256: str) -> str:
         where, unit = f"{protocol.corpus}, {protocol.split}", protocol.unit.replace("_", " ")
         more = protocol.model_extra or {}
         said = "; ".join(f"{name} {_short(value)}" for name, value in more.items())
-        lines.append(f"| {where} | {score.value:.4f} | {unit} | {said} |")
+        lines.append(_row(where, f"{score.value:.4f}", unit, said))
     return "\n".join(lines) + "\n"
+
+
+def _row(*cells: str) -> str:
+    """A row of a table, of texts that are shown as they are."""
+    return f"| {' | '.join(map(marked, cells))} |"
 
 
 def _short(value: Any) -> str:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from data.common.say import marked, plain
 from data.split_files import DocumentDetails
 from data.tokenizers.registry import ByteTokenizer
 from eval import figures
 from eval.figures import drawn, short
-from eval.pages import Section, html, markdown, marked, plain, with_files
+from eval.pages import Section, html, markdown, with_files
 from eval.parts import COLUMNS, write_documents
 from tests.texts import split_of
 from tools import drawings

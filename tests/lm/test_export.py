@@ -195,7 +195,7 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
     run.symlink_to(trained_run)
     weights = hash_file(load_run(run).checkpoint / "model.safetensors")
     protocol = {
-        "corpus": "text",
+        "corpus": "a|*text*",
         "split": "test",
         "unit": "bits_per_byte",
         "memory": 8,
@@ -208,13 +208,13 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
         (other := trained_run / "score-validation.json").write_text(
             json.dumps(score | {"value": 1.5, "checkpoint": {"sha256": "else"}})
         )
-        export.main(run, tmp_path / "out", title="A small one")
+        export.main(run, tmp_path / "out", title="A <small> one")
     finally:
         path.unlink()
         other.unlink()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| text, test | 2.3457 | bits per byte | memory 8; text a1a1a1a1a1a1 |" in card
-    assert "1.5000" not in card and "# A small one" in card and weights in card
+    assert r"| a\|\*text\*, test | 2.3457 | bits per byte | memory 8; text a1a1a1a1a1a1 |" in card
+    assert "1.5000" not in card and r"# A \<small\> one" in card and weights in card
     assert card.startswith("---\nlibrary_name: transformers\n")
 
 

@@ -128,13 +128,13 @@ class RelativeAttention(MemoryAttention[Distances]):
 
     def tables(self) -> Distances:
         """See MemoryAttention.tables."""
-        content_bias, *systems = self.by_system()
-        # Compressed memory, where there is one, comes first.
-        pairs = [systems[i : i + 2] for i in (2, 0) if systems[i] is not None]
-        products = [bias[:, None] @ key.transpose(1, 2) for bias, key in pairs]
-        keys = [key.transpose(1, 2) for _, key in pairs]
-        far = keys[0].shape[2] if len(keys) > 1 else 0
-        return Distances(content_bias[:, None], torch.cat(keys, 2), torch.cat(products, 2), far)
+        u, bias, key, far_bias, far_key = self.by_system()
+        key_HdW, bias_H1W, far = key.transpose(1, 2), bias[:, None] @ key.transpose(1, 2), 0
+        if far_bias is not None and far_key is not None:
+            far_HdW, far = far_key.transpose(1, 2), far_key.shape[1]
+            bias_H1W = torch.cat([far_bias[:, None] @ far_HdW, bias_H1W], dim=-1)
+            key_HdW = torch.cat([far_HdW, key_HdW], dim=-1)
+        return Distances(u[:, None], key_HdW, bias_H1W, far)
 
     def by_system(self) -> Tables:
         """Biases [H, d] and projected position keys [H, W, d]."""
