@@ -17,10 +17,10 @@ from torch import Tensor
 from data.mixtures import Source, predictions, windowed
 from data.shards import Split
 from eval.reach import reach
-from lm.objectives.objective import Segment
 from lm.inference.predictor import StateT
 from lm.model.components import cross_entropy
 from lm.model.model_config import ModelConfig
+from lm.objectives.objective import Segment
 from lm.scoring import Scorer
 
 PLACES = 32
