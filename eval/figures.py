@@ -135,18 +135,19 @@ def training_curves(
         losses = [(r["step"], _loss(r, in_bytes)) for r in run if "loss" in r]
         begun = losses[-1][0] * EARLY
         shown += [loss for step, loss in losses if step >= begun]
-        alone = {"color": "silver"} if len(metrics) == 1 else {}
+        alone: dict[str, Any] = {"color": "silver"} if len(metrics) == 1 else {}
         (line,) = axes.plot(*zip(*losses, strict=True), linewidth=1, label=drawn(name), **alone)
         if scores := [(r["step"], r[key]) for r in run for key in VALIDATION if key in r]:
             step, score = scores[-1]
             shown += [score for at, score in scores if at >= begun]
-            style = {"color": "tab:blue"} if alone else {"color": line.get_color()}
+            color: Any = "tab:blue" if alone else line.get_color()
             told = f"validation ({score:.3f} at step {step:,})"
-            axes.plot(*zip(*scores, strict=True), "o-", label=told, **style)
+            axes.plot(*zip(*scores, strict=True), "o-", label=told, color=color)
     for number, (name, bits) in enumerate((beside or {}).items() if in_bytes else ()):
         shown.append(bits)
-        style = {"color": f"C{number + 1}", "linestyle": (0, (number + 2, 2))}
-        axes.axhline(bits, linewidth=1, label=drawn(f"{name} ({bits:.3f})"), **style)
+        dashes: Any = (0, (number + 2, 2))
+        label = drawn(f"{name} ({bits:.3f})")
+        axes.axhline(bits, linewidth=1, color=f"C{number + 1}", linestyle=dashes, label=label)
     room = 0.05 * (max(shown) - min(shown)) or 0.1
     axes.set_ylim(min(shown) - room, max(shown) + room)
     add_legend(axes)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +17,7 @@ def settled(config: RunConfig) -> RunConfig:
     """The run with a precision that is settled for this machine; see TrainingConfig.precision."""
     if config.training.precision != "auto":
         return config
-    precision = "bf16" if has_fast_bf16() else "float32"
+    precision: Literal["bf16", "float32"] = "bf16" if has_fast_bf16() else "float32"
     return replace(config, training=replace(config.training, precision=precision))
 
 
