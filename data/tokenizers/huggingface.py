@@ -6,6 +6,7 @@ tokens that a text spells, and NFC, which changes only text that is not NFC alre
 (lower-casing, stripping, white space thrown away) makes a vocabulary inexact; `reasons` says so.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -29,10 +30,10 @@ from data.tokenizers.rules import (
 )
 from data.tokenizers.tokenizer import Tokenizer, read_description, write_description
 
-CHUNK = 1 << 14
-"""Characters that are encoded at once, about; many chunks keep all cores busy."""
-GAP = re.compile(r"[A-Za-z](?=[ \n])")
+GAP = re.compile(r"(?<=[A-Za-z])(?=[ \n])")
 """After a letter, before a space or line end: there nearly every tokenizer parts words."""
+MOST_KNOWN, LONGEST_KNOWN = 1 << 18, 64
+"""Stretches between gaps whose ids are kept, and characters of each."""
 FAR = 1 << 16
 """Bytes that are searched for such a place from a block's end."""
 PROBES = ("The cat's", "x", " naïve\n\n\tÀ", "e.g. 12\r\nWord", "a\n \nsaid", "!\n\nHe")
@@ -149,16 +150,25 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: bytes) -> np.ndarray:
         """Ids of a text; UnicodeDecodeError where it is not UTF-8."""
-        chunks: list[str | list[int]] = [
-            chunk for part in self._guarded(text.decode()) for chunk in self._chunks(part)
-        ]
-        texts = [chunk for chunk in chunks if isinstance(chunk, str)]
-        encoded = iter(self._rust.encode_batch_fast(texts, add_special_tokens=False))
-        ids = [
-            np.array(next(encoded).ids if isinstance(chunk, str) else chunk, dtype=self.dtype)
-            for chunk in chunks
-        ]
-        return np.concatenate([np.zeros(0, dtype=self.dtype), *ids])
+        units: list[str | list[int]] = []
+        for part in self._guarded(text.decode()):
+            units += GAP.split(part) if isinstance(part, str) and self.parts else [part]
+        known = self._known
+        if len(known) > MOST_KNOWN:
+            known.clear()
+        new = list({unit for unit in units if isinstance(unit, str) and unit not in known})
+        encoded = self._rust.encode_batch_fast(new, add_special_tokens=False)
+        known.update((unit, each.ids) for unit, each in zip(new, encoded, strict=True))
+        ids = [known[unit] if isinstance(unit, str) else unit for unit in units]
+        for unit in new:
+            if len(unit) > LONGEST_KNOWN:
+                del known[unit]
+        return np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype)
+
+    @cached_property
+    def _known(self) -> dict[str, list[int]]:
+        """Ids of what has been encoded: most of a text is words that it has had before."""
+        return {}
 
     def encode_marked(self, text: str) -> np.ndarray:
         """Ids of a text in which special tokens are spelt, as chat templates do; as transformers
@@ -179,18 +189,6 @@ class HuggingFaceTokenizer(Tokenizer):
         """Ids of a text, whole."""
         ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
         return ids
-
-    def _chunks(self, text: str | list[int]) -> Iterator[str | list[int]]:
-        """A text cut at gaps."""
-        begin = 0
-        if isinstance(text, str) and len(text) > 2 * CHUNK and self.parts:
-            while len(text) - begin > 2 * CHUNK:
-                gap = GAP.search(text, begin + CHUNK)
-                if gap is None:
-                    break
-                yield text[begin : gap.end()]
-                begin = gap.end()
-        yield text[begin:]
 
     def _guarded(self, text: str) -> Iterator[str | list[int]]:
         """A text in parts, so that none spells a token that stands for something else."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.documents import Block, Document
@@ -86,6 +86,7 @@ def test_a_tokenizer_that_loses_text_leaves_scores_by_the_word(
     assert "there are no bits per byte" in said
 
 
+@settings(deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 4000), max_size=12),
     kind=st.sampled_from(["gpt2", "llama3", "llama2", "unigram"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -30,6 +30,7 @@ def exact(request: pytest.FixtureRequest, tmp_path_factory: Any) -> HuggingFaceT
     return HuggingFaceTokenizer.read(folder)
 
 
+@settings(deadline=None)
 @given(text=HOSTILE)
 def test_hostile_text_comes_back_byte_by_byte(exact: HuggingFaceTokenizer, text: str) -> None:
     ids = exact.encode(text.encode())
@@ -38,12 +39,14 @@ def test_hostile_text_comes_back_byte_by_byte(exact: HuggingFaceTokenizer, text:
     assert not exact.reasons
 
 
+@settings(deadline=None)
 @given(text=HOSTILE)
 def test_no_text_becomes_a_special_token(exact: HuggingFaceTokenizer, text: str) -> None:
     special = set(exact.special.values())
     assert not special & set(exact.encode(text.encode()).tolist())
 
 
+@settings(deadline=None)
 @given(parts=GAPPED)
 def test_texts_cut_at_gaps_encode_as_whole(exact: HuggingFaceTokenizer, parts: list[str]) -> None:
     text = "".join(parts).encode()
