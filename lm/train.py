@@ -1,6 +1,10 @@
 """Program: train a Compressive Transformer, or continue a run that was stopped."""
 
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from data.common import command
 from data.options import DataConfig
@@ -40,7 +44,28 @@ def main(
         train(config, start, stop)
 
 
+def inherited(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's settings of the run whose weights a new one begins with (--from).
+
+    A run that has a checkpoint has taken over the settings with the weights.
+
+    Args:
+        given: options that are stated, by name.
+    """
+    from lm.runs.adopted_config import read_stored
+
+    source, run = given.get("from"), given.get("run")
+    if source is None:
+        return {}
+    if run is not None and any(Path(run, "checkpoints").glob("step-*")):
+        source = run
+    path = Path(source, "config.yaml")
+    if not path.is_file():
+        raise ValueError(f"--from {source} holds no run; give the folder of one")
+    return {f"model.{name}": value for name, value in asdict(read_stored(path).model).items()}
+
+
 if __name__ == "__main__":
     # DeepSpeed's launcher adds the local rank, which it also puts in the environment.
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    command.run(main, section="start", argv=arguments)
+    command.run(main, section="start", argv=arguments, inherited=inherited)

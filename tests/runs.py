@@ -110,19 +110,27 @@ def saved(trainer: Trainer, run: Path) -> Path:
     return folder
 
 
-def train_here(config: RunConfig, run: Path, name: str | None = None) -> int:
+def train_here(
+    config: RunConfig,
+    run: Path,
+    name: str | None = None,
+    source: Path | None = None,
+    source_checkpoint: str | None = None,
+) -> int:
     """lm.train in this process, which joins once and trains several runs; returns its status.
 
     Args:
         config: the run's.
         run: its folder.
         name: the checkpoint to go back to.
+        source: another run whose weights it begins with.
+        source_checkpoint: which of them.
     """
     sections = {section.name: getattr(config, section.name) for section in fields(config)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "leave", lambda world: None)
         try:
-            lm.train.main(RunFolder(run, name), **sections)
+            lm.train.main(RunFolder(run, name, source, source_checkpoint), **sections)
         except SystemExit as end:
             return int(end.code or 0)
     return 0

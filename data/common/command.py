@@ -15,7 +15,7 @@ import re
 import runpy
 import sys
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +68,7 @@ def run(
     sections: Collection[str] = PRESET_SECTIONS,
     argv: list[str] | None = None,
     called: str | None = None,
+    inherited: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {},
 ) -> None:
     """Run a program from its command line; returns when its work is done.
 
@@ -78,6 +79,8 @@ def run(
         sections: what a preset may hold for other programs.
         argv: arguments, by default those of the process.
         called: what one types for the program, if it is not the module that runs.
+        inherited: makes of the values that are given, by option name, those of options that are
+            not given, in the place of their defaults.
 
     Raises:
         SystemExit: status 2 after a mistake of the user (a ValueError or OSError from anywhere in
@@ -91,7 +94,8 @@ def run(
     with forgiving() as shown:
         try:
             given = sys.argv[1:] if argv is None else argv
-            arguments = _arguments(main, section, sections, given, called or _called())
+            options = options_of(main, section)
+            arguments = _arguments(main, options, sections, given, called or _called(), inherited)
             if arguments is not None:
                 with handling(interrupt):
                     main(**arguments)
@@ -137,13 +141,13 @@ def find_preset(path: Path, presets: Path = PRESETS) -> Path:
 
 def _arguments(
     main: Callable[..., None],
-    section: str | None,
+    options: list[Option],
     sections: Collection[str],
     argv: list[str],
     called: str,
+    inherited: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     """Arguments of `main`, or None when help or the config was only to be printed."""
-    options = options_of(main, section)
     files, printing, rest = _file_options(_spelled(argv, options))
     if {"-h", "--help"} & {*rest}:
         sys.stdout.write(_parser(main, options, called).format_help())
@@ -152,6 +156,7 @@ def _arguments(
     for file in files:
         given |= read_options(find_preset(file), options, sections)
     given |= _parsed(rest, options)
+    given = {**inherited(given), **given}
     missing = [o.name for o in options if o.default is REQUIRED and o.name not in given]
     values = {o.key: given.get(o.name, o.default) for o in options if o.name not in missing}
     if printing:

@@ -104,7 +104,7 @@ def _leaves(owner: Any, prefix: str, dropped: str, defaults: Any) -> Iterator[Op
     heading = (inspect.getdoc(owner) or "").partition("\n")[0].rstrip(".")
     for name, kind, annotation, own_default in _parameters(owner):
         default = own_default if defaults is REQUIRED else getattr(defaults, name)
-        key = prefix + name
+        key = prefix + _written(name)
         if dataclasses.is_dataclass(kind):
             yield from _leaves(kind, f"{key}.", dropped, default)
         else:
@@ -131,6 +131,11 @@ def _parameters(owner: Any) -> Iterator[tuple[str, Any, Any, Any]]:
             yield name, hints[name], full[name], default
 
 
+def _written(name: str) -> str:
+    """A field or parameter as users write it; `from_` stands for `from`, which Python keeps."""
+    return name.removesuffix("_")
+
+
 def _helps(owner: Any) -> dict[str, str]:
     """Documentation of each parameter or field; a class adds to that of its bases."""
     helps: dict[str, str] = {}
@@ -148,7 +153,7 @@ def arguments_of(owner: Any, values: Mapping[str, Any], prefix: str = "") -> dic
     """
     arguments = {}
     for name, kind, *_ in _parameters(owner):
-        key = prefix + name
+        key = prefix + _written(name)
         nested = dataclasses.is_dataclass(kind)
         arguments[name] = kind(**arguments_of(kind, values, f"{key}.")) if nested else values[key]
     return arguments

@@ -21,7 +21,7 @@ from lm.hub.importing import INDEX, ONE
 from lm.hub.shapes import parts_of, rows_of
 from lm.model.model_config import ModelConfig
 from lm.runs.adopted_config import BASE
-from lm.runs.checkpoints import MEND, WEIGHTS
+from lm.runs.checkpoints import open_weights
 
 TAKE = "adopt the model again"
 UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3} | {
@@ -73,8 +73,9 @@ def write_plain(
         write_json(
             folder / "generation_config.json", read_json(run / BASE / "generation_config.json")
         )
-    stored = TensorFile(checkpoint / WEIGHTS, MEND)
-    save_shards(plain_weights(stored, config, types), folder, bytes_of(max_shard_size))
+    save_shards(
+        plain_weights(open_weights(checkpoint), config, types), folder, bytes_of(max_shard_size)
+    )
 
 
 def plain_weights(

@@ -188,7 +188,7 @@ def _dense(
                 rooms[weight] = nn.Parameter(room)
             # Vectors of words that two modules share stay shared.
             setattr(module, name, rooms[weight])
-    checkpoints.load_weights(model, folder / WEIGHTS)
+    checkpoints.load_weights(model, checkpoints.open_weights(folder))
     return model
 
 
@@ -196,7 +196,7 @@ def _filled(config: StoredConfig, vocabulary: int, folder: Path) -> CompressiveT
     """A model in the form it was trained in, with the weights of a checkpoint."""
     model = CompressiveTransformer(config.model, vocabulary)
     topkast = sparsify(model, replace(config.sparse, reservoir=None), config.power, seed=0)
-    checkpoints.load_weights(model, folder / WEIGHTS)
+    checkpoints.load_weights(model, checkpoints.open_weights(folder))
     if topkast.matrices:
         sets = TensorFile(folder / checkpoints.SETS, checkpoints.MEND)
         require_sets(topkast, sets)

@@ -22,15 +22,18 @@ ranks or another stage may read what one wrote.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, Field
+from torch import Tensor
 
 from data.common.schema import Count, Record, Sha256, Size, read_record
 from data.common.tensors import TensorFile
 from lm.model.transformer import CompressiveTransformer
+from lm.runs.adapters import MergedFile
 from lm.sparse.routes import Route
 
 LATEST = "latest"
@@ -90,6 +93,8 @@ class CheckpointState(Record):
     """Nats of the first segments of the training split, as the weights were saved; none if that is
     not finite."""
     precision: str | None = None
+    adapter_scale: float | None = None
+    """What adapters of the weights are multiplied by (lm/runs/adapters.py), if there are any."""
     identity: Sha256 | None = None
     """Of what may not change in a run."""
     validation_bits_per_byte: float | None = None
@@ -170,29 +175,47 @@ def find(run: Path, name: str) -> Path:
     raise ValueError(f"{folders[name]} is no whole checkpoint ({reason}): {instead}")
 
 
-def load_weights(model: CompressiveTransformer, path: Path) -> None:
+def open_weights(folder: Path) -> TensorFile:
+    """The weights of a checkpoint, its adapters merged, by the names of a model without; ValueError
+    if the file is damaged.
+    """
+    scale = read_state(folder).adapter_scale
+    path = folder / WEIGHTS
+    return TensorFile(path, MEND) if scale is None else MergedFile(path, MEND, scale)
+
+
+def load_weights(model: CompressiveTransformer, file: TensorFile) -> None:
     """Read the weights of a checkpoint into a model, whatever numbers that computes with.
+
+    Args:
+        model: has the parameters that the file has.
+        file: `open_weights`, or for a model with adapters the file as it is.
 
     Raises:
         ValueError: the file is damaged, lacks a weight or has one that is no number, or belongs to
             a model of other sizes.
     """
-    file = TensorFile(path, MEND)
     parameters = dict(model.named_parameters())
     wrong = sorted(set(file) ^ parameters.keys())
     if wrong:
         how = "lacks" if wrong[0] in parameters else "has"
         raise ValueError(
-            f"{path} holds weights of another model: it {how} {wrong[0]}, {len(wrong)} names "
+            f"{file.path} holds weights of another model: it {how} {wrong[0]}, {len(wrong)} names "
             f"differ; {MEND}"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            kind = torch.bfloat16 if file.halved(name) else torch.float32
-            weight = file.take(name, kind, parameter.shape)
-            if not weight.isfinite().all():
-                raise ValueError(f"{path} has numbers in {name} that are not finite; {MEND}")
-            parameter.copy_(weight)
+    fill(parameters, parameters, file)
+
+
+@torch.no_grad()
+def fill(names: Iterable[str], parameters: Mapping[str, Tensor], file: TensorFile) -> None:
+    """Read weights into some parameters of a model by name; errors as of `load_weights`."""
+    for name in names:
+        parameter = parameters[name]
+        kind = torch.bfloat16 if file.halved(name) else torch.float32
+        weight = file.take(name, kind, parameter.shape)
+        if not weight.isfinite().all():
+            raise ValueError(f"{file.path} has numbers in {name} that are not finite; {MEND}")
+        parameter.copy_(weight)
 
 
 def read_state(folder: Path) -> CheckpointState:

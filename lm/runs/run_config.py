@@ -15,7 +15,8 @@ from data.common.schema import Count, Positive, Size
 from data.common.values import require_ranges
 from data.lanes import Order
 from data.options import DataConfig
-from lm.model.model_config import ModelConfig
+from lm.model.model_config import LEARNED, ModelConfig
+from lm.runs.adapters import LoraConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 
 Rate = Annotated[float, Field(ge=0)]
@@ -32,7 +33,8 @@ class TrainingConfig:
 
     steps: Size | None = None
     """Optimiser steps; each reads unroll x accumulate segments of every lane. A run may be
-    continued with more; one that sets optim.decay is then as if it had had them from the start."""
+    continued with more; one whose rates did not depend on its end yet (wsd before its decay, cosine
+    with optim.decay) is then as if it had had them from the start."""
     minutes: Positive | None = None
     """Instead of steps: as many as fit in this time, validation and checkpoints included. The
     learning rate follows the time that has passed, so only a run with steps repeats to the bit."""
@@ -44,6 +46,11 @@ class TrainingConfig:
     """Begin each document with empty memory (only with order documents)."""
     objectives: tuple[str, ...] = ("likelihood",)
     """What is minimised, by the names in lm/objectives."""
+    learn: Literal["all", "compression", "lora"] = "all"
+    """What learns. compression: the compression functions, while every other weight stays what it
+    is; lora: these, and adapters of the model's linear maps, which training.lora describes."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters."""
     seed: Count = 0
     """Seed of the weights, of dropout and of the order of documents."""
     accumulate: tuple[tuple[int, int], ...] = ((0, 1),)
@@ -107,6 +114,10 @@ class TrainingConfig:
                 "training.keep_best needs training.save_every to be a multiple of "
                 "training.validate_every, so that every checkpoint has a score"
             )
+        if self.learn != "lora" and self.lora != LoraConfig():
+            raise ValueError(
+                f"training.lora has no effect with training.learn {self.learn}; set that to lora"
+            )
         firsts = [first for first, _ in self.accumulate]
         if firsts[:1] != [0] or sorted(set(firsts)) != firsts:
             raise ValueError(
@@ -131,8 +142,13 @@ class OptimConfig:
     """Learning rate of adamw before the warm-up and after the decay; muon's is in proportion."""
     warmup: Count = 4000
     """Steps of linear warm-up."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """What follows the warm-up. cosine: decay in half a cosine; wsd (warm-up, stable, decay): the
+    peak rate until `decay` steps before the end, then a straight line to the floor. A run that goes
+    on with more steps has the rates of the longer run from then on."""
     decay: Size | None = None
-    """Steps of cosine decay after the warm-up; none: until the last step, wherever that is."""
+    """Steps of the decay. cosine: from the warm-up on; none: until the last step, wherever that is.
+    wsd: at the end of the run; none: a fifth of its steps."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of adamw's moments."""
     eps: Positive = 1e-8
@@ -186,6 +202,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_reparameterised()
+        self._check_learning()
         if self.optim.name == "muon" and self.training.zero:
             raise ValueError(
                 "optim.name muon needs training.zero 0: from stage 1 on DeepSpeed clips the "
@@ -209,6 +226,30 @@ class RunConfig:
             raise ValueError(
                 "training.unroll has no effect with model.compressed 0, because no gradient "
                 "passes through ordinary memory"
+            )
+
+    def _check_learning(self) -> None:
+        learn, model = self.training.learn, self.model
+        if learn != "all" and (self.sparse.density is not None or self.power.alpha > 1):
+            raise ValueError(
+                f"training.learn {learn} needs dense matrices; leave sparse and power out"
+            )
+        if learn != "compression":
+            return
+        if not model.compressed:
+            raise ValueError(
+                "training.learn compression needs a compressed memory; set model.compressed above 0"
+            )
+        if model.compression not in LEARNED:
+            others = " or ".join(sorted(LEARNED))
+            raise ValueError(
+                f"training.learn compression has nothing to learn with model.compression "
+                f"{model.compression}, which has no weights; set that to {others}"
+            )
+        if model.reconstruction == "none" and self.training.unroll == 1:
+            raise ValueError(
+                "training.learn compression needs something that teaches it: set "
+                "model.reconstruction to attention or auto_encoding, or training.unroll above 1"
             )
 
     def _check_reparameterised(self) -> None:
@@ -235,6 +276,11 @@ class RunFolder:
     checkpoint: str | None = None
     """Checkpoint to go back to and continue from, such as step-00001000; later ones are set aside.
     None: the newest."""
+    from_: Path | None = None
+    """Folder of another run whose weights a new one begins with, adopted, trained or imported. The
+    model is as there unless something else is stated; all else is the new run's own."""
+    from_checkpoint: str | None = None
+    """Which of its checkpoints; none: the newest."""
 
 
 def write_config(path: Path, config: Any) -> None:
@@ -266,6 +312,7 @@ def read_as(kind: type[ConfigT], path: Path) -> ConfigT:
 FIXED = (
     *("model.", "sparse.", "power.", "optim.name"),
     *("training.lanes", "training.order", "training.reset_documents", "training.seed"),
+    *("training.learn", "training.lora."),
 )
 """What makes a run the run that it is: the model's shape, what the optimiser remembers, and the
 order of the data. (That the shards are the same ones is checked by their hash.)"""
@@ -319,6 +366,8 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + part.name, value
 
 
-def _default(config: RunConfig, name: str) -> Any:
-    section, _, last = name.partition(".")
-    return next(part.default for part in fields(getattr(config, section)) if part.name == last)
+def _default(config: Any, name: str) -> Any:
+    section, _, last = name.rpartition(".")
+    for part in section.split("."):
+        config = getattr(config, part)
+    return next(part.default for part in fields(config) if part.name == last)

@@ -121,13 +121,17 @@ class Engine:
         self.stored = self.masters.module if self.masters else module.model
         """What the optimiser moves, and what checkpoints hold."""
         self.parameters = dict(self.stored.named_parameters())
+        self.learning = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        """Those that the optimiser moves; the others stay what they are."""
         self.optimizer = build_optimizer(self.stored, config.optim)
         # DeepSpeed rounds the weights to bf16 first and makes the masters of what is left.
-        rounded = module.parameters() if half and training.zero else ()
-        exact = {parameter: parameter.detach().clone() for parameter in rounded}
+        rounded = self.parameters if half and training.zero else {}
+        exact = {name: parameter.detach().clone() for name, parameter in rounded.items()}
         self.deepspeed = self._initialized(config, lanes)
-        for parameter, weight in exact.items():
-            _set_master(parameter, weight)
+        self.frozen = {n: weight.cpu() for n, weight in exact.items() if n not in self.learning}
+        """What DeepSpeed has rounded and keeps no master of."""
+        for name, parameter in self.learning.items() if exact else ():
+            _set_master(parameter, exact[name])
 
     def _initialized(self, config: RunConfig, lanes: int) -> Any:
         # Imported here because importing it takes seconds and looks for an accelerator.
@@ -136,6 +140,8 @@ class Engine:
         if self.training.zero == 3:
             # A layer uses its parameters across its parts, so they are gathered together.
             deepspeed.utils.set_z3_leaf_modules(self.module, [Block])
+            if len(self.learning) < len(self.parameters):
+                self.module.model.embedding.register_forward_hook(_differentiable)
         count = sum(parameter.numel() for parameter in self.module.parameters())
         engine, *_ = deepspeed.initialize(
             model=self.module,
@@ -199,30 +205,38 @@ class Engine:
 
     def weight(self, name: str) -> Tensor:
         """A parameter in float32: the master copy where there is one."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
         parameter = self.parameters[name]
-        whole = safe_get_full_fp32_param(parameter) if self.training.zero else None
-        return (parameter if whole is None else whole).detach()
+        if name in self.frozen:
+            return self.frozen[name]
+        if name in self.learning and self.training.zero:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            whole = safe_get_full_fp32_param(parameter)
+            return (parameter if whole is None else whole).detach()
+        if self.training.zero < 3:
+            return parameter.detach()
+        with self.gathered(parameter):
+            return parameter.detach().clone()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Each parameter's shape by name; at stage 3 a parameter is whole on no rank."""
         return {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self.parameters.items()}
 
-    def gathered(self) -> AbstractContextManager[None]:
-        """Context in which every rank has all weights, which stage 3 divides otherwise."""
+    def gathered(self, *some: nn.Parameter) -> AbstractContextManager[None]:
+        """Context in which every rank has all weights, or some, which stage 3 divides otherwise."""
         if self.training.zero < 3:
             return nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
 
-        context: AbstractContextManager[None] = GatheredParameters([*self.module.parameters()])
+        wanted = [*some] or [*self.module.parameters()]
+        context: AbstractContextManager[None] = GatheredParameters(wanted)
         return context
 
     def state(self, *names: str) -> Iterator[tuple[str, Tensor]]:
-        """The optimiser's state by `parameter/entry`, of all parameters or those named; nothing
-        before the first step.
+        """The optimiser's state by `parameter/entry`, of all parameters that learn or those named;
+        nothing before the first step.
         """
-        parameters = {name: self.parameters[name] for name in names or self.parameters}
+        parameters = {name: self.learning[name] for name in names or self.learning}
         if not self.training.zero:
             for name, parameter in parameters.items():
                 for entry, value in self.optimizer.state.get(parameter, {}).items():
@@ -245,7 +259,7 @@ class Engine:
         if state and self.training.zero:
             self._new_partition_state(state, entries)
             entries -= {STEP}
-        for name, parameter in self.parameters.items() if state else ():
+        for name, parameter in self.learning.items() if state else ():
             found = {entry: state[key] for entry in entries if (key := f"{name}/{entry}") in state}
             if self.training.zero:
                 for entry, value in found.items():
@@ -304,6 +318,16 @@ class Engine:
         """Have the model compute with what `write` has changed."""
         if self.masters:
             self.masters.give_weights()
+
+
+def _differentiable(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    """Have a gradient reach the first layer's inputs where the token embedding does not learn.
+
+    DeepSpeed gives a layer's weights back when the gradients of its inputs are there, and where
+    none is to come, before it has used them.
+    """
+    if torch.is_grad_enabled():
+        output.requires_grad_()
 
 
 def _set_weight(parameter: nn.Parameter, value: Tensor, master: bool) -> None:

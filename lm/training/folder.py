@@ -1,6 +1,7 @@
 """A run's folder: one training at a time, what that goes on from, and what it writes first.
 
 config.yaml     settings with which the run goes on
+origin.json     which weights the run began with, if with another run's
 changes.jsonl   what was otherwise before, each time that settings were changed or the run was
                 set back to an earlier checkpoint
 env.json, vocabulary/, metrics.jsonl, checkpoints/
@@ -18,15 +19,17 @@ from data.common.files import sync
 from data.common.locks import alone
 from data.common.outputs import writing
 from lm.runs import checkpoints
-from lm.runs.adopted_config import is_adopted
+from lm.runs.adopted_config import BASE, copy_base, is_adopted
 from lm.runs.run_config import RunConfig, RunFolder, changed, read_config, write_config
 from lm.runs.runlog import MetricsLog, read_metrics, write_environment
+from lm.training.origin import ORIGIN, require_same_origin, write_origin
 from lm.training.trainer import Trainer
 
 CONFIG = "config.yaml"
 CHANGES = "changes.jsonl"
 OURS = {
-    *(CONFIG, CHANGES, "env.json", "metrics.jsonl", "vocabulary", "checkpoints", ".lock"),
+    *(CONFIG, CHANGES, ORIGIN, BASE, ".lock"),
+    *("env.json", "metrics.jsonl", "vocabulary", "checkpoints"),
     *("samples", "profile", "tensorboard", "wandb", "launch.sh", "launch.sbatch"),
 }
 """What a run may have written before its first checkpoint."""
@@ -116,6 +119,7 @@ def begin(at: RunFolder, wanted: RunConfig) -> Start:
             f"{run} was adopted and is no training to go on with: give a new --run folder and "
             f"begin with its weights, --from {run}"
         )
+    require_same_origin(at)
     changes = changed(wanted, read_config(run / CONFIG), str(run))
     if name is None or (not changes and _set_back(run, name)):
         return Start(wanted, checkpoints.newest(run), changes)
@@ -202,6 +206,9 @@ def _describe(run: Path, trainer: Trainer, begun: Start) -> None:
     (run / "vocabulary").mkdir(parents=True, exist_ok=True)
     write_config(run / CONFIG, trainer.config)
     write_environment(run)
+    if trainer.origin is not None:
+        write_origin(run, trainer.origin)
+        copy_base(Path(trainer.origin.run), run)
     trainer.shards.vocabulary.save(run / "vocabulary")
     MetricsLog(run / "metrics.jsonl").cut(trainer.step)
 

@@ -57,6 +57,7 @@ def first_bad(model: nn.Module, world: World, gradients: Callable[[], object]) -
     handles = [
         parameter.register_hook(partial(watch, index))
         for index, parameter in enumerate(model.parameters())
+        if parameter.requires_grad
     ]
     gradients()
     for handle in handles:

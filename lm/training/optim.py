@@ -14,9 +14,15 @@ from lm.sparse.powerprop import PowerAdamW, PowerLinear, power_group
 from lm.sparse.sparse_config import PowerConfig
 from lm.sparse.sparse_linear import SparseLinear
 
+STABLE = 5
+"""One step in so many belongs to the decay of wsd, unless optim.decay says otherwise."""
+
 
 def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
-    """Learning rate of a step as a share of the peak (papers: linear warm-up, cosine decay).
+    """Learning rate of a step as a share of the peak.
+
+    Linear warm-up, then a cosine (papers) or the peak and at the end a straight line to the floor
+    (wsd; Hu et al., arXiv 2404.06395).
 
     Args:
         config: the schedule.
@@ -26,7 +32,11 @@ def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
     floor = config.floor / config.lr
     if step < config.warmup:
         return floor + (1 - floor) * (step + 1) / config.warmup
-    decay = max(1, steps - config.warmup) if config.decay is None else config.decay
+    rest = max(1, steps - config.warmup)
+    if config.schedule == "wsd":
+        decay = min(rest, max(1, steps // STABLE) if config.decay is None else config.decay)
+        return floor + (1 - floor) * min(1.0, max(0, steps - step) / decay)
+    decay = rest if config.decay is None else config.decay
     progress = min(1.0, (step - config.warmup) / decay)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -156,12 +166,14 @@ def clip_gradients(module: nn.Module, limit: float) -> Tensor:
 
 
 def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameter groups: hidden matrices, those of them that are powers of their parameters, other
-    matrices, vectors. Empty groups are left out.
+    """Parameter groups of what learns: hidden matrices, those of them that are powers of their
+    parameters, other matrices, vectors. Empty groups are left out.
     """
     sparse, powers = _reparameterised(model)
     hidden, powered, matrices, vectors = [], [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name in powers:
             powered.append(parameter)
         elif name in sparse:
@@ -215,7 +227,8 @@ class Masters:
             part._buffers.clear()
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-        self.pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
+        every = zip(self.module.parameters(), model.parameters(), strict=True)
+        self.pairs = [pair for pair in every if pair[0].requires_grad]
 
     def take_gradients(self) -> None:
         """Give the masters the model's gradients, in float32."""

@@ -12,8 +12,10 @@ from lm.runs.runlog import device_name
 from lm.threads import Threads, require_cores
 from lm.training import dist, meeting
 from lm.training.compiling import settled
-from lm.training.folder import begin, describe, kept_alone, training_in
+from lm.training.folder import Start, begin, describe, kept_alone, training_in
+from lm.training.learning import require_peft
 from lm.training.loop import Loop
+from lm.training.origin import find_origin, spoken
 from lm.training.stopping import StopRequest
 from lm.training.trainer import Trainer
 
@@ -25,6 +27,7 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
         SystemExit: stopped; the status is that of lm.training.stopping.
     """
     require_cores(config.training.threads, "training.threads")
+    require_peft(config.training)
     config = settled(config)
     shards = open_shards(config.data.shards)
     require_stated(config.data, shards)
@@ -37,7 +40,7 @@ def train(config: RunConfig, at: RunFolder, stop: StopRequest) -> None:
         folder = kept_alone(run, training_in(run))
         dist.on_first(world, lambda: stack.enter_context(folder))
         begun = dist.from_first(world, lambda: begin(at, config))
-        trainer = _trainer(begun.config, shards, world, begun.checkpoint)
+        trainer = _trainer(begun, at, shards, world)
         if said := begun.spoken(run):
             _say(world, said)
         dist.on_first(world, lambda: describe(run, trainer, begun))
@@ -68,12 +71,17 @@ def _joined(config: RunConfig, shards: Shards, run: Path) -> dist.World:
     return world
 
 
-def _trainer(config: RunConfig, shards: Shards, world: dist.World, folder: Path | None) -> Trainer:
+def _trainer(begun: Start, at: RunFolder, shards: Shards, world: dist.World) -> Trainer:
     """A new trainer, or one that continues from a checkpoint, with what there is to say of it."""
-    training = config.training
+    config, training = begun.config, begun.config.training
     if world.size == 1 and training.zero and not training.offload:
         _say(world, f"training.zero {training.zero} divides among ranks; one alone is faster at 0")
-    trainer = Trainer(config, shards, world, folder)
+    origin = None
+    if begun.checkpoint is None:
+        origin = dist.from_first(world, lambda: find_origin(at, config, shards.vocabulary.hash))
+    trainer = Trainer(config, shards, world, begun.checkpoint, origin)
+    if trainer.origin is not None:
+        _say(world, spoken(trainer.origin))
     if routes := trainer.sparsity.spoken():
         _say(world, routes)
     return trainer
@@ -86,9 +94,12 @@ def _sizes(trainer: Trainer, threads: Threads) -> str:
     segments = training.lanes * training.unroll * trainer.accumulated
     tokens = segments * model.config.segment
     where = device_name() if device.type == "cuda" else f"cpu ({threads.spoken()})"
-    size = sum(math.prod(shape) for shape in trainer.engine.shapes().values())
+    shapes = trainer.engine.shapes()
+    size = sum(map(math.prod, shapes.values()))
+    learning = sum(math.prod(shapes[name]) for name in trainer.engine.learning)
+    some = f" ({learning:,} learn)" if learning < size else ""
     return (
-        f"{size:,} parameters, vocabulary {model.vocabulary:,}, {training.precision}, {where}"
+        f"{size:,} parameters{some}, vocabulary {model.vocabulary:,}, {training.precision}, {where}"
         f"{f', {ranks} ranks' if ranks > 1 else ''}, {tokens:,} tokens a step"
     )
 

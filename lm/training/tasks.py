@@ -65,6 +65,11 @@ def learn_all(
         ValueError: a corpus was learnt with other settings before.
     """
     config = settled(config)
+    if config.training.learn != "all":
+        raise ValueError(
+            f"corpora are packed into all weights of a model, so training.learn must be all, not "
+            f"{config.training.learn}"
+        )
     folders = [run / f"{number}-{shards.path.name}" for number, shards in enumerate(corpora)]
     for number, (shards, folder) in enumerate(zip(corpora, folders, strict=True)):
         # Weights that nobody has claimed begin anew for each corpus.

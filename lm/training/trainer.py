@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data.common.requirements import require_memory
+from data.common.tensors import TensorFile
 from data.lanes import LaneReader
 from data.shards import Shards
 from lm.feeding import ReadAhead
@@ -30,7 +31,9 @@ from lm.training.compiling import checkpoint_activations, compile_layers
 from lm.training.dist import Pair, Sums, World
 from lm.training.engine import Engine
 from lm.training.gradients import NonFiniteError, compression_norms, first_bad
+from lm.training.learning import choose_learning
 from lm.training.optim import lr_scale, set_lr
+from lm.training.origin import Origin, take_weights
 from lm.training.resume import (
     Snapshot,
     check_probe,
@@ -54,9 +57,14 @@ class Trainer:
     """A model, its optimiser, its lanes and their memory, on one rank."""
 
     def __init__(
-        self, config: RunConfig, shards: Shards, world: World, folder: Path | None = None
+        self,
+        config: RunConfig,
+        shards: Shards,
+        world: World,
+        folder: Path | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        """New, or continued from the checkpoint in `folder`.
+        """New, continued from the checkpoint in `folder`, or new with the weights of `origin`.
 
         Raises:
             ValueError: lanes that do not divide, or a checkpoint damaged or of other shards.
@@ -80,6 +88,9 @@ class Trainer:
         self.restored = None if folder is None else matching_state(folder, shards, config)
         """What state.json says of the checkpoint that this one continues from."""
         self.length = Length(training, self.restored)
+        self.origin = None if origin is None else take_weights(self.model, origin)
+        """What is recorded of the weights that a new run begins with."""
+        choose_learning(self.model, config)
         self._settle_model()
         self.objectives = chosen(training.objectives)
         self.module = Unroll(self.model, self.objectives)
@@ -108,7 +119,8 @@ class Trainer:
         """Take over a checkpoint's weights, and choose how the layers are computed."""
         training, state = self.config.training, self.restored
         if self.folder is not None and state is not None:
-            checkpoints.load_weights(self.model, self.folder / checkpoints.WEIGHTS)
+            file = TensorFile(self.folder / checkpoints.WEIGHTS, checkpoints.MEND)
+            checkpoints.load_weights(self.model, file)
             self.sparsity.restore(self.folder, state.step, state.sparse)
         routes = state.sparse.routes if state is not None and state.sparse else {}
         self.sparsity.choose_routes(self.config, self.world, routes)
@@ -270,11 +282,17 @@ class Trainer:
             "lanes": self._gathered_lanes(),
             "skipped": self.skipped,
             "identity": identity(self.config),
+            **self._adapters(),
             "precision": self.config.training.precision,
             "sparse": self.sparsity.state(),
             "probe": loss if math.isfinite(loss) else None,
         }
         return Snapshot(self.step, files, links, state)
+
+    def _adapters(self) -> dict[str, float]:
+        """What state.json says of adapters, if there are any."""
+        training = self.config.training
+        return {"adapter_scale": training.lora.scale} if training.learn == "lora" else {}
 
     def _restore(self) -> None:
         """Take over all that a checkpoint holds beside the weights, which the model has already."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.common.command import PRESETS, ConfigError, dump_config, find_preset, load_config
+from data.common.command import PRESETS, ConfigError, dump_config, find_preset, load_config, run
 from tests.data.common.conftest import ENVIRONMENT, TOY
 from tests.data.toy import DataConfig, OptimConfig, refusal
 
@@ -202,3 +202,29 @@ def test_dump_and_load_are_inverse_to_the_bit(tmp_path_factory, config):
         type(getattr(loaded, f.name)) is type(getattr(config, f.name))
         for f in dataclasses.fields(config)
     )
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where it begins."""
+
+    from_: str | None = None
+    """A name that Python keeps for itself."""
+    size: int = 1
+    """Taken over if not stated."""
+
+
+def test_a_field_may_stand_for_a_keyword_and_unstated_options_be_inherited():
+    seen = []
+
+    def main(start: Start) -> None:
+        """Begin."""
+        seen.append(start)
+
+    def inherited(given):
+        return {"size": 7} if given.get("from") == "x" else {}
+
+    for argv in ("--from x", "--from x --size 3", "--size 3", "--from y"):
+        run(main, section="start", argv=argv.split(), inherited=inherited)
+    assert seen == [Start("x", 7), Start("x", 3), Start(None, 3), Start("y", 1)]
+    assert load_config(Start, {"from": "x"}) == Start("x", 1)

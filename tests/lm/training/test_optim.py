@@ -33,6 +33,20 @@ def test_a_decay_shorter_than_the_run_ends_at_the_floor() -> None:
     assert [lr_scale(config, step, 100) for step in (20, 50, 99)] == pytest.approx([0.1] * 3)
 
 
+def test_wsd_rises_stays_and_falls_in_a_line() -> None:
+    config = OptimConfig(lr=1e-3, floor=1e-4, warmup=10, schedule="wsd", decay=20)
+    rates = [lr_scale(config, step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 + 0.9 * (step + 1) / 10 for step in range(10)])
+    assert rates[10:81] == [1.0] * 71
+    assert rates[80:] == pytest.approx([0.1 + 0.9 * (100 - step) / 20 for step in range(80, 101)])
+    longer = [lr_scale(config, step, 140) for step in range(81)]
+    assert longer == rates[:81], "the end is not known before the decay"
+    fifth = OptimConfig(lr=1e-3, floor=1e-4, warmup=10, schedule="wsd")
+    assert [lr_scale(fifth, step, 100) for step in range(101)] == rates
+    short = [lr_scale(config, step, 20) for step in range(10, 20)]
+    assert short == pytest.approx([0.1 + 0.9 * (20 - step) / 10 for step in range(10, 20)])
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_is_in_one_group_and_vectors_do_not_decay(name: str) -> None:
     model = CompressiveTransformer(SMALL, 11)

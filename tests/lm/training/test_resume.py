@@ -72,10 +72,14 @@ def test_resume_is_bitwise(
             assert torch.equal(tensor, tensors[key]), key
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 def test_a_run_that_has_grown_is_the_longer_run(
-    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path
+    run_config: RunConfig, shards: Shards, world: dist.World, tmp_path: Path, schedule: Any
 ) -> None:
-    config = replace(run_config, optim=replace(run_config.optim, decay=10))
+    """As long as its rates have not depended on where it was to end."""
+    config = replace(
+        run_config, optim=replace(run_config.optim, schedule=schedule, decay=10, warmup=3)
+    )
     short, long = (with_training(config, steps=steps) for steps in (3, 6))
     for name, plans in (("whole", [long]), ("grown", [short, long])):
         for plan in plans:
