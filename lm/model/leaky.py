@@ -5,11 +5,10 @@ Of normed inputs x attention reads, and memory stores,
     y_t = sqrt(1 - a^2) x_t + a y_{t-1}
 
 with a learnt share a between 0 and 1 for each channel. A query, a key and a value then know of the
-tokens directly before their own, which with rotary positions is much of what a model of bytes has to
-learn first (docs/results.md).
-The root keeps the variance of what norms make. What the next segment goes on from is the newest
-slot of memory, so the average is carried through segments, resets and decoding with no state of its
-own, and no cut of the stream changes it.
+tokens directly before their own, which with rotary positions is much of what a model of bytes has
+to learn first (docs/results.md). The root keeps the variance of what norms make. What the next
+segment goes on from is the newest slot of memory, so the average is carried through segments,
+resets and decoding with no state of its own, and no cut of the stream changes it.
 
 Shapes: B lanes, T tokens, D width.
 """
