@@ -1,4 +1,4 @@
-"""Program: made-up text whose best prediction is known: coins, dice, Markov chains, changing dice.
+"""Program: made-up text whose best prediction is known: coins, dice, Markov chains.
 
 Writes train.jsonl, validation.jsonl and test.jsonl for data.prepare (corpus text, vocabulary
 bytes), an episode a line: `text`, letters from `a` on, and `source`, what drew it. Episodes that

@@ -78,7 +78,8 @@ def adjusted(logits_BV: Tensor, config: SamplingConfig, seen_BV: Tensor) -> Tens
         logits = penalise_repetition(logits, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
         return logits
-    logits = logits / config.temperature
+    if config.temperature != 1:
+        logits = logits / config.temperature
     if config.top_k is not None:
         logits = keep_top_k(logits, config.top_k)
     for keep, share in (
