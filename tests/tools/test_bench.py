@@ -7,9 +7,19 @@ import pytest
 import torch
 
 from data.common.integrity import read_sealed
+from data.options import DataConfig
 from lm.model.model_config import ModelConfig
+from lm.runs.run_config import OptimConfig, RunConfig, TrainingConfig
 from tools import bench
-from tools.benchmarks import backends, growth, integrity_speed, keys, scoring_speed, sparse
+from tools.benchmarks import (
+    backends,
+    growth,
+    integrity_speed,
+    keys,
+    reading,
+    scoring_speed,
+    sparse,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +76,21 @@ def test_scoring_is_timed_with_keys_kept_and_without(monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out)
     assert all(result["tokens_per_second"][name] > 0 for name in ("kept", "projected"))
     assert 0.008 < result["large_split"]["megabytes"] < 0.01
+
+
+def test_scoring_is_timed_in_turns_with_training(monkeypatch, capsys):
+    data = DataConfig("pystdlib", Path("unread"), vocabulary="sentencepiece", vocabulary_size=300)
+    training = TrainingConfig(steps=1, lanes=2)
+    config = RunConfig(data, TINY, OptimConfig(), training)
+    monkeypatch.setattr(reading, "load_config", lambda *_: config)
+    monkeypatch.setattr(reading, "BUDGET", 1e9)
+    reading.main(rounds=2, lanes=4)
+    result = json.loads(capsys.readouterr().out)
+    first, middle, last = result["scoring_over_training"]
+    assert 0 < first <= middle <= last and result["first_step_at"] > 0
+    assert not result["within_budgets"]
+    with pytest.raises(ValueError, match="--rounds must be 2 or more"):
+        reading.main(rounds=1)
 
 
 def test_memory_of_every_form_of_a_sparse_model_is_counted(monkeypatch, capsys):
