@@ -85,8 +85,8 @@ class HuggingFaceTokenizer(Tokenizer):
     def load(cls, folder: Path) -> "HuggingFaceTokenizer":
         """Read what `save` wrote."""
         about, there = read_description(folder), read_files(folder)
-        special = {str(name): int(number) for name, number in about["special"].items()}
-        ends = tuple(int(number) for number in about["ends"])
+        special = {str(name): int(number) for name, number in about.get("special", {}).items()}
+        ends = tuple(int(number) for number in about.get("ends", ()))
         return cls(HubFiles(there.files, there.spec, special, ends), int(about["size"]))
 
     def __reduce__(self) -> tuple[Any, ...]:
