@@ -4,9 +4,9 @@ Both are budgeted for: whoever trains for five minutes does not wait as long for
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from lm.threads import keep_blocks
 from lm.training.optim import build_optimizer
 from tools.benchmarks.building import (
     CONFIGS,
+    CPU,
     Batches,
     Step,
     filled,
@@ -27,7 +28,7 @@ from tools.benchmarks.building import (
     new_model,
     random_batches,
 )
-from tools.benchmarks.timing import machine, report
+from tools.benchmarks.timing import machine, quartiles, report, turns
 
 BUDGET = 2.5
 """Times as many tokens as training's that scoring is to read in a second of one core."""
@@ -39,13 +40,11 @@ def main(rounds: Size = 12, lanes: Size | None = None, json: Path | None = None)
     """Train and score random tokens in turns, on one core, at the shape of the quick start.
 
     Args:
-        rounds: how often each is timed; at least 2.
+        rounds: how often each is timed.
         lanes: segments that are scored side by side; none: as many as training reads.
         json: file for the result.
     """
     check_output(json)
-    if rounds < 2:
-        raise ValueError("--rounds must be 2 or more: quartiles are told")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -73,22 +72,23 @@ def compared(config: RunConfig, rounds: int, lanes: int | None = None) -> dict[s
     step()
     first = time.process_time()
     read = scoring(model, random_batches(config.model, lanes, vocabulary), lanes)
-    seconds = in_turns({"training": step, "scoring": read}, rounds)
+    actions: dict[str, Callable[[], object]] = {"training": step, "scoring": read}
+    seconds = turns(actions, CPU, rounds, clock=time.process_time)
     segment = config.model.segment
     speeds = {
         "training": [own * segment / each for each in seconds["training"]],
         "scoring": [lanes * segment / each for each in seconds["scoring"]],
     }
     pairs = zip(speeds["scoring"], speeds["training"], strict=True)
-    quarters = quantiles([scored / trained for scored, trained in pairs], n=4)
+    quarters = quartiles([scored / trained for scored, trained in pairs])
     return {
         "tokens_per_second": {name: round(median(each)) for name, each in speeds.items()},
-        "scoring_over_training": [round(quarter, 2) for quarter in quarters],
+        "scoring_over_training": quarters,
         "budget": BUDGET,
         "first_step_at": round(first, 2),
         "first_step_budget": FIRST_STEP,
         "within_budgets": quarters[1] >= BUDGET and first <= FIRST_STEP,
-        **machine(torch.device("cpu")),
+        **machine(CPU),
     }
 
 
@@ -108,14 +108,3 @@ def scoring(model: CompressiveTransformer, batches: Batches, lanes: int) -> Call
         return output.predictions
 
     return read
-
-
-def in_turns(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of the processor that each action takes, after two rounds that do not count."""
-    taken: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds + 2):
-        for name, action in actions.items():
-            start = time.process_time()
-            action()
-            taken[name].append(time.process_time() - start)
-    return {name: each[2:] for name, each in taken.items()}

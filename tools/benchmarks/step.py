@@ -5,6 +5,7 @@ The step is forward, backward, clipping and AdamW in plain torch, without the en
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -23,7 +24,14 @@ from tools.benchmarks.building import (
     random_step,
     segments_to_fill,
 )
-from tools.benchmarks.timing import core_clock, machine, pick_device, report, take_turns
+from tools.benchmarks.timing import (
+    core_clock,
+    machine,
+    pick_device,
+    quartiles,
+    report,
+    turns,
+)
 
 SQUARE = 1024
 """Size of the matrices whose product stands for the machine's matrix rate."""
@@ -62,7 +70,8 @@ def main(
             step()
     # The matrix rate is measured between the steps, so that both see the same machine.
     actions: dict[str, Callable[[], object]] = {**steps, "matmul": matmul(place)}
-    taken = take_turns(actions, place, rounds, clock=core_clock(place))
+    rounds_taken = turns(actions, place, rounds, clock=core_clock(place))
+    taken = {name: median(each) for name, each in rounds_taken.items()}
     tokens = lanes * model.segment
     work = training_flops(model, vocabulary, lanes)
     rate = 2 * SQUARE**3 / taken["matmul"]
@@ -71,6 +80,11 @@ def main(
     result = {
         "tokens_per_second": {name: round(value) for name, value in speed.items()},
         "ratio": {name: round(own / value, 2) for name, value in speed.items()},
+        "ratio_quartiles": {
+            name: quartiles(paired(rounds_taken[name], rounds_taken["this model"]))
+            for name in steps
+            if name != "this model"
+        },
         "step_milliseconds": round(taken["this model"] * 1e3, 2),
         "mflop_per_token": round(work.total / 1e6, 1),
         "mflop_by_part": {name: round(flops / 1e6, 2) for name, flops in work.flops.items()},
@@ -78,6 +92,11 @@ def main(
         "mfu": round(own * work.total / rate, 3),
     }
     report(result | machine(place), json)
+
+
+def paired(theirs: list[float], ours: list[float]) -> list[float]:
+    """How many times as fast we are, round by round."""
+    return [their / our for their, our in zip(theirs, ours, strict=True)]
 
 
 def matmul(device: torch.device) -> Callable[[], Tensor]:

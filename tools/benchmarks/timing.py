@@ -3,9 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -57,7 +57,19 @@ def take_turns(
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each action, in rounds of one after the other.
+    """Median seconds of each action, in rounds of one after the other; see `turns`."""
+    taken = turns(actions, device, rounds, warmup, clock)
+    return {name: median(times) for name, times in taken.items()}
+
+
+def turns(
+    actions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each action in every round, in rounds of one after the other.
 
     Args:
         actions: by name.
@@ -73,7 +85,13 @@ def take_turns(
     for _ in range(rounds):
         for name, action in actions.items():
             taken[name].append(seconds(action, device, clock))
-    return {name: median(times) for name, times in taken.items()}
+    return taken
+
+
+def quartiles(ratios: Sequence[float]) -> list[float]:
+    """Lower quartile, median and upper quartile, rounded; of one number three times that."""
+    quarters = quantiles(ratios, n=4) if len(ratios) > 1 else list(ratios) * 3
+    return [round(quarter, 3) for quarter in quarters]
 
 
 def report(result: Any, file: Path | None) -> None:
