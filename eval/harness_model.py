@@ -64,6 +64,8 @@ class LongRangeLM(LM):  # type: ignore[misc]
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a number of texts, not {batch_size}")
         given = {name: more[name] for name in ("precision", "device") if more.get(name)}
+        # The harness numbers devices; a run takes the first.
+        given = {name: str(value).removesuffix(":0") for name, value in given.items()}
         place = load_config(Placement, given)
         self.loaded: LoadedRun = load_run(
             Path(run), checkpoint, Lengths(segment, memory, compressed), place

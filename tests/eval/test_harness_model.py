@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 
@@ -163,3 +164,12 @@ def test_the_harness_s_own_command_line(trained_run: Path, tmp_path: Path) -> No
     assert found["local_rolling"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)
     assert 0 <= found["local_choice"]["acc,none"] <= 1
     assert "exact_match,none" in found["local_write"]
+
+
+def test_computes_where_and_in_what_it_is_told(trained_run: Path) -> None:
+    model = LongRangeLM(str(trained_run), precision="bfloat16", device="cpu:0")
+    assert model.loaded.model.embedding.weight.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16"):
+        LongRangeLM(str(trained_run), precision="x")
+    with pytest.raises(ValueError, match="device must be one of cpu, cuda, mps"):
+        LongRangeLM(str(trained_run), device="tpu")
