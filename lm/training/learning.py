@@ -55,9 +55,9 @@ def adapt(model: CompressiveTransformer, lora: LoraConfig) -> None:
     """
     import peft
 
-    adapters = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=maps_of(model, lora)
-    )
+    # peft divides it by the rank, whatever number it is.
+    alpha: Any = lora.alpha
+    adapters = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=maps_of(model, lora))
     adapters._register_custom_module({Linear: _adapted_kind()})
     peft.inject_adapter_in_model(adapters, model)
     for block in model.layers:
@@ -93,7 +93,8 @@ def _adapted_kind() -> type[nn.Module]:
 
         def matrix(self) -> Tensor:
             """W + s B A."""
-            weight: Tensor = self.get_base_layer().matrix()
+            base: Any = self.get_base_layer()
+            weight: Tensor = base.matrix()
             return weight + self.get_delta_weight("default")
 
     return Adapted
