@@ -20,8 +20,10 @@ from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.adapters import LoraConfig, merged
 from lm.runs.run_config import OptimConfig, RunConfig, write_config
+from lm.sparse.sparse_config import PackingConfig
 from lm.training import dist, learning
 from lm.training.learning import adapt, choose_learning
+from lm.training.tasks import learn_all
 from lm.training.trainer import Trainer
 from tests.runs import saved, with_training
 
@@ -253,3 +255,10 @@ def test_adapters_without_peft_say_what_to_install(
     model = CompressiveTransformer(run_config.model, 50)
     with pytest.raises(ValueError, match=r"needs peft, .* pip install 'peft"):
         choose_learning(model, with_training(run_config, learn="lora"))
+
+
+@pytest.mark.bad_input("lm.continual")
+def test_weights_that_are_packed_must_all_learn(run_config: RunConfig, tmp_path: Path) -> None:
+    config = with_training(run_config, learn="compression")
+    with pytest.raises(ValueError, match=r"training\.learn must be all, not compression"):
+        learn_all(tmp_path, [], config, PackingConfig())
