@@ -66,14 +66,17 @@ def size(
     return Size(sum(kept.values()), max(blocks.values()), indices, trained)
 
 
-def learning(config: RunConfig) -> Learning:
-    """Which weights of a run move."""
-    learn: Learning = getattr(config.training, "learn", "all")
-    return learn
+def passed(config: RunConfig) -> Learning:
+    """What gradients pass through: nothing but compression where it learns alone, unless it has a
+    likelihood over several segments, or at stage 3 every layer waits for its backward pass.
+    """
+    training, learn = config.training, config.training.learn
+    alone = learn == "compression" and training.unroll == 1 and training.zero < 3
+    return learn if alone or learn == "all" else "lora"
 
 
 def learns(name: str, learn: Learning) -> bool:
-    """Whether a parameter of a model moves."""
+    """Whether a parameter of a model moves; adapters of lora, which are small, do not count."""
     return learn == "all" or ".compression." in name or ".decoder." in name
 
 
@@ -113,12 +116,11 @@ def activations(config: RunConfig, vocabulary: int, lanes: int, device: str = "m
     Counted for one and two layers and lanes, in which they are linear; bf16 halves them. What fixed
     weights compute is not kept, but for one layer, or the logits, at a time.
     """
-    learn = learning(config)
     ends, layer = _by_part(config.model, vocabulary, lanes, device, "all")
     model, at_once = config.model, 0.0
-    if learn == "compression":
+    if passed(config) == "compression":
         at_once = max(ends, layer)
-        ends, layer = _by_part(config.model, vocabulary, lanes, device, learn)
+        ends, layer = _by_part(config.model, vocabulary, lanes, device, "compression")
     kept = model.layers * layer
     if config.training.activation_checkpointing:
         inputs = FLOAT32 * lanes * model.segment * model.width
@@ -169,6 +171,9 @@ def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
     share = moving / ranks
     bucket = float(weight * bucket_elements(of.trained))
     masters = FLOAT32 * moving if half or training.zero else 0.0
+    if half and not training.zero:
+        # Without ZeRO the whole model has a copy in float32.
+        masters = FLOAT32 * count
     parts = {"weights": weight * count, "optimiser": masters + MOMENTS * moving}
     if training.zero:
         parts["optimiser"] = 0.0 if training.offload else parts["optimiser"] / ranks
@@ -196,7 +201,7 @@ def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
 
 def sized(config: RunConfig, vocabulary: int) -> Size:
     """`size` of a run's model."""
-    return size(config.model, vocabulary, config.sparse, learning(config))
+    return size(config.model, vocabulary, config.sparse, config.training.learn)
 
 
 def check_lanes(lanes: int, ranks: int, micro_batches: int = 1) -> None:
@@ -285,7 +290,7 @@ def speed(config: RunConfig, vocabulary: int, cluster: Cluster) -> Speed:
     segments = training.unroll * max(number for _, number in training.accumulate)
     tokens = training.lanes * segments * config.model.segment
     lanes = training.lanes // ranks
-    flops = training_flops(config.model, vocabulary, lanes, learn=learning(config)).total
+    flops = training_flops(config.model, vocabulary, lanes, learn=passed(config)).total
     again = 4 / 3 if training.activation_checkpointing else 1.0
     compute = tokens / ranks * flops * again / (cluster.tflops * 1e12 * cluster.efficiency)
     moved = traffic(config, sized(config, vocabulary), ranks)

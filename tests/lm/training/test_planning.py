@@ -77,6 +77,8 @@ CASES: list[dict[str, Any]] = [
     {"zero": 1, "precision": "bf16"},
     {"zero": 2, "precision": "bf16"},
     {"zero": 3, "precision": "bf16"},
+    {"zero": 0, "lanes": 32, "learn": "compression"},
+    {"zero": 1, "lanes": 32, "learn": "compression"},
 ]
 
 
@@ -244,6 +246,29 @@ def test_a_memory_beyond_a_trained_models_positions_has_no_plan() -> None:
     with pytest.raises(ValueError, match="no effect with shape llama-8b: leave it out"):
         PlanConfig(shape="llama-8b", vocabulary=32_000)
     assert all(model["max_positions"] >= 8192 for _, model in SHAPES.values())
+
+
+def test_fixed_weights_have_no_gradient_no_state_and_no_backward_pass(
+    run_config: RunConfig,
+) -> None:
+    config = replace(run_config, model=replace(TINY, positions="rotary"))
+    every = with_training(config, zero=1, lanes=8)
+    alone = with_training(config, zero=1, lanes=8, learn="compression")
+    of = size(config.model, 256, SparseConfig(), "compression")
+    layers, rate, width = config.model.layers, config.model.rate, config.model.width
+    assert of.trained == layers * rate * width**2
+    whole, part = needed(every, 256, ranks=2), needed(alone, 256, ranks=2)
+    assert whole["weights"] == part["weights"] == 4 * of.parameters
+    assert part["optimiser"] == pytest.approx(whole["optimiser"] * of.trained / of.parameters)
+    assert part["gradients"] == 4 * of.trained and part["activations"] < whole["activations"]
+    cluster = Cluster(1, 2)
+    assert speed(alone, 256, cluster).compute < 0.6 * speed(every, 256, cluster).compute
+    # A likelihood that reaches the compression passes through all.
+    through = with_training(config, zero=1, lanes=8, unroll=2, learn="compression")
+    assert needed(through, 256, 2)["activations"] == 2 * whole["activations"]
+    # The float32 copies of a run without ZeRO are of all weights.
+    half = with_training(config, precision="bf16", lanes=8, learn="compression")
+    assert needed(half, 256, 2)["optimiser"] == 4 * of.parameters + 8 * of.trained
 
 
 def test_the_folder_of_a_model_is_planned_as_its_name_is(tmp_path: Path) -> None:
