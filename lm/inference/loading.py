@@ -33,6 +33,8 @@ class LoadedRun:
     """Folder that the weights come from."""
     weights: str
     """SHA-256 of the file of the weights as they were loaded; another may lie there by now."""
+    lanes: int
+    """Lanes that it was trained with; 1 for a run that was adopted."""
 
     @property
     def shards(self) -> Path:
@@ -49,11 +51,6 @@ class LoadedRun:
     def folder(self) -> Path:
         """The run's folder."""
         return self.checkpoint.parents[1]
-
-    @property
-    def lanes(self) -> int:
-        """Lanes that it was trained with; 1 for a run that was adopted."""
-        return 1 if isinstance(self.config, AdoptedConfig) else self.config.training.lanes
 
     @cached_property
     def predictor(self) -> ModelPredictor:
@@ -102,7 +99,8 @@ def load_run(
         densify(model)
     weights = hash_file(folder / WEIGHTS)
     model = without_compressed(model) if forgotten else model
-    return LoadedRun(config, model.eval().to(device, dtype), vocabulary, folder, weights)
+    lanes = 1 if isinstance(config, AdoptedConfig) else config.training.lanes
+    return LoadedRun(config, model.eval().to(device, dtype), vocabulary, folder, weights, lanes)
 
 
 def device_of(placement: Placement) -> torch.device:

@@ -244,7 +244,7 @@ class Reader:
         lengths = torch.tensor(self.lengths, device=newest_BD.device)
         rows = torch.arange(self.lanes, device=newest_BD.device)
         open_BD = inputs_BTD[rows, (lengths - 1).clamp(min=0)]
-        newest_BD = newest_BD.repeat_interleave(self.lanes // self.memory.lanes, dim=0)
+        newest_BD = newest_BD.repeat_interleave(self.lanes // newest_BD.shape[0], dim=0)
         return torch.where(lengths[:, None] > 0, open_BD, newest_BD)
 
     def _part(self, tokens_Bt: Tensor, done: list[int], taken: list[int]) -> Part:

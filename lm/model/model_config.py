@@ -92,7 +92,7 @@ class ModelConfig:
     Algorithm 1). What enters memory is the input of attention, so post keeps it unnormed."""
     leaky_inputs: bool = False
     """Inputs of attention that are leaky averages over time, with a learnt share of the token
-    before for each channel; memory carries them on (lm/model/leaky.py)."""
+    before for each channel; memory carries them on (lm/model/layer.py)."""
     gate: GateName = "none"
     """What joins a sub-layer to the residual stream: a sum, or a gate of GTrXL."""
     positions: Literal["relative", "rotary", "rotary_slots"] = "relative"

@@ -90,8 +90,7 @@ def test_what_a_step_a_token_and_a_score_enter_is_counted_in_this_tree():
     assert any(name.endswith(".backward") for name in attention)
     assert any(name.endswith(":Session.advance") for name in token)
     assert "eval/protocol.py:record" in record
-    # As counted with the quick start's preset, whose inputs of attention are leaky averages.
-    most = {"step": (step, 16), "attention": (attention, 4), "token": (token, 10)}
-    for what, (functions, files) in (most | {"record": (record, 7)}).items():
+    most = {"step": (step, 15), "attention": (attention, 4), "token": (token, 8)}
+    for what, (functions, files) in (most | {"record": (record, 6)}).items():
         assert len(house.files_of(functions)) <= files, what
     assert not any(name.endswith(">") for functions in counted.values() for name in functions)
