@@ -64,7 +64,10 @@ class LongRangeLM(LM):  # type: ignore[misc]
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a number of texts, not {batch_size}")
         given = {name: more[name] for name in ("precision", "device") if more.get(name)}
-        # The harness numbers devices; a run takes the first.
+        # The harness numbers devices, of which a run takes the first, and says cuda:0 where nobody
+        # asked for one.
+        if given.get("device") == "cuda:0" and not torch.cuda.is_available():
+            del given["device"]
         given = {name: str(value).removesuffix(":0") for name, value in given.items()}
         place = load_config(Placement, given)
         self.loaded: LoadedRun = load_run(

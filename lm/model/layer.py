@@ -219,12 +219,12 @@ class Block(nn.Module):
             return None
         return torch.where(live_BN[:, -1:], memory["memory"][:, -1].detach(), 0.0)
 
-    def inputs(self, hidden_BTD: Tensor, before_BD: Tensor | None) -> Tensor:
+    def inputs(self, hidden_BTD: Tensor, before_BD: Tensor | None = None) -> Tensor:
         """What attention reads of the segment, and what enters memory.
 
         Args:
             hidden_BTD: the residual stream.
-            before_BD: the inputs of the token before, or `newest`.
+            before_BD: the inputs of the token before, or `newest`; only leaky inputs read it.
         """
         normed: Tensor = (
             self.attention_norm(hidden_BTD) if self.config.norm == "pre" else hidden_BTD

@@ -1,4 +1,4 @@
-"""Low-rank adapters of linear maps (LoRA, Hu et al., arXiv 2106.09685), as checkpoints hold them.
+"""Low-rank adapters of linear maps (LoRA, Hu et al., arXiv 2106.09685): which maps get one.
 
 y = W x + b becomes y = (W + s B A) x + b with A [r, in], B [out, r] and s = alpha / r. W and b stay
 what they were; A and B are learnt. Who reads a checkpoint gets W + s B A by the name of W.
@@ -6,20 +6,13 @@ what they were; A and B are learnt. Who reads a checkpoint gets W + s B A by the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from data.common.schema import Size
-from data.common.tensors import TensorFile
 from data.common.values import require_ranges
 
-BASE = ".base_layer"
-"""In the name of a weight that has an adapter."""
-DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
-"""What follows the name of a map in the names of its A and B, as peft has them."""
 TARGETS = {
     "queries": ("query_key_value",),
     "keys": ("query_key_value",),
@@ -62,44 +55,6 @@ class LoraConfig:
     def scale(self) -> float:
         """What B A is multiplied by, s."""
         return self.alpha / self.rank
-
-
-def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """W + s B A."""
-    return weight + scale * (up @ down)
-
-
-class MergedFile(TensorFile):
-    """Weights of a checkpoint with its adapters merged, under the names of a model without."""
-
-    def __init__(self, path: Path, mend: str, scale: float) -> None:
-        """`scale`: s of all adapters; the rest as of TensorFile."""
-        super().__init__(path, mend)
-        self.scale = scale
-        self.stored = {
-            name.replace(f"{BASE}.", "."): name
-            for name in self.names
-            if not name.endswith((DOWN, UP))
-        }
-        self.names = list(self.stored)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """See TensorFile."""
-        stored = self.stored.get(name, name)
-        tensor = super().__getitem__(stored)
-        place, found, last = stored.rpartition(BASE)
-        if not found or last != ".weight":
-            return tensor
-        down, up = (super(MergedFile, self).__getitem__(place + part) for part in (DOWN, UP))
-        return merged(tensor, down, up, self.scale)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """See TensorFile."""
-        return super().shape(self.stored[name])
-
-    def halved(self, name: str) -> bool:
-        """See TensorFile."""
-        return super().halved(self.stored[name])
 
 
 def rows_left(targets: Sequence[str], sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.common.schema import Count, Size
+from data.common.values import require_ranges
 from data.common.yamlfile import read_yaml
 from lm.model.model_config import CompressionName, ModelConfig
 from lm.runs.run_config import RunConfig, read_as
@@ -22,24 +24,27 @@ BASE = "base"
 class MemoryShape:
     """What an adopted model gets that it did not have; lengths in tokens or slots, per layer."""
 
-    segment: int = 512
+    segment: Size = 512
     """Tokens that are read at once."""
-    memory: int = 512
+    memory: Count = 512
     """Slots of ordinary memory in each layer."""
-    compressed: int = 512
+    compressed: Count = 512
     """Slots of compressed memory in each layer; 0: none."""
-    rate: int = 4
+    rate: Size = 4
     """Old memory slots that become one compressed slot."""
-    sinks: int = 4
+    sinks: Count = 4
     """First tokens of a text that stay visible for ever, on which such models rest their attention
     (Xiao et al., arXiv 2309.17453)."""
     function: CompressionName = "conv"
     """Compression function. conv begins as the mean and may be trained."""
-    memory_layers: tuple[int, ...] | None = None
+    memory_layers: tuple[Count, ...] | None = None
     """Layers, counted from 0, that have memory; the others read their segment only. None: all."""
     positions: Literal["rotary", "rotary_slots"] = "rotary"
     """Where compressed slots stand. rotary: at the centre of the tokens they were made from;
     rotary_slots: each counts as one token, which reaches less far beyond trained positions."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self)
 
     @property
     def reach(self) -> int:

@@ -33,7 +33,7 @@ from torch import Tensor
 from data.common.schema import Count, Record, Sha256, Size, read_record
 from data.common.tensors import TensorFile
 from lm.model.transformer import CompressiveTransformer
-from lm.runs.adapters import MergedFile
+from lm.runs.merging import MergedFile
 from lm.sparse.routes import Route
 
 LATEST = "latest"
@@ -94,7 +94,7 @@ class CheckpointState(Record):
     not finite."""
     precision: str | None = None
     adapter_scale: float | None = None
-    """What adapters of the weights are multiplied by (lm/runs/adapters.py), if there are any."""
+    """What adapters of the weights are multiplied by (lm/runs/merging.py), if there are any."""
     identity: Sha256 | None = None
     """Of what may not change in a run."""
     validation_bits_per_byte: float | None = None

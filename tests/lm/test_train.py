@@ -139,7 +139,7 @@ def test_two_ranks_are_one_in_float64(run_config: RunConfig, tmp_path: Path) -> 
         (["--model.heads", "3"], "multiple of model.heads"),
         (["--data.shards", "nowhere"], "holds no shards"),
         (["--training.minutes", "1"], "either training.steps or training.minutes"),
-        (["--config", "second.yaml"], "more than once"),
+        (["--config", "second.yaml"], "second.yaml: No such file"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -18,7 +18,8 @@ from lm.inference.loading import load_run
 from lm.model.incremental import Reader
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.runs.adapters import LoraConfig, merged
+from lm.runs.adapters import LoraConfig
+from lm.runs.merging import merged
 from lm.runs.run_config import OptimConfig, RunConfig, write_config
 from lm.sparse.sparse_config import PackingConfig
 from lm.training import dist, learning

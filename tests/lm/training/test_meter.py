@@ -21,7 +21,8 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
         return made.rate  # type: ignore[attr-defined]
 
     world = SimpleNamespace(device=torch.device("cpu"), size=2)
-    made.trainer = SimpleNamespace(world=world)  # type: ignore[assignment]
+    config = SimpleNamespace(training=SimpleNamespace(learn="all"))
+    made.trainer = SimpleNamespace(world=world, config=config)  # type: ignore[assignment]
     made.split = SimpleNamespace(unit="bits_per_byte", tokens=[0], bytes=1)  # type: ignore[assignment]
     made.flops, made.dtype, made.due, made.total_seconds = 10.0, torch.float32, 0.0, 0.0
     monkeypatch.setattr(module, "matmul_rate", rate)
