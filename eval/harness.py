@@ -11,14 +11,21 @@ from data.common import command
 from data.common.requirements import extra
 
 
+def register() -> None:
+    """Make the model longrange known to the harness: for `lm_eval.simple_evaluate` too."""
+    import lm_eval.models  # noqa: F401 - registers the harness's own, by name
+    from lm_eval.api.registry import model_registry
+
+    # By name too: whoever asks for help waits for no torch.
+    if "longrange" not in model_registry:
+        model_registry.register("longrange", target="eval.harness_model:LongRangeLM")
+
+
 def main() -> None:
     """Run lm-evaluation-harness, which reads its own command line, with the model longrange."""
     with extra("harness", "eval.harness"):
-        import lm_eval.models  # noqa: F401 - registers the harness's own, by name
         from lm_eval.__main__ import cli_evaluate
-        from lm_eval.api.registry import model_registry
-    # By name too: whoever asks for help waits for no torch.
-    model_registry.register("longrange", target="eval.harness_model:LongRangeLM")
+    register()
     cli_evaluate()
 
 

@@ -16,6 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 from data.tokenizers.registry import ByteTokenizer
+from eval.harness import register
 from eval.harness_model import LongRangeLM
 from lm.inference.inference_config import ScoringConfig
 from lm.scoring import score
@@ -26,6 +27,7 @@ DOCUMENTS = [TEXT.decode()[:411], "a word", TEXT.decode()[50:350], ""]
 
 @pytest.fixture(scope="module")
 def model(trained_run: Path) -> LongRangeLM:
+    register()
     return get_model("longrange").create_from_arg_string(
         f"run={trained_run},batch_size=3", {"device": "cpu", "max_batch_size": None}
     )
@@ -159,6 +161,7 @@ def test_the_harness_s_own_command_line(trained_run: Path, tmp_path: Path) -> No
     (file,) = tmp_path.rglob("results*.json")
     found = json.loads(file.read_text())["results"]
     split = split_of(ByteTokenizer(), [d.encode() for d in documents])
+    register()
     run = get_model("longrange")(run=str(trained_run)).loaded.predictor
     expected = score(run, split, ScoringConfig(lanes=1, reset_documents=True)).bits_per_byte
     assert found["local_rolling"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)
