@@ -165,6 +165,7 @@ def test_other_protocols_are_not_compared_unless_asked(trained_run: Path, tmp_pa
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_two_ranks_give_the_same_number(trained_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", "-m", "--", "eval.score", "--run", str(trained_run)]

@@ -124,6 +124,7 @@ def logits_of(run: Path, ids: torch.Tensor) -> torch.Tensor:
     return torch.cat(logits, dim=1)[:, : ids.shape[1]]
 
 
+@pytest.mark.slow
 def test_a_stranger_loads_it_writes_with_it_and_trains_it(
     folder: Path, trained_run: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def file(tmp_path, run_config):
     return write
 
 
+@pytest.mark.slow
 def test_every_variant_and_seed_is_trained_once_and_tabled(file, tmp_path, capfd):
     variants = {"conv": {}, "mean": {"model.compression": "mean", "model.reconstruction": "none"}}
     path, out = file(variants=variants, seeds=[0, 1], paper={"mean": 0.982}), tmp_path / "out"

@@ -80,6 +80,7 @@ def test_functions_are_counted_where_they_are_asked_for(tmp_path):
     assert named(tmp_path, step.functions) == ["lm/m.py:A.step"]
 
 
+@pytest.mark.slow
 def test_what_a_step_a_token_and_a_score_enter_is_counted_in_this_tree():
     counted = house.entered(house.ROOT)
     step, loop, attention, token, shown, record = counted.values()

@@ -299,6 +299,7 @@ def test_the_hostfile_of_the_examples_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_two_nodes_end_as_two_processes_of_one(
     run_config: RunConfig, tmp_path: Path, free_port: int
 ) -> None:
