@@ -51,6 +51,17 @@ def read_answers(path: Path, split: Split) -> np.ndarray:
         answers = [record["answers"] for record in records]
     except (KeyError, TypeError, AttributeError, ValueError):
         texts = []
+    require_text(path, texts, split)
+    rows = [
+        (begin + first, count, distance)
+        for begin, asked in zip(split.documents["offset"], answers, strict=True)
+        for first, count, distance in asked
+    ]
+    return np.array(rows, dtype=np.int64)
+
+
+def require_text(path: Path, texts: list[bytes], split: Split) -> None:
+    """ValueError where the documents of a file are not those of a split of bytes."""
     begins, sizes = split.documents["offset"], split.documents["tokens"]
     if texts != [
         bytes(split.tokens[begin : begin + size]) for begin, size in zip(begins, sizes, strict=True)
@@ -58,12 +69,6 @@ def read_answers(path: Path, split: Split) -> np.ndarray:
         raise ValueError(
             f"{path} is not the text of the split {split.name!r}; give the file that was prepared"
         )
-    rows = [
-        (begin + first, count, distance)
-        for begin, asked in zip(begins, answers, strict=True)
-        for first, count, distance in asked
-    ]
-    return np.array(rows, dtype=np.int64)
 
 
 def buckets(known_N: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.mixtures import Source, predictions, windowed
 from data.shards import Split
-from eval.reach import reach
+from eval.reach import reach, require_text
 from lm.inference.predictor import StateT
 from lm.model.components import cross_entropy
 from lm.model.model_config import ModelConfig
@@ -68,18 +68,14 @@ def read_episodes(path: Path, split: Split) -> tuple[Source, np.ndarray]:
         texts = [record["text"] for record in records]
         names = {field.name for field in fields(Source)}
         (source,) = {Source(**{name: r["source"][name] for name in names}) for r in records}
-        symbols = [[ascii_lowercase.index(letter) for letter in text] for text in texts]
+        # Episodes of different lengths make no array.
+        episodes_EN = np.array(
+            [[ascii_lowercase[: source.symbols].index(x) for x in text] for text in texts],
+            dtype=np.int64,
+        )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(f"{path} is no probe; make it with python -m data.probes") from None
-    episodes_EN = np.array(symbols, dtype=np.int64)
-    begins, sizes = split.documents["offset"], split.documents["tokens"]
-    if texts != [
-        bytes(split.tokens[begin : begin + size]).decode(errors="replace")
-        for begin, size in zip(begins, sizes, strict=True)
-    ]:
-        raise ValueError(
-            f"{path} is not the text of the split {split.name!r}; give the file that was prepared"
-        )
+    require_text(path, [text.encode() for text in texts], split)
     return source, episodes_EN
 
 

@@ -89,9 +89,19 @@ def test_the_program(trained_run: Path, tmp_path: Path, capsys) -> None:
         bayes.main(trained_run, how, tmp_path / "text/validation.jsonl", shards=shards)
     with pytest.raises(ValueError, match=r"make it with python -m data\.probes"):
         bayes.main(trained_run, how, tmp_path / "text/nothing.jsonl", shards=shards)
-    (tmp_path / "other.jsonl").write_text('{"text": "abc"}\n')
-    with pytest.raises(ValueError, match="is no probe"):
-        bayes.main(trained_run, how, tmp_path / "other.jsonl", shards=shards)
+    whole = answers.read_text().splitlines()
+    shorter = json.dumps(json.loads(whole[1]) | {"text": "ab"})
+    strange = json.dumps(json.loads(whole[1]) | {"text": "c" * 40})
+    for lines in (
+        [],
+        ['{"text": "abc"}'],
+        [whole[0], shorter],
+        [whole[0], strange],
+        [whole[0][:50]],
+    ):
+        (tmp_path / "other.jsonl").write_text("\n".join(lines))
+        with pytest.raises(ValueError, match="is no probe"):
+            bayes.main(trained_run, how, tmp_path / "other.jsonl", shards=shards)
 
 
 def test_episodes_are_read_as_they_were_drawn(tmp_path: Path) -> None:
