@@ -1,12 +1,12 @@
 """How a trained model is read, scored and asked to write: settings that need no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from data.common.schema import Count, Size
+from data.common.schema import Count, Positive, Size
 from data.common.values import require_ranges
 
 BITS = ("bits_per_byte", "bits_per_token")
@@ -130,3 +130,79 @@ class GenerateConfig(SamplingConfig, Lengths, Placement):
             raise ValueError("--chat and --system have no effect without --interactive")
         if self.chat is False and self.system is not None:
             raise ValueError("--system has no effect with --chat false; leave one of them out")
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+LookupMethod = Literal["cache", "knn", "mbpa", "mbpa+cache", "mbpa+knn"]
+LOOKUP_DEFAULTS: dict[str, dict[str, float | int | str]] = {
+    "cache": {"sharpness": 10.0, "share": 0.1},
+    "knn": {"neighbours": 32, "temperature": 0.1, "share": 0.1},
+    "mbpa": {
+        "neighbours": 32,
+        "kernel": "inverse",
+        "softness": 0.1,
+        "rate": 1.0,
+        "steps": 1,
+        "decay": 0.0,
+    },
+}
+"""What each method takes besides the capacity, and what it is where nothing is said."""
+
+
+@dataclass(frozen=True)
+class LookupConfig:
+    """Predictions changed by what was read before: looked up by content, forgotten after each."""
+
+    method: LookupMethod | None = None
+    """cache: what followed hidden states like the present one (Grave et al. 2017); knn: what
+    followed its nearest neighbours (Khandelwal et al. 2020); mbpa: the output layer learns from
+    the neighbours, for one prediction (Sprechmann et al. 2018); or mbpa and one of them after it.
+    None: predictions stay as they are."""
+    capacity: Size | None = None
+    """Newest tokens of each text that are looked up; none: 2,000."""
+    neighbours: Size | None = None
+    """Nearest entries that knn and mbpa take; none: 32."""
+    sharpness: Positive | None = None
+    """Of the cache: what the product of two hidden states over their width is multiplied by; none:
+    10."""
+    temperature: Positive | None = None
+    """Of knn: what the squared distance over the width is divided by; none: 0.1."""
+    share: Share | None = None
+    """Of the cache's or the neighbours' distribution in the mixture with the model's; none: 0.1."""
+    kernel: Literal["inverse", "exponential"] | None = None
+    """Of mbpa: how weights of neighbours fall with their squared distance over the width, d:
+    inverse: 1 / (softness + d), exponential: exp(-d / softness); none: inverse."""
+    softness: Positive | None = None
+    """Of mbpa: how slowly they fall; none: 0.1."""
+    rate: Annotated[float, Field(ge=0)] | None = None
+    """Of mbpa: learning rate, times the width; none: 1."""
+    steps: Size | None = None
+    """Of mbpa: steps that the output layer goes; none: 1."""
+    decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of mbpa: share of the way back to the trained weights that each step goes; none: 0."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self)
+        given = {field.name for field in fields(self) if getattr(self, field.name) is not None}
+        if self.method is None and given:
+            raise ValueError(f"{min(given)} has no effect without a method of looking up; give one")
+        if unused := given - {"method", "capacity"} - self.takes.keys():
+            raise ValueError(f"{min(unused)} has no effect with method {self.method}; leave it out")
+        if self.steps in (None, 1) and self.decay:
+            raise ValueError("decay has no effect on a single step; give more steps")
+
+    @property
+    def takes(self) -> dict[str, float | int | str]:
+        """What the method takes besides the capacity, at its defaults."""
+        parts = [] if self.method is None else self.method.split("+")
+        return {name: value for part in parts for name, value in LOOKUP_DEFAULTS[part].items()}
+
+    def settled(self) -> "LookupConfig":
+        """The same with every default that the method takes written out."""
+        if self.method is None:
+            return self
+        changes: dict[str, Any] = {"capacity": 2000} | self.takes
+        for name in changes:
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
+        return replace(self, **changes)

@@ -54,6 +54,8 @@ class Predictor(ABC, Generic[StateT]):
     """Tokens that are best read at once."""
     warmup: int
     """Tokens that a score reads by default before those that it counts."""
+    at_once: int = 4096
+    """Tokens of each lane that a prompt is read by; fewer where much is made of each."""
 
     @property
     def device(self) -> torch.device:

@@ -18,9 +18,6 @@ from lm.inference.inference_config import SamplingConfig
 from lm.inference.predictor import Predictor, StateT
 from lm.inference.sampling import Sampler
 
-PART = 4096
-"""Tokens of each lane that are read between two updates of the progress display."""
-
 
 @dataclass(frozen=True)
 class Writing:
@@ -98,9 +95,9 @@ class Session(Generic[StateT]):
                     f"{int(text.max())}"
                 )
             seen_V[text.astype(np.int64)] = True
-        total, enabled = sum(map(len, texts)), max(map(len, texts)) > PART
+        total, enabled = sum(map(len, texts)), max(map(len, texts)) > self.predictor.at_once
         with Progress("read", total, "token", scale=True, enabled=enabled) as bar:
-            for tokens_Bt, counts in self.parts(texts, PART):
+            for tokens_Bt, counts in self.parts(texts, self.predictor.at_once):
                 self.advance(tokens_Bt, counts)
                 bar.update(sum(counts))
 
