@@ -6,7 +6,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from data.common.files import hash_json
 from data.common.progress import Progress
 from data.common.requirements import extra, require_memory
+from lm.inference.inference_config import PLAIN, LookupConfig
 from lm.inference.loading import LoadedRun
 from lm.inference.predictor import Predictor
 from lm.scoring import require_finite
@@ -103,8 +104,8 @@ def restore(predictor: Predictor[Any], model: bytes, packed: bytes, file: Path) 
     header, payload = unpack(packed, file)
     if header.model != model:
         raise ValueError(
-            f"{file} was compressed with another model; give the run and checkpoint that it was "
-            "made with"
+            f"{file} was compressed with another model, or looked up otherwise; give the run, "
+            "checkpoint and --adapt that it was made with"
         )
     segments = max(1, -(-header.tokens // predictor.segment))
     if header.tokens > most_tokens(payload, predictor.vocabulary.size) or header.lanes > segments:
@@ -131,9 +132,13 @@ def restore(predictor: Predictor[Any], model: bytes, packed: bytes, file: Path) 
     return content
 
 
-def model_digest(loaded: LoadedRun) -> bytes:
-    """What a compressed file knows its model by, 16 bytes: weights, shape and vocabulary."""
+def model_digest(loaded: LoadedRun, lookup: LookupConfig = PLAIN) -> bytes:
+    """What a compressed file knows its model by, 16 bytes: weights, shape and vocabulary, and what
+    is looked up.
+    """
     parts = [loaded.weights, loaded.vocabulary.hash, loaded.model.config.shape()]
+    if lookup.method is not None:
+        parts.append(asdict(lookup.settled()))
     return bytes.fromhex(hash_json(parts))[:16]
 
 

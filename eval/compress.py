@@ -10,6 +10,7 @@ from pathlib import Path
 from data.common import command
 from data.common.outputs import check_output, writing
 from data.common.schema import Size
+from lm.inference.inference_config import PLAIN, LookupConfig
 
 
 def main(
@@ -21,6 +22,7 @@ def main(
     checkpoint: str | None = None,
     compare: bool = False,
     overwrite: bool = False,
+    adapt: LookupConfig = PLAIN,
 ) -> None:
     """Compress a file with a trained model, or give it back.
 
@@ -34,8 +36,11 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         compare: also compress with xz, bzip2, zstd and brotli.
         overwrite: replace a file that is there; what is read is never replaced.
+        adapt: what is looked up in the text so far, to change predictions by; the same to get a
+            file back as when it was compressed.
     """
     from eval.coding import compress, compressors, model_digest, restore, target_of
+    from lm.inference.adapted import looking_up
     from lm.inference.loading import load_run, parts_of
 
     if lanes is not None and decompress:
@@ -47,11 +52,11 @@ def main(
     others = compressors() if compare else {}
     content = file.read_bytes()
     loaded = load_run(run, checkpoint)
-    model = model_digest(loaded)
+    model, predictor = model_digest(loaded, adapt), looking_up(loaded.predictor, adapt)
     if decompress:
-        made = restore(loaded.predictor, model, content, file)
+        made = restore(predictor, model, content, file)
     else:
-        made = compress(loaded.predictor, model, content, lanes, file)
+        made = compress(predictor, model, content, lanes, file)
     with writing(target) as place:
         place.write_bytes(made)
     print(f"{target}: {len(made):,} bytes from {len(content):,}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.common import command
 from data.common.outputs import check_output, resolved
-from lm.inference.inference_config import GenerateConfig
+from lm.inference.inference_config import PLAIN, GenerateConfig, LookupConfig
 
 
 def main(
@@ -15,6 +15,7 @@ def main(
     load_memory: Path | None = None,
     save_memory: Path | None = None,
     out: Path | None = None,
+    adapt: LookupConfig = PLAIN,
 ) -> None:
     """Continue texts; a single one is written to the standard output as it comes.
 
@@ -24,6 +25,7 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         load_memory: memory that --save-memory wrote; texts go on from there.
         save_memory: file for the memory of what was read, or of the whole conversation.
+        adapt: what is looked up in the text so far, to change predictions by.
         out: file for text and continuation; for several, one JSON object to a line.
     """
     from lm.inference import memory_file
@@ -54,10 +56,11 @@ def main(
         raise ValueError("--save-memory keeps the memory of one text; give one prompt")
     loaded = load_run(run, checkpoint, sampling, sampling)
     check_stops(stops_of(sampling), loaded.vocabulary)
-    require_lanes(loaded, len(texts) * sampling.samples)
+    require_lanes(loaded, len(texts) * sampling.samples, adapt)
     fresh = load_memory is None and texts == [b""]
     talk = conversation_of(loaded.vocabulary, sampling, fresh) if sampling.interactive else None
-    session = opened(loaded, texts, load_memory, sampling.prompt_file or sampling.prompts_file)
+    source = sampling.prompt_file or sampling.prompts_file
+    session = opened(loaded, texts, load_memory, source, adapt)
     if sampling.interactive:
         converse(session, sampling, save_memory, talk)
         return

@@ -30,9 +30,15 @@ ABOUT = "__metadata__"
 def tensor_hash(name: str, tensor: Tensor) -> str:
     """SHA-256 of a tensor's name, type, shape and bytes."""
     digest = sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    digest.update(flat.numpy().data)
+    digest.update(bytes_of(tensor).numpy().data)
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """All bytes of a tensor in order, on the CPU."""
+    here = tensor.detach().cpu().contiguous()
+    # One element is contiguous whatever its stride, which a view as bytes minds.
+    return here.as_strided((here.numel(),), (1,)).view(torch.uint8)
 
 
 def save_tensors(

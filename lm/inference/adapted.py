@@ -60,6 +60,13 @@ class AdaptedState:
         return store | {"last": self.last_BD, "begun": self.begun_B}
 
 
+def looking_up(inner: Predictor[Any], config: LookupConfig) -> Predictor[Any]:
+    """A predictor that looks up what `config` says, or the same where that is nothing; errors as
+    of AdaptedPredictor.
+    """
+    return inner if config.method is None else AdaptedPredictor(inner, config)
+
+
 class AdaptedPredictor(Predictor[AdaptedState]):
     """A predictor and what it has read."""
 
@@ -74,9 +81,10 @@ class AdaptedPredictor(Predictor[AdaptedState]):
             ValueError: mbpa with a model whose output layer is not one matrix.
         """
         assert config.method is not None
+        self.config = config.settled()
         self.inner, self.methods = inner, config.method.split("+")
         self.vocabulary, self.segment = inner.vocabulary, inner.segment
-        self.takes: dict[str, Any] = asdict(config.settled())
+        self.takes: dict[str, Any] = asdict(self.config)
         self.capacity: int = self.takes["capacity"]
         # Entries are those of one long pass once the first of them saw as much as its model can.
         self.warmup = inner.warmup + self.capacity
@@ -105,6 +113,21 @@ class AdaptedPredictor(Predictor[AdaptedState]):
         store = Store.empty(lanes, self.capacity, self.segment, like_D)
         last_BD = like_D.new_zeros(lanes, len(like_D))
         return AdaptedState(state, store, last_BD, torch.zeros_like(store.written_B).bool())
+
+    def after(self, inner: State, last_BD: Tensor) -> AdaptedState:
+        """A state in which nothing is to be found of what was read so far.
+
+        Args:
+            inner: of the predictor within, which has read something in every lane.
+            last_BD: the hidden states of what it read last.
+        """
+        begun = self.begin(inner.lanes)
+        last_BD = last_BD.to(begun.last_BD.dtype)
+        return AdaptedState(inner, begun.store, last_BD, torch.ones_like(begun.begun_B))
+
+    def without(self, hidden_BtD: Tensor) -> Tensor:
+        """Logits [B, t, V] of hidden states, as they are where nothing is found."""
+        return self._logits(hidden_BtD)
 
     def _like(self) -> Tensor:
         """A hidden state, of any content; in float32 at least."""

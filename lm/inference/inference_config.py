@@ -206,3 +206,7 @@ class LookupConfig:
             if (value := getattr(self, name)) is not None:
                 changes[name] = value
         return replace(self, **changes)
+
+
+PLAIN = LookupConfig()
+"""Nothing is looked up."""

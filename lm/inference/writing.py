@@ -6,6 +6,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from data.documents import complaint, is_text, refuse_wide
 from data.tokenizers.registry import Tokenizer, WordTokenizer
 from data.tokenizers.words import UNKNOWN
 from lm.inference import memory_file
+from lm.inference.adapted import looking_up
 from lm.inference.chat import Conversation
-from lm.inference.inference_config import GenerateConfig
+from lm.inference.inference_config import PLAIN, GenerateConfig, LookupConfig
 from lm.inference.loading import LoadedRun
-from lm.inference.predictor import ModelState
 from lm.inference.session import Session, Writing, encode
 
 
@@ -30,13 +31,14 @@ def stops_of(config: GenerateConfig) -> list[bytes]:
     return [stop.encode(errors="surrogateescape") for stop in config.stop]
 
 
-def require_lanes(loaded: LoadedRun, lanes: int) -> None:
-    """ValueError for more texts side by side than fit: their open segments alone, and the tokens
-    that each has seen.
+def require_lanes(loaded: LoadedRun, lanes: int, lookup: LookupConfig = PLAIN) -> None:
+    """ValueError for more texts side by side than fit: their open segments alone, the tokens that
+    each has seen, and what it looks up.
     """
     config = loaded.model.config
     weight = loaded.model.embedding.weight
     segment = 3 * config.layers * config.segment * config.width * weight.element_size()
+    segment += 4 * (lookup.settled().capacity or 0) * (config.width + 3)
     room = torch.cuda.mem_get_info(weight.device)[1] if weight.is_cuda else None
     what = f"{lanes:,} texts side by side (fewer --samples or prompts)"
     require_memory(lanes * (segment + loaded.vocabulary.size), what, room)
@@ -83,11 +85,15 @@ def _is_terminal(path: Path) -> bool:
 
 
 def opened(
-    loaded: LoadedRun, texts: list[bytes], memory: Path | None, file: Path | None = None
-) -> Session[ModelState]:
+    loaded: LoadedRun,
+    texts: list[bytes],
+    memory: Path | None,
+    file: Path | None = None,
+    lookup: LookupConfig = PLAIN,
+) -> Session[Any]:
     """A session that has read the texts, after the text that `memory` holds, if any.
 
-    file: where the texts come from.
+    file: where the texts come from; lookup: what is looked up in what was read.
     """
     vocabulary, ids = loaded.vocabulary, []
     for number, text in enumerate(texts, 1):
@@ -97,9 +103,9 @@ def opened(
         ids.append(encode(vocabulary, text, name))
         tell_unknown(vocabulary, text, ids[-1], name)
     if memory is None:
-        session = Session.begin(loaded.predictor, len(texts))
+        session = Session.begin(looking_up(loaded.predictor, lookup), len(texts))
     else:
-        session = memory_file.load_memory(memory, loaded).repeat(len(texts))
+        session = memory_file.load_memory(memory, loaded, lookup).repeat(len(texts))
     session.read(ids)
     return session
 
@@ -125,7 +131,7 @@ def tell_unknown(vocabulary: Tokenizer, text: bytes, ids: np.ndarray, name: str)
 
 
 def continued(
-    session: Session[ModelState],
+    session: Session[Any],
     config: GenerateConfig,
     keep: Callable[[list[bytes]], None] | None = None,
 ) -> list[bytes]:
@@ -166,7 +172,7 @@ def continued(
 
 
 def converse(
-    session: Session[ModelState],
+    session: Session[Any],
     config: GenerateConfig,
     save_memory: Path | None = None,
     talk: Conversation | None = None,

@@ -17,7 +17,7 @@ from data.shards import Shards
 from data.tokenizers.registry import ByteTokenizer
 from eval import compress
 from eval.coding import SIZE, pack, unpack
-from lm.inference.inference_config import ScoringConfig
+from lm.inference.inference_config import LookupConfig, ScoringConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelPredictor
 from lm.scoring import score
@@ -90,6 +90,33 @@ def test_the_program_and_back(trained_run: Path, tmp_path: Path, capsys) -> None
         torch.set_num_threads(1)
     with pytest.raises(ValueError, match=r"does not end in \.lm"):
         compress.main(trained_run, file, decompress=True)
+
+
+@pytest.mark.parametrize(
+    "lookup",
+    [
+        LookupConfig("cache", capacity=40),
+        LookupConfig("mbpa+knn", capacity=40, neighbours=5, rate=3.0),
+        LookupConfig("mbpa", capacity=9, neighbours=4, rate=3.0, steps=3),
+    ],
+)
+def test_what_is_looked_up_gives_every_byte_back(
+    trained_run: Path, loaded: LoadedRun, tmp_path: Path, lookup: LookupConfig
+) -> None:
+    """A prediction that knew its future could not be decoded."""
+    content = b"one who wrote it down read the long book of memory again. " * 4
+    file, again = tmp_path / "book.txt", tmp_path / "again.txt"
+    file.write_bytes(content)
+    compress.main(trained_run, file, lanes=2, adapt=lookup)
+    packed = tmp_path / "book.txt.lm"
+    compress.main(trained_run, packed, out=again, decompress=True, adapt=lookup)
+    assert again.read_bytes() == content
+    plain = packed_of(loaded, content, 2, FILE)
+    assert packed.stat().st_size <= len(plain)
+    assert packed.read_bytes()[SIZE:] != plain[SIZE:]
+    for other in (LookupConfig(), replace(lookup, capacity=41)):
+        with pytest.raises(ValueError, match=r"looked up otherwise; give .* --adapt that"):
+            compress.main(trained_run, packed, tmp_path / "c", decompress=True, adapt=other)
 
 
 def test_every_flipped_bit_is_found(loaded: LoadedRun) -> None:

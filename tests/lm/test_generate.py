@@ -49,6 +49,29 @@ def test_a_seed_is_a_text(trained_run: Path, capsys: Capture, tmp_path: Path) ->
     assert written.startswith(b"the ") and len(written) == 84
 
 
+def test_it_writes_with_what_it_looks_up(
+    trained_run: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    """Going on from memory on disk is going on; with the cache alone the text is copied."""
+    file = tmp_path / "memory"
+    lookup = {"method": "cache", "share": 0.999, "sharpness": 40.0}
+    options = ["--adapt." + f"{name}={value}" for name, value in lookup.items()]
+    prompt = "abcdefgh. " * 6
+
+    def shown(*more: str) -> str:
+        command.run(
+            generate.main,
+            section="sampling",
+            argv=[f"--run={trained_run}", "--temperature=0", "--tokens=40", *options, *more],
+        )
+        return capsys.readouterr().out
+
+    text = shown(f"--prompt={prompt}")
+    assert text.startswith("abcdefgh. " * 4)
+    shown(f"--prompt={prompt}", f"--save-memory={file}")
+    assert shown(f"--load-memory={file}") == text
+
+
 def test_greedy_does_not_depend_on_the_seed(trained_run: Path, capsys: Capture) -> None:
     texts = {text_of(trained_run, capsys, temperature=0, tokens=30, seed=seed) for seed in (0, 1)}
     assert len(texts) == 1

@@ -78,6 +78,13 @@ def test_tensors_of_every_kind_come_back(file):
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
 
 
+def test_a_tensor_of_one_element_may_have_any_stride(tmp_path: Path) -> None:
+    column = torch.arange(8).view(2, 4)[1:, 2]
+    assert column.is_contiguous() and column.stride() == (4,)
+    save_tensors({"a": column}, tmp_path / "file")
+    assert TensorFile(tmp_path / "file", "mend")["a"].tolist() == [6]
+
+
 def test_no_flipped_bit_is_read(file):
     whole = file.read_bytes()
     # The length, the header and the data; of the header a part, as it is long.

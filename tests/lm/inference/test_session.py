@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from data.common.files import hash_json
 from data.common.tensors import TensorFile, save_tensors
-from lm.inference.inference_config import Lengths, SamplingConfig
+from lm.inference.adapted import looking_up
+from lm.inference.inference_config import Lengths, LookupConfig, SamplingConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.memory_file import load_memory, model_hash, save_memory
 from lm.inference.session import Session, Writing, encode
@@ -104,6 +105,39 @@ def test_memory_on_disk_goes_on_bit_for_bit(loaded: LoadedRun, tmp_path: Path, c
     how = Writing(SamplingConfig(repetition_penalty=1.1), 50, [3])
     assert back.write(how) == session.write(how)
     assert torch.equal(back.logits(), session.logits())
+
+
+@pytest.mark.parametrize("count", [0, 5, 130])
+def test_what_is_looked_up_goes_to_disk_with_memory(
+    loaded: LoadedRun, tmp_path: Path, count: int
+) -> None:
+    lookup = LookupConfig("mbpa+cache", capacity=30, neighbours=3, rate=3.0)
+    session = Session.begin(looking_up(loaded.predictor, lookup), 1)
+    session.read([np.frombuffer((TEXTS[2] * 2)[:count], dtype=np.uint8)])
+    save_memory(tmp_path / "book", session)
+    back = load_memory(tmp_path / "book", loaded, lookup)
+    assert torch.equal(back.logits(), session.logits())
+    how = Writing(SamplingConfig(), 50, [3])
+    assert back.write(how) == session.write(how)
+    assert torch.equal(back.logits(), session.logits())
+    for other in (LookupConfig(), replace(lookup, share=0.2)):
+        with pytest.raises(ValueError, match=r"give the same --adapt\.method"):
+            load_memory(tmp_path / "book", loaded, other)
+
+
+def test_memory_without_a_store_begins_one(loaded: LoadedRun, tmp_path: Path) -> None:
+    """The next token is predicted as without it, and what is read from then on is found."""
+    session = begun(loaded, [TEXTS[2]])
+    save_memory(tmp_path / "book", session)
+    back = load_memory(tmp_path / "book", loaded, LookupConfig("cache", capacity=30))
+    assert torch.equal(back.logits(), session.logits())
+    session.read([np.array([60])])
+    back.read([np.array([60])])
+    assert back.state.store.written_B.tolist() == [1]
+    # The one entry says what followed, so the mixture gives it a tenth.
+    expected = 0.9 * session.logits().softmax(-1)
+    expected[0, 60] += 0.1
+    torch.testing.assert_close(back.logits().softmax(-1), expected)
 
 
 @pytest.mark.parametrize(
