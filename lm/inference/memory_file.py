@@ -34,7 +34,7 @@ def model_hash(model: CompressiveTransformer) -> str:
     digest = sha256(hash_json({"config": config}).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(bytes_of(weight).numpy())
+        digest.update(bytes_of(weight).numpy().data)
     return digest.hexdigest()
 
 
