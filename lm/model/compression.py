@@ -316,6 +316,11 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
     return torch.softmax(scores, dim=-1) @ value
 
 
+def squares(x: Tensor) -> Tensor:
+    """Squares to be summed: at least in float32, because a sum in bfloat16 has three digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square()
+
+
 def _known_full(live_Bn: Tensor) -> bool:
     """Whether all slots are live, where asking does not make a GPU wait or end a compiled graph."""
     if live_Bn.device.type != "cpu" or torch.compiler.is_compiling():
@@ -348,7 +353,7 @@ def attention_reconstruction(
     read = content_attention(query, *new)
     live_lanes = old[2].any(dim=1).sum()
     elements_per_lane = query.shape[1] * query.shape[2] * query.shape[3]
-    total, power = (target - read).square().sum(), target.square().sum()
+    total, power = squares(target - read).sum(), squares(target).sum()
     return Reconstruction(total, live_lanes * elements_per_lane, power)
 
 
@@ -374,7 +379,7 @@ def auto_encoding(old_BnD: Tensor, decoded_BnD: Tensor, live_Bn: Tensor) -> Reco
     """
     old_BnD = old_BnD.detach()
     total, power = (
-        torch.where(live_Bn, x.square().sum(-1), 0.0).sum()
+        torch.where(live_Bn, squares(x).sum(-1), 0.0).sum()
         for x in (old_BnD - decoded_BnD, old_BnD)
     )
     return Reconstruction(total, live_Bn.sum() * old_BnD.shape[2], power)

@@ -205,7 +205,8 @@ class BlockedAttention(torch.autograd.Function):
         for part, rows in chunks:
             scores = weights[rows]
             biased = _biased(query, memory_bias, part, query_room)
-            scores[:, :, :pinned] = 0
+            if pinned:
+                scores[:, :, :pinned] = 0
             near.scores(biased, scores[:, :, first:])
             if far is not None and compressed_bias is not None:
                 biased = _biased(query, compressed_bias, part, query_room)

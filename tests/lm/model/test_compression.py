@@ -9,7 +9,12 @@ from torch import Tensor
 
 from lm.model.attention.base import Attended
 from lm.model.attention.rotary import places
-from lm.model.compression import ConvCompression, adopted_rank
+from lm.model.compression import (
+    ConvCompression,
+    adopted_rank,
+    attention_reconstruction,
+    auto_encoding,
+)
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.training.compiling import checkpoint_activations
@@ -182,3 +187,28 @@ def test_compressed_slots_stand_at_the_centre_of_their_tokens(segment: int, rate
     found = places(config, 0, torch.device("cpu"))
     torch.testing.assert_close(found[: config.compressed], centres, rtol=0, atol=1e-12)
     assert found[-1] - found[0] <= config.span - 1 and found[-1] == segment - 1
+
+
+def test_sums_of_bfloat16_are_not_bfloat16() -> None:
+    """Which has three digits."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(slots: int) -> Tensor:
+        return torch.randn(2, 3, slots, 8, generator=generator).bfloat16()
+
+    live = torch.ones(2, 16, dtype=torch.bool)
+    old, new = (drawn(16), drawn(16), live), (drawn(4), drawn(4), live[:, :4])
+    query = drawn(16)
+    read = attention_reconstruction(query, old, new)
+    exact = attention_reconstruction(
+        query.float(),
+        (old[0].float(), old[1].float(), live),
+        (*(x.float() for x in new[:2]), new[2]),
+    )
+    torch.testing.assert_close(read.total, exact.total, rtol=2e-3, atol=0)
+    slots, decoded = drawn(16)[:, 0], drawn(16)[:, 0]
+    encoded = auto_encoding(slots, decoded, live)
+    expected = (slots - decoded).double().square().sum().float()
+    torch.testing.assert_close(encoded.total, expected, rtol=1e-5, atol=0)
+    for loss in (read, encoded):
+        assert loss.total.dtype == loss.power.dtype == torch.float32
