@@ -13,7 +13,8 @@ from lm.sparse.sparse_config import Kind, Scope
 
 ABLATIONS = ("intact", "absent", "zeroed", "shuffled", "exchanged")
 """What may be done to compressed memory (eval.ablation)."""
-NAMES = ("segment", "memory", "compressed")
+NAMES = ("segment", "memory", "compressed", "sinks")
+"""Lengths that a sweep may try."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class SweepConfig:
     """Slots of memory in each layer."""
     compressed: tuple[Count, ...] = ()
     """Slots of compressed memory in each layer."""
+    sinks: tuple[Count, ...] = ()
+    """First tokens of a text that stay visible for ever."""
 
     def __bool__(self) -> bool:
-        return bool(self.segment or self.memory or self.compressed)
+        return any(getattr(self, name) for name in NAMES)
 
     def points(self, fixed: Lengths) -> list[Lengths]:
         """Every combination; what no list names is as in `fixed`.

@@ -162,18 +162,18 @@ def _loss(record: dict[str, Any], in_bytes: bool) -> float:
 def sweep(swept: dict[str, Any]) -> Figure:
     """Scores against the length with the most values, a line for each choice of the others."""
     points = swept["points"]
-    values = {name: {p[name] for p in points} for name in ("compressed", "memory", "segment")}
+    names = ("compressed", "memory", "segment", "sinks")
+    tried = [{name: p.get(name) or 0 for name in names} | {"value": p["value"]} for p in points]
+    values = {name: {p[name] for p in tried} for name in names if any(name in p for p in points)}
     x = max(values, key=lambda name: len(values[name]))
     others = [name for name in values if name != x]
     unit = spoken(points[0]["unit"])
     figure, axes = axes_of(f"Lengths tried on {swept['split']} text", f"{x} slots", unit)
-    for key in sorted({tuple(p[name] for name in others) for p in points}):
-        line = sorted(
-            (p[x], p["value"]) for p in points if tuple(p[name] for name in others) == key
-        )
+    for key in sorted({tuple(p[name] for name in others) for p in tried}):
+        line = sorted((p[x], p["value"]) for p in tried if tuple(p[name] for name in others) == key)
         label = ", ".join(f"{name} {value}" for name, value in zip(others, key, strict=True))
         axes.plot(*zip(*line, strict=True), "o-", label=drawn(label))
-    best = points[swept["best"]]
+    best = tried[swept["best"]]
     axes.plot(best[x], best["value"], "k*", markersize=14, label="chosen")
     add_legend(axes)
     return figure

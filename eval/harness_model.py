@@ -38,6 +38,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
         segment: int | None = None,
         memory: int | None = None,
         compressed: int | None = None,
+        sinks: int | None = None,
         **more: object,
     ) -> None:
         """Load a run; arguments come from the harness's --model_args.
@@ -49,6 +50,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
             segment: tokens read at once, by default as in training.
             memory: slots of memory in each layer, likewise.
             compressed: slots of compressed memory in each layer, likewise.
+            sinks: first tokens of a text that stay visible for ever, likewise.
             more: `precision`, float32 or bfloat16; the harness's `device`, cpu, cuda or mps; and
                 its largest batch size, which the run decides itself.
 
@@ -59,7 +61,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
         if strange := set(more) - {"max_batch_size", "precision", "device"}:
             raise ValueError(
                 f"the model longrange has no argument {min(strange)}; it has run, checkpoint, "
-                "segment, memory, compressed, precision and device"
+                "segment, memory, compressed, sinks, precision and device"
             )
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a number of texts, not {batch_size}")
@@ -71,7 +73,7 @@ class LongRangeLM(LM):  # type: ignore[misc]
         given = {name: str(value).removesuffix(":0") for name, value in given.items()}
         place = load_config(Placement, given)
         self.loaded: LoadedRun = load_run(
-            Path(run), checkpoint, Lengths(segment, memory, compressed), place
+            Path(run), checkpoint, Lengths(segment, memory, compressed, sinks), place
         )
         self.batch = int(batch_size)
 

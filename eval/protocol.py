@@ -121,7 +121,10 @@ def protocol(reading: Reading) -> dict[str, Any]:
     """What decides a number besides the weights; lengths in tokens, or slots a layer."""
     model, config = reading.loaded.model.config, reading.config
     precise = config.precision == "float32"
-    return ({} if precise else {"precision": config.precision}) | {
+    seldom = ({} if precise else {"precision": config.precision}) | (
+        {"sinks": model.sinks} if model.sinks else {}
+    )
+    return seldom | {
         "corpus": reading.shards.corpus,
         "text": reading.shards.manifest.source.sha256,
         "shards": reading.shards.hash,

@@ -16,7 +16,10 @@ from data.mixtures import SourceName
 from lm.inference.inference_config import BITS
 
 FORMAT = 2
-LENGTHS = ("segment", "memory", "compressed", "lanes", "warmup", "reset_documents", "dynamic")
+LENGTHS = (
+    *("segment", "memory", "compressed", "sinks"),
+    *("lanes", "warmup", "reset_documents", "dynamic"),
+)
 """How the text was read."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Some = Field(min_length=1)
@@ -55,6 +58,8 @@ class Protocol(Record):
     denominator: Size
     tokens: Size
     limit: Size | None = None
+    sinks: Count | None = None
+    """First tokens that stayed visible, where there were any."""
     precision: str | None = None
     """Numbers that the model computed with, where they were not float32."""
 
@@ -97,6 +102,7 @@ class Point(Record):
     segment: Size
     memory: Count
     compressed: Count
+    sinks: Count | None = None
     value: float
     unit: str
 

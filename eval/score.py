@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.common import command
 from data.common.outputs import check_output, write_result
-from eval.eval_config import ProgramConfig
+from eval.eval_config import NAMES, ProgramConfig
 from eval.results import Result
 from lm.inference.inference_config import Lengths
 
@@ -61,7 +61,7 @@ def main(
             result["compressors"] = compressors(reading.split)
         return result
 
-    lengths, swept = Lengths(scoring.segment, scoring.memory, scoring.compressed), None
+    lengths, swept = Lengths(*(getattr(scoring, name) for name in NAMES)), None
     if scoring.sweep:
         if keep is not None:
             raise ValueError("keep has no effect on a sweep; score the chosen lengths with it")

@@ -26,18 +26,20 @@ from lm.training import dist
 
 def point(result: Result) -> dict[str, Any]:
     """What a sweep keeps of a score at one choice of lengths; less is better."""
-    kept = {name: result["protocol"][name] for name in (*NAMES, "unit")}
+    said = result["protocol"]
+    kept = {name: said[name] for name in (*NAMES, "unit") if name in said}
     return {"value": result["value"]} | kept
 
 
 def sweep_table(swept: dict[str, Any]) -> str:
     """The points in lines, the chosen one marked."""
-    unit = spoken(swept["points"][0]["unit"])
-    lines = [f"{'segment':>9}{'memory':>9}{'compressed':>12}  {unit}, {swept['split']}"]
-    for number, point in enumerate(swept["points"]):
-        lengths = f"{point['segment']:>9}{point['memory']:>9}{point['compressed']:>12}"
+    points, unit = swept["points"], spoken(swept["points"][0]["unit"])
+    names = [name for name in NAMES if any(name in point for point in points)]
+    lines = ["".join(f"{name:>12}" for name in names) + f"  {unit}, {swept['split']}"]
+    for number, point in enumerate(points):
+        tried = "".join(f"{point.get(name, 0):>12}" for name in names)
         mark = "  <- chosen" if number == swept["best"] else ""
-        lines.append(f"{lengths}{point['value']:10.4f}{mark}")
+        lines.append(f"{tried}{point['value']:10.4f}{mark}")
     return "\n".join(lines)
 
 

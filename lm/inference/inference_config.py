@@ -58,6 +58,8 @@ class Lengths:
     """Slots of memory in each layer."""
     compressed: Count | None = None
     """Slots of compressed memory in each layer."""
+    sinks: Count | None = None
+    """First tokens of a text that stay visible for ever (model.sinks)."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ def load_run(
     changes = {name: value for name, value in wanted.items() if value is not None}
     if changes.get("compressed") and not config.model.compressed:
         raise ValueError(f"{run} was trained without compressed memory; leave --compressed out")
+    if "sinks" in changes and config.model.sinks and config.model.sink == "learnt":
+        raise ValueError(f"the sinks of {run} are weights that it learnt; leave --sinks out")
     # Read with the compression that the weights know, even if compressed memory is left out.
     forgotten = (
         changes.get("compressed") == 0 and changes.pop("compressed") < config.model.compressed

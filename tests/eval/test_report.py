@@ -45,6 +45,23 @@ def test_a_sweep_chooses_on_validation_and_reports_on_test(
         score.main(trained_run, ProgramConfig(sweep=lists), keep=tmp_path)
 
 
+def test_a_sweep_over_sinks(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of them are not named in a protocol, as in files of models that cannot have any."""
+    file = tmp_path / "score.json"
+    lists = SweepConfig(sinks=(0, 2, 4))
+    score.main(trained_run, ProgramConfig(lanes=2, sweep=lists), json=file, compare=False)
+    swept = read_result(file)["sweep"]
+    assert [point.get("sinks") for point in swept["points"]] == [None, 2, 4]
+    assert len({point["value"] for point in swept["points"]}) == 3
+    assert "sinks" in capsys.readouterr().out
+    assert (tmp_path / "score.svg").read_text().startswith("<svg")
+    score.main(trained_run, ProgramConfig(lanes=2, sinks=4), json=file, compare=False)
+    assert read_result(file)["protocol"]["sinks"] == 4
+    assert "sinks 4" in capsys.readouterr().out
+
+
 class Page(HTMLParser):
     """What a page holds."""
 

@@ -3,6 +3,7 @@ import; and the plain model again, bit for bit.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ def test_check_says_how_far_a_run_is_from_transformers(
     said = capsys.readouterr().out
     assert "from transformers on 20 tokens in 4 segments of 5 is" in said
     assert float(said.split(" of 5 is ")[1].split(",")[0]) < 1e-4
+
+
+def test_reads_with_other_sinks(models: dict[str, Path], tmp_path: Path) -> None:
+    ids = torch.randint(256, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    read = {}
+    for sinks in (0, 2):
+        adopt.main(str(models["Llama"]), tmp_path / f"{sinks}", replace(SHORT, sinks=sinks))
+    for name, run, lengths in (
+        ("none", "0", None),
+        ("two", "2", None),
+        ("two of none", "0", Lengths(sinks=2)),
+        ("none of two", "2", Lengths(sinks=0)),
+    ):
+        with torch.no_grad():
+            read[name] = by_segments(load_run(tmp_path / run, lengths=lengths), ids, keep=True)
+    assert torch.equal(read["two"], read["two of none"])
+    assert torch.equal(read["none"], read["none of two"])
+    assert (read["two"] - read["none"])[:, 32:].abs().max() > 1e-4
+    with pytest.raises(ValueError, match="sinks must fit into"):
+        load_run(tmp_path / "0", lengths=Lengths(sinks=100))
 
 
 def test_reads_in_other_numbers_with_other_lengths(models: dict[str, Path], tmp_path: Path) -> None:
