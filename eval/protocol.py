@@ -106,7 +106,10 @@ def record(reading: Reading, score: Score) -> Result:
             "width": model.config.width,
             "vocabulary": reading.loaded.vocabulary.name,
             "training_flops_per_token": training_flops(
-                model.config, model.vocabulary, reading.loaded.lanes
+                model.config,
+                model.vocabulary,
+                reading.loaded.lanes,
+                readings=reading.loaded.readings,
             ).total,
         },
         "checkpoint": {

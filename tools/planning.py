@@ -14,6 +14,9 @@ from lm.model.components import Linear
 from lm.model.flops import Learning, training_flops
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.objectives.objective import Likelihood, Segment, terms_of
+from lm.objectives.readings import Readings
+from lm.objectives.readings_config import ReadingsConfig
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import SparseConfig
 from lm.sparse.topkast import kind_of
@@ -26,6 +29,7 @@ LASTING = 1e-6
 """Share of the time that must be work which lasts."""
 MOMENTS = 2 * FLOAT32
 """AdamW's two moments of a parameter."""
+PLAIN = ReadingsConfig()
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,12 @@ def learns(name: str, learn: Learning) -> bool:
 
 @cache
 def saved_for_backward(
-    config: ModelConfig, vocabulary: int, lanes: int, device: str, learn: Learning = "all"
+    config: ModelConfig,
+    vocabulary: int,
+    lanes: int,
+    device: str,
+    learn: Learning = "all",
+    readings: ReadingsConfig = PLAIN,
 ) -> int:
     """Bytes that autograd keeps of one forward pass in float32, weights apart, counted by doing it.
 
@@ -106,7 +115,13 @@ def saved_for_backward(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(tokens, memory, tokens)
+        if readings:
+            every = torch.ones_like(tokens, dtype=torch.bool)
+            segment = Segment(tokens, tokens, every, every[:, 0])
+            read = Readings(readings)
+            terms_of([Likelihood(), read], read.read(model, segment, memory, False, 0))
+        else:
+            model(tokens, memory, tokens)
     return sum(count for storage, count in saved.items() if storage not in weights)
 
 
@@ -116,27 +131,35 @@ def activations(config: RunConfig, vocabulary: int, lanes: int, device: str = "m
     Counted for one and two layers and lanes, in which they are linear; bf16 halves them. What fixed
     weights compute is not kept, but for one layer, or the logits, at a time.
     """
-    ends, layer = _by_part(config.model, vocabulary, lanes, device, "all")
+    readings = config.training.readings
+    ends, layer = _by_part(config.model, vocabulary, lanes, device, "all", readings)
     model, at_once = config.model, 0.0
     if passed(config) == "compression":
         at_once = max(ends, layer)
-        ends, layer = _by_part(config.model, vocabulary, lanes, device, "compression")
+        ends, layer = _by_part(config.model, vocabulary, lanes, device, "compression", readings)
     kept = model.layers * layer
     if config.training.activation_checkpointing:
-        inputs = FLOAT32 * lanes * model.segment * model.width
+        inputs = FLOAT32 * lanes * readings.lanes * model.segment * model.width
         kept = min(kept, model.layers * inputs + layer)
     half = config.training.precision != "float32"
     return (config.training.unroll * (ends + kept) + at_once) / (2 if half else 1)
 
 
 def _by_part(
-    model: ModelConfig, vocabulary: int, lanes: int, device: str, learn: Learning
+    model: ModelConfig,
+    vocabulary: int,
+    lanes: int,
+    device: str,
+    learn: Learning,
+    readings: ReadingsConfig,
 ) -> tuple[float, float]:
     """Bytes that are kept of the two ends of the model, and of one layer."""
-    model = replace(model, memory_layers=None)
+    model, every = replace(model, memory_layers=None), readings.every
+    groups = lanes / every
 
     def count(layers: int, of: int) -> int:
-        return saved_for_backward(replace(model, layers=layers), vocabulary, of, device, learn)
+        shape = replace(model, layers=layers)
+        return saved_for_backward(shape, vocabulary, of * every, device, learn, readings)
 
     try:
         one, two, wide, both = count(1, 1), count(2, 1), count(1, 2), count(2, 2)
@@ -147,16 +170,16 @@ def _by_part(
             f"a segment of {model.segment:,} tokens over {model.slots:,} slots is larger than any "
             "machine; lower model.segment, model.memory or model.compressed"
         ) from None
-    layer = (two - one) + (lanes - 1) * ((both - wide) - (two - one))
-    return one + (lanes - 1) * (wide - one) - layer, layer
+    layer = (two - one) + (groups - 1) * ((both - wide) - (two - one))
+    return one + (groups - 1) * (wide - one) - layer, layer
 
 
 def memory_state(config: RunConfig, lanes: int) -> float:
-    """Bytes of the memory of some lanes: what it was before a step, and what it becomes."""
+    """Bytes of the memory of some lanes."""
     width = 2 if config.training.precision != "float32" else FLOAT32
     model = config.model
     slots = sum(model.at(layer).slots for layer in range(model.layers))
-    return 2.0 * width * lanes * slots * model.width
+    return float(width) * lanes * slots * model.width
 
 
 def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
@@ -230,7 +253,8 @@ def needed(
     parts = states(config, sized(config, vocabulary), ranks)
     part = lanes // training.micro_batches
     parts["activations"] = activations(config, vocabulary, part, device)
-    parts["memory"] = memory_state(config, lanes)
+    # What it was before a step, and what it becomes, that of further readings too.
+    parts["memory"] = (1 + training.readings.lanes) * memory_state(config, lanes)
     always = sum(parts[name] for name in ("weights", "optimiser", "indices", "memory"))
     gathered = parts["gradients"] if passes(config) > 1 else 0.0
     update = parts["gradients"] + parts["buffers"]
@@ -290,7 +314,13 @@ def speed(config: RunConfig, vocabulary: int, cluster: Cluster) -> Speed:
     segments = training.unroll * max(number for _, number in training.accumulate)
     tokens = training.lanes * segments * config.model.segment
     lanes = training.lanes // ranks
-    flops = training_flops(config.model, vocabulary, lanes, learn=passed(config)).total
+    flops = training_flops(
+        config.model,
+        vocabulary,
+        lanes,
+        learn=passed(config),
+        readings=training.readings.lanes,
+    ).total
     again = 4 / 3 if training.activation_checkpointing else 1.0
     compute = tokens / ranks * flops * again / (cluster.tflops * 1e12 * cluster.efficiency)
     moved = traffic(config, sized(config, vocabulary), ranks)
@@ -314,7 +344,7 @@ class Checkpoints:
 def checkpoints(config: RunConfig, vocabulary: int, cluster: Cluster) -> Checkpoints:
     """Plan checkpoints by Young's and Daly's interval (Daly, FGCS 22, 2006, equation 37)."""
     of = sized(config, vocabulary)
-    memory = memory_state(config, config.training.lanes) / 2
+    memory = memory_state(config, config.training.lanes)
     total = FLOAT32 * of.parameters + MOMENTS * of.trained + memory
     stall = total / cluster.ranks / (cluster.host * 1e9)
     write = total / (cluster.storage * 1e9)

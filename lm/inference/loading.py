@@ -48,6 +48,12 @@ class LoadedRun:
         return self.config.data.shards
 
     @property
+    def readings(self) -> float:
+        """Lanes that were read in training for each lane of text."""
+        config = self.config
+        return 1.0 if isinstance(config, AdoptedConfig) else config.training.readings.lanes
+
+    @property
     def folder(self) -> Path:
         """The run's folder."""
         return self.checkpoint.parents[1]

@@ -255,12 +255,26 @@ class VocabularyHead(nn.Module):
         """Negative log-likelihoods of targets [n]."""
         raise NotImplementedError
 
-    def forward(self, hidden_BTD: Tensor, targets_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        targets_BT: Tensor | None = None,
+        within: Callable[["VocabularyHead", Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Logits [B, T, V], or, with targets, their negative log-likelihoods in nats [B, T].
 
         With config.head_chunk the logits of that many tokens are held at once, and made a second
         time in the backward pass.
+
+        Args:
+            hidden_BTD: final hidden states.
+            targets_BT: the tokens to predict.
+            within: given, what it makes of the head and the states is returned instead. A head is
+                to be called once in a back-propagation, since at ZeRO stage 3 its weights are at
+                hand within a call only.
         """
+        if within is not None:
+            return within(self, hidden_BTD)
         if targets_BT is None:
             return self.logits(hidden_BTD)
         hidden, targets = hidden_BTD.flatten(0, -2), targets_BT.flatten()

@@ -42,7 +42,7 @@ class Product(NamedTuple):
     m: int
     times: int
     """1 forward, and 1 for each operand that gets a gradient in training."""
-    batch: int = 1
+    batch: float = 1
 
     @property
     def flops(self) -> float:
@@ -76,6 +76,7 @@ def training_flops(
     lanes: int,
     shares: Sequence[float] | None = None,
     learn: Learning = "all",
+    readings: float = 1.0,
 ) -> Work:
     """Work to train on one token with both memories full, one segment a back-propagation.
 
@@ -87,8 +88,12 @@ def training_flops(
             has it.
         learn: which weights move; those that do not have no gradient. Without the small maps of
             lora themselves.
+        readings: lanes that are read for each lane of text (lm.objectives.readings); above 1 the
+            probabilities of all tokens are computed.
     """
-    parts = _parts(config, vocabulary, lanes, shares)
+    if readings > 1 and config.cutoffs is not None:
+        shares = [1.0] * (len(config.cutoffs) + 1)
+    parts = _parts(config, vocabulary, lanes * readings, shares)
     tokens = lanes * config.segment
     return Work(
         {
@@ -126,7 +131,7 @@ def scoring_flops(config: ModelConfig, vocabulary: int, lanes: int, kept: bool) 
 def _parts(
     config: ModelConfig,
     vocabulary: int,
-    lanes: int,
+    lanes: float,
     shares: Sequence[float] | None,
     kept: bool = False,
 ) -> dict[str, list[Product]]:
@@ -143,7 +148,7 @@ def _parts(
     return parts | _vocabulary(config, vocabulary, lanes * config.segment, shares)
 
 
-def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:
+def _layer(config: ModelConfig, lanes: float) -> dict[str, list[Product]]:
     """Products of one layer that reads a segment of every lane."""
     width, segment, head = config.width, config.segment, config.head_width
     queries, stored = config.heads * head, 2 * config.stored_heads * head
@@ -184,7 +189,7 @@ def _layer(config: ModelConfig, lanes: int) -> dict[str, list[Product]]:
     return parts
 
 
-def _compression(config: ModelConfig, lanes: int) -> list[Product]:
+def _compression(config: ModelConfig, lanes: float) -> list[Product]:
     """Products of the compression function; old memory is a constant to it."""
     width, trained = config.width, config.reconstruction != "none"
     products = []
@@ -205,7 +210,7 @@ def _compression(config: ModelConfig, lanes: int) -> list[Product]:
     return products
 
 
-def _reconstruction(config: ModelConfig, lanes: int) -> list[Product]:
+def _reconstruction(config: ModelConfig, lanes: float) -> list[Product]:
     """Products of the loss that trains the compression function."""
     width, head, heads = config.width, config.head_width, lanes * config.heads
     new, segment, queries = config.windows, config.segment, config.reconstructing
@@ -224,7 +229,7 @@ def _reconstruction(config: ModelConfig, lanes: int) -> list[Product]:
 
 
 def _vocabulary(
-    config: ModelConfig, vocabulary: int, rows: int, shares: Sequence[float] | None
+    config: ModelConfig, vocabulary: int, rows: float, shares: Sequence[float] | None
 ) -> dict[str, list[Product]]:
     """Products of the two ends of the model."""
     width = config.width

@@ -7,6 +7,7 @@ Slots are oldest first and live slots stand at the right end, next to the segmen
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,20 @@ and, where they are kept (`CompressiveTransformer.keep_keys`), what attention pr
     keys, values           they belong to fixed weights
 
 and whatever the kinds of memory in lm/model/pinned.py add."""
+
+
+class View(NamedTuple):
+    """What lanes may see while they read a segment, [B] bool each."""
+
+    no_memory_B: Tensor
+    """Lanes that see no memory, and nothing else of the past but compressed memory."""
+    no_compressed_B: Tensor
+    """Lanes that see no compressed memory."""
+    blank_B: Tensor
+    """Lanes that see of the segment only that there are places: embeddings are zero."""
+    apart_B: Tensor
+    """Lanes that only look: nothing of theirs is compressed, and the memory that comes out for them
+    is of no use."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +173,12 @@ class MemoryState:
         """Forget everything in the lanes where `reset_B` is true."""
         return self.with_counts(**{name: count * ~reset_B for name, count in self.counts.items()})
 
+    def seen(self, view: View) -> "MemoryState":
+        """The same with nothing live in what lanes may not see."""
+        hidden = dict.fromkeys(self.counts, view.no_memory_B)
+        hidden["compressed"] = view.no_compressed_B
+        return self.with_counts(**{name: n * ~hidden[name] for name, n in self.counts.items()})
+
     def with_counts(self, **counts: Tensor) -> "MemoryState":
         """The same with other counts."""
         return replace(self, counts={**self.counts, **counts})
@@ -207,6 +228,13 @@ class Counts:
     def begun(self) -> Tensor:
         """Whether compressed memory held anything before; bool."""
         return self.before["compressed"] > 0
+
+    def without(self, apart_B: Tensor) -> "Counts":
+        """The same with nothing compressed in some lanes."""
+        kept_B = ~apart_B
+        return replace(
+            self, evicted=self.evicted * kept_B, new_compressed=self.new_compressed * kept_B
+        )
 
 
 def advance_counts(config: ModelConfig, state: MemoryState, tokens: int) -> Counts:

@@ -17,7 +17,7 @@ from lm.model.attention.base import joined
 from lm.model.components import Embedding, Head, Linear, VocabularyHead, make_norm
 from lm.model.compression import Compression, LossSum, stack_losses
 from lm.model.layer import Block
-from lm.model.memory import MemoryState, advance_counts, live_mask
+from lm.model.memory import MemoryState, View, advance_counts, live_mask
 from lm.model.model_config import LEARNED, ModelConfig
 from lm.model.pinned import LearntSinks
 
@@ -144,9 +144,13 @@ class CompressiveTransformer(nn.Module):
         return SegmentOutput(self.head(states.hidden_BTD, targets_BT), *states[1:])
 
     def read_segment(
-        self, tokens_BT: Tensor, memory: MemoryState, losses: bool | None = None
+        self,
+        tokens_BT: Tensor,
+        memory: MemoryState,
+        losses: bool | None = None,
+        view: View | None = None,
     ) -> SegmentStates:
-        """`forward` without the head."""
+        """`forward` without the head; `view`: what lanes may see, none: everything."""
         config = self.config
         if tokens_BT.shape[1] != config.segment:
             raise ValueError(
@@ -155,9 +159,17 @@ class CompressiveTransformer(nn.Module):
         if memory.kept and self.training:
             raise ValueError("memory with kept keys and values is for model.eval() only")
         hidden = F.dropout(self.embedding(tokens_BT), config.dropout, self.training)
-        memory = self.readable(memory)
+        seen = memory
+        if view is not None:
+            hidden = hidden.masked_fill(view.blank_B[:, None, None], 0.0)
+            seen = memory.seen(view)
+        if config.empty == "attended":
+            # What is not seen is a zero slot, as what is empty.
+            memory = seen = seen.zero_filled(config)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
-        live = self.live(memory)
+        if view is not None:
+            counts = counts.without(view.apart_B)
+        live = self.live(seen)
         losses = self.training if losses is None else losses
         layers, reconstructions, penalties = [], [], []
         for index, block in enumerate(self.layers):

@@ -9,7 +9,7 @@ Shapes: K segments, B lanes, T tokens of a segment, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -100,40 +100,72 @@ class Segment(NamedTuple):
         return Segment(*(tensor[rows] for tensor in self))
 
 
-class SegmentRead:
+class Compared(NamedTuple):
+    """What is known of tokens that were read in several ways (lm.objectives.readings)."""
+
+    values: Mapping[str, Tensor]
+    """[b, T] by name, of some of the lanes."""
+    scored_bT: Tensor
+    """bool, the targets of these lanes that count."""
+    stands_for: int
+    """Lanes of the batch for each of them."""
+
+
+class SegmentRead(NamedTuple):
     """A segment that the model has read: what objectives make their terms of.
 
     Probabilities are computed once, whoever asks, because at ZeRO stage 3 DeepSpeed takes the
     gradient of a layer once in a back-propagation.
-
-    Args:
-        model: what has read it.
-        states: final hidden states, and what the model itself wants minimised.
-        segment: the tokens that were read, and those to predict.
-        logits: whether some objective asks for probabilities of all tokens.
     """
 
-    def __init__(
-        self,
-        model: CompressiveTransformer,
-        states: SegmentStates,
-        segment: Segment,
-        logits: bool,
-    ) -> None:
-        self.states, targets_BT = states, segment.targets_BT
-        self.targets_BT, self.scored_BT = targets_BT, segment.scored_BT
-        self._logits = model.head(states.hidden_BTD) if logits else None
-        if self._logits is None:
-            self.nats_BT: Tensor = model.head(states.hidden_BTD, targets_BT)
-        else:
-            nats = cross_entropy(self._logits.flatten(0, 1), targets_BT.flatten())
-            self.nats_BT = nats.view(targets_BT.shape)
-        """Negative log-likelihoods of the targets."""
+    segment: Segment
+    """The tokens that were read, and those to predict."""
+    states: SegmentStates
+    """Final hidden states, memory, and what the model itself wants minimised."""
+    nats_BT: Tensor
+    """Negative log-likelihoods of the targets."""
+    logits: Tensor | None = None
+    """[B, T, V], where some objective asks for them."""
+    compared: Compared | None = None
+    """Where the segment was read in several ways."""
+
+    @property
+    def targets_BT(self) -> Tensor:
+        """int64, the tokens to predict."""
+        return self.segment.targets_BT
+
+    @property
+    def scored_BT(self) -> Tensor:
+        """bool, the targets that count."""
+        return self.segment.scored_BT
 
     def logits_BTV(self) -> Tensor:
         """Unnormalised log-probabilities of every token, for objectives that set `logits`."""
-        assert self._logits is not None
-        return self._logits
+        assert self.logits is not None
+        return self.logits
+
+
+ReadSegment = Callable[[CompressiveTransformer, Segment, MemoryState, bool, int], SegmentRead]
+"""Reads a segment after memory that is reset where the segment begins anew; whether some objective
+asks for probabilities of all tokens, and the step."""
+
+
+def read_once(
+    model: CompressiveTransformer, segment: Segment, memory: MemoryState, logits: bool, _: int
+) -> SegmentRead:
+    """The one reading that there usually is; see ReadSegment."""
+    return judged(model, segment, model.read_segment(segment.inputs_BT, memory), logits)
+
+
+def judged(
+    model: CompressiveTransformer, segment: Segment, states: SegmentStates, logits: bool
+) -> SegmentRead:
+    """A segment whose states are known, with their probabilities."""
+    if not logits:
+        return SegmentRead(segment, states, model.head(states.hidden_BTD, segment.targets_BT))
+    logits_BTV = model.head(states.hidden_BTD)
+    nats = cross_entropy(logits_BTV.flatten(0, 1), segment.targets_BT.flatten())
+    return SegmentRead(segment, states, nats.view(segment.targets_BT.shape), logits_BTV)
 
 
 class Objective(ABC):
@@ -182,10 +214,18 @@ class Unroll(nn.Module):
     memory returned is cut off. Plain tensors come out, as DeepSpeed needs of a module.
     """
 
-    def __init__(self, model: CompressiveTransformer, objectives: Sequence[Objective]) -> None:
+    def __init__(
+        self,
+        model: CompressiveTransformer,
+        objectives: Sequence[Objective],
+        read: ReadSegment = read_once,
+    ) -> None:
+        """`read`: how segments are read in training; otherwise they are read once."""
         super().__init__()
-        self.model, self.objectives = model, objectives
+        self.model, self.objectives, self.read = model, objectives, read
         self.logits = any(objective.logits for objective in objectives)
+        self.step = 0
+        """The step of training, which some readings depend on."""
 
     def forward(
         self, segments: list[Segment], memory: MemoryState
@@ -202,10 +242,12 @@ class Unroll(nn.Module):
         """
         terms: dict[str, Term] = {}
         by_layer: dict[str, Term] = {}
+        read_segment = self.read if self.model.training else read_once
         for segment in segments:
-            states = self.model.read_segment(segment.inputs_BT, memory.reset(segment.reset_B))
-            memory = states.memory
-            read = SegmentRead(self.model, states, segment, self.logits)
+            before = memory.reset(segment.reset_B)
+            read = read_segment(self.model, segment, before, self.logits, self.step)
+            memory = read.states.memory
             add_terms(terms, terms_of(self.objectives, read))
-            add_terms(by_layer, {name: Term(*loss) for name, loss in states.by_layer.items()})
+            looked_at = read.states.by_layer
+            add_terms(by_layer, {name: Term(*loss) for name, loss in looked_at.items()})
         return terms, by_layer, memory.detach()

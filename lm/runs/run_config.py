@@ -16,6 +16,7 @@ from data.common.values import require_ranges
 from data.lanes import Order
 from data.options import DataConfig
 from lm.model.model_config import LEARNED, ModelConfig
+from lm.objectives.readings_config import ReadingsConfig
 from lm.runs.adapters import LoraConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 
@@ -46,6 +47,8 @@ class TrainingConfig:
     """Begin each document with empty memory (only with order documents)."""
     objectives: tuple[str, ...] = ("likelihood",)
     """What is minimised, by the names in lm/objectives."""
+    readings: ReadingsConfig = field(default_factory=ReadingsConfig)
+    """Further readings of each segment."""
     learn: Literal["all", "compression", "lora"] = "all"
     """What learns. compression: the compression functions, while every other weight stays what it
     is; lora: these, and adapters of the model's linear maps, which training.lora describes."""
@@ -203,6 +206,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._check_reparameterised()
         self._check_learning()
+        self.training.readings.check(self.model)
         if self.optim.name == "muon" and self.training.zero:
             raise ValueError(
                 "optim.name muon needs training.zero 0: from stage 1 on DeepSpeed clips the "
@@ -245,6 +249,11 @@ class RunConfig:
             raise ValueError(
                 f"training.learn compression has nothing to learn with model.compression "
                 f"{model.compression}, which has no weights; set that to {others}"
+            )
+        if self.training.readings and self.training.unroll == 1:
+            raise ValueError(
+                "training.readings teaches compression nothing with training.learn compression and "
+                "training.unroll 1: set training.unroll above 1"
             )
         if model.reconstruction == "none" and self.training.unroll == 1:
             raise ValueError(

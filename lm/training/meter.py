@@ -72,7 +72,12 @@ class Meter:
         """
         model, training = trainer.model, trainer.config.training
         self.trainer, self.split = trainer, trainer.shards.split("train")
-        self.flops = training_flops(model.config, model.vocabulary, trainer.memory.lanes).total
+        self.flops = training_flops(
+            model.config,
+            model.vocabulary,
+            trainer.memory.lanes,
+            readings=training.readings.lanes,
+        ).total
         # Where a CPU emulates bf16, at a rate that says nothing, its float32 is what it could do.
         half = training.precision == "bf16" and has_fast_bf16()
         self.dtype = torch.bfloat16 if half else torch.float32

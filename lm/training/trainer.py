@@ -23,8 +23,8 @@ from lm.feeding import ReadAhead
 from lm.inference.predictor import require_room
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
-from lm.objectives import chosen
 from lm.objectives.objective import Segment, Term, Unroll, total_loss, weights_at
+from lm.objectives.registry import chosen, reading_of
 from lm.runs import checkpoints
 from lm.runs.run_config import RunConfig, identity
 from lm.training.compiling import checkpoint_activations, compile_layers
@@ -79,6 +79,11 @@ class Trainer:
             )
         self.config, self.shards, self.world, self.folder = config, shards, world, folder
         own = training.lanes // world.size
+        if own // training.micro_batches % (every := training.readings.every):
+            raise ValueError(
+                f"training.readings.every must divide the {own // training.micro_batches} lanes "
+                f"that a rank reads at once, which {every} does not"
+            )
         torch.manual_seed(training.seed)
         self.model = CompressiveTransformer(config.model, shards.vocabulary.size)
         require_room(self.model, own)
@@ -92,8 +97,9 @@ class Trainer:
         """What is recorded of the weights that a new run begins with."""
         choose_learning(self.model, config)
         self._settle_model()
-        self.objectives = chosen(training.objectives)
-        self.module = Unroll(self.model, self.objectives)
+        further, read = reading_of(training.readings)
+        self.objectives = chosen(training.objectives) + further
+        self.module = Unroll(self.model, self.objectives, read)
         self.engine = Engine(self.module, config, own)
         # The same weights everywhere, other dropout on every rank.
         torch.manual_seed(training.seed + world.rank)
@@ -206,6 +212,7 @@ class Trainer:
         """Gather the gradients of an update; returns memory and sums of losses over all ranks."""
         parts = self.config.training.micro_batches
         lanes = self.memory.lanes // parts
+        self.module.step = self.step
         (tokens,) = self.world.totals([sum(scored for read in reads for _, scored in read)])
         sums = Sums()
         memory = self.memory

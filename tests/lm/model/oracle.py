@@ -223,12 +223,12 @@ class Oracle:
                 count += target.numel()
         return total, count
 
-    def segment(self, tokens: list[int], before: LaneMemory) -> LaneResult:
-        """One lane, one segment."""
+    def segment(self, tokens: list[int], before: LaneMemory, blank: bool = False) -> LaneResult:
+        """One lane, one segment; blank: whose tokens are not seen."""
         config = self.config
         embedding = self.parameters["embedding.weight"]
         scale = config.embedding_scale or math.sqrt(config.width)
-        hidden = [embedding[token] * scale for token in tokens]
+        hidden = [embedding[token] * scale * (not blank) for token in tokens]
         after = LaneMemory([], [], [], before.read + len(tokens))
         loss, count = torch.zeros((), dtype=torch.float64), 0
         for layer in range(config.layers):

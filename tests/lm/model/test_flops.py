@@ -11,6 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lm.model.flops import scoring_flops, training_flops
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.objectives.objective import Likelihood, Segment, terms_of, total_loss
+from lm.objectives.readings import Readings
+from lm.objectives.readings_config import ReadingsConfig
 from tests.lm.model.cases import SHAPES, TINY, VOCABULARY
 
 LANES = 3
@@ -68,6 +71,25 @@ def test_training_does_the_products_that_are_counted(name):
             loss = loss + total
         loss.backward()
     counted = training_flops(config, VOCABULARY, LANES, shares(config, tokens[:, 1:]))
+    expected = counted.total * LANES * config.segment + 3 * bias_products(model)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("name", ["memory longer", "rotary", "adaptive"])
+def test_further_readings_are_further_lanes(name, every):
+    config = CASES[name]
+    model, tokens, memory = full_model(config, training=True)
+    made = ReadingsConfig(local="segment", far=True, agreement=0.1, every=every)
+    readings = Readings(made)
+    every_one = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+    segment = Segment(tokens[:, :-1], tokens[:, 1:], every_one, every_one[:, 0])
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        read = readings.read(model, segment, memory, False, 0)
+        terms = terms_of([Likelihood(), readings], read)
+        total_loss(terms, weights=readings.weights(0)).backward()
+    counted = training_flops(config, VOCABULARY, LANES, readings=made.lanes)
     expected = counted.total * LANES * config.segment + 3 * bias_products(model)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-12)
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from data.common.command import dump_config, load_config
 from data.shards import Shards, open_shards
-from lm.objectives import OBJECTIVES, chosen
 from lm.objectives.objective import Objective, SegmentRead, Term, total_loss
+from lm.objectives.registry import OBJECTIVES, chosen
 from lm.runs.run_config import RunConfig
 from lm.training import dist, engine
 from lm.training.trainer import Trainer

@@ -20,6 +20,7 @@ from data.common.command import load_config
 from data.shards import DOCUMENT_DTYPE, Shards, Split
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.objectives.readings_config import ReadingsConfig
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import sparsify
@@ -147,6 +148,21 @@ def test_activations_on_the_meta_device_are_those_of_the_same_backend() -> None:
     # The reconstruction loss goes through attention kernels that differ.
     config = replace(TINY, reconstruction="none", backend="shift")
     assert saved_for_backward(config, 50, 3, "meta") == saved_for_backward(config, 50, 3, "cpu") > 0
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_further_readings_are_planned(run_config: RunConfig, every: int) -> None:
+    """What is kept of a layer and a lane is multiplied; operations count the lanes."""
+    readings = ReadingsConfig(local="segment", far=True, agreement=0.1, every=every)
+    model = replace(TINY, layers=4, backend="shift")
+    plain = with_training(replace(run_config, model=model), lanes=12)
+    config = with_training(plain, readings=readings)
+    counted = saved_for_backward(model, 50, 12, "meta", readings=readings)
+    assert activations(config, 50, 12) == pytest.approx(counted, rel=1e-9)
+    assert activations(config, 50, 12) > (1 + 2 / every) * activations(plain, 50, 12)
+    one = Cluster(1, 1)
+    ratio = speed(config, 50, one).compute / speed(plain, 50, one).compute
+    assert ratio == pytest.approx(1 + 2 / every, rel=0.05)
 
 
 @pytest.mark.parametrize("stall", [1.0, 60.0, 600.0])

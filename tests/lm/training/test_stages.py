@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from data.shards import Shards
-from lm.objectives import chosen
 from lm.objectives.objective import Unroll
+from lm.objectives.registry import chosen
 from lm.runs.run_config import RunConfig
 from lm.training import dist
 from lm.training.optim import build_optimizer
