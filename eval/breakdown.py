@@ -20,7 +20,8 @@ def main(
     out: Path | None = None,
 ) -> None:
     """Score a split and break the number down: by the frequency of words in training, by place in
-    the document, by document, by attention to memory of each age, and with memory changed.
+    the document, by document, by attention to memory of each age, with memory changed, and what
+    memory tells of each token.
 
     Args:
         run: folder of the run.
@@ -28,7 +29,8 @@ def main(
         split: which split.
         shards: the shards, if they are not where they were in training.
         checkpoint: name of the checkpoint, by default the newest.
-        out: folder for breakdown-SPLIT.json and documents-SPLIT.csv, by default the run's.
+        out: folder for breakdown-SPLIT.json, documents-SPLIT.csv and worth-SPLIT.html, by default
+            the run's.
     """
     from eval.keeping import read_to_end
     from eval.parts import (
@@ -42,6 +44,7 @@ def main(
         write_documents,
     )
     from eval.protocol import open_reading, record
+    from eval.worth import worth_lines, worth_record, worth_scorer, write_page
     from lm.inference.attention_mass import AttentionMass
     from lm.inference.loading import parts_of
 
@@ -52,6 +55,9 @@ def main(
             check_output(folder / name)
     reading = open_reading(run, scoring, split, shards, checkpoint)
     loaded, part = reading.loaded, reading.split
+    worth, model = None, loaded.model.config
+    if scoring.worth and (model.slots or scoring.local):
+        worth = worth_scorer(reading, scoring.local)
     token_nats = np.full(len(part.tokens), np.nan, dtype=np.float32)
     scorer = WatchingScorer(loaded.predictor, part, scoring, token_nats=token_nats)
     with AttentionMass(loaded.model) as scorer.mass:
@@ -65,13 +71,20 @@ def main(
         "reconstruction_relative": scorer.by_layer("reconstruction_relative"),
         "ablation": ablation(reading, scoring.ablations),
     }
+    lines = [table(result)]
+    if worth is not None:
+        read_to_end(worth)
+        result["worth"] = worth_record(worth, reading, scoring.edges)
+        lines += worth_lines(result["worth"])
     folder.mkdir(parents=True, exist_ok=True)
-    record_name, documents_name = names(split)
+    record_name, documents_name, page_name = names(split)
+    if worth is not None and part.vocabulary.kind != "mulaw":
+        write_page(folder / page_name, worth, f"{run.name}, {split}")
     # The list of documents first: whoever finds the record finds both.
     with writing(folder / record_name) as place, writing(folder / documents_name) as documents:
         place.write_text(as_json(sealed(result)), encoding="utf-8")
         write_documents(documents, part, scorer.document_nats)
-    print(table(result))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

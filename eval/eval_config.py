@@ -8,7 +8,7 @@ from pydantic import Field
 
 from data.common.schema import Count, Positive, Size
 from eval.results import Share
-from lm.inference.inference_config import Lengths, Placement, ScoringConfig
+from lm.inference.inference_config import Lengths, Local, Placement, ScoringConfig
 from lm.sparse.sparse_config import Kind, Scope
 
 ABLATIONS = ("intact", "absent", "zeroed", "shuffled", "exchanged")
@@ -67,11 +67,19 @@ class BreakdownConfig(ScoreConfig):
     ablations: tuple[str, ...] = ABLATIONS
     """What is done to compressed memory, each in a pass of its own: intact, absent, zeroed,
     shuffled, exchanged."""
+    worth: bool = True
+    """Measure what memory tells of each token, by a second reading without it; also writes a page
+    of the passages where that is most."""
+    local: Local | None = None
+    """What the second reading sees: the segment alone, or memory without compressed memory; none:
+    what it saw in training, or memory where there is compressed memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if sorted(set(self.edges), reverse=True) != list(self.edges) or not self.edges:
             raise ValueError(f"edges must fall from bucket to bucket, not {list(self.edges)}")
+        if self.local is not None and not self.worth:
+            raise ValueError("local has no effect with worth false; leave it out")
         if unknown := set(self.ablations) - set(ABLATIONS):
             raise ValueError(f"ablations are some of {', '.join(ABLATIONS)}, not {min(unknown)}")
 

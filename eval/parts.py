@@ -28,9 +28,9 @@ from lm.scoring import Scorer
 COLUMNS = ["name", "title", "tokens", "bytes", "words", "nats", "bits_per_byte", "word_perplexity"]
 
 
-def names(split: str) -> tuple[str, str]:
-    """Names of the record and of the list of documents."""
-    return f"breakdown-{split}.json", f"documents-{split}.csv"
+def names(split: str) -> tuple[str, str, str]:
+    """Names of the record, of the list of documents, and of the page of what memory tells."""
+    return f"breakdown-{split}.json", f"documents-{split}.csv", f"worth-{split}.html"
 
 
 class WatchingScorer(Scorer[ModelState]):
@@ -94,6 +94,16 @@ def perplexity_shown(value: float | None) -> str:
     return "over 1e308" if value is None else f"{value:,.1f}"
 
 
+def place_edges(split: Split, segment: int) -> list[int]:
+    """Where the stretches of a document end that are told apart: its first segment, the next, the
+    next two, the next four ..., up to the longest document.
+    """
+    edges = [0, segment]
+    while edges[-1] < int(split.documents["tokens"].max()):
+        edges.append(2 * edges[-1])
+    return edges
+
+
 def by_position(split: Split, token_nats: np.ndarray, segment: int) -> list[dict[str, Any]]:
     """Bits per byte (of text that tokens do not give back, per token) by place in the document, in
     tokens: the first segment, the next, the next two, the next four ...; does more context keep
@@ -101,10 +111,7 @@ def by_position(split: Split, token_nats: np.ndarray, segment: int) -> list[dict
     """
     size_V = split.vocabulary.token_bytes if split.exact else np.ones(split.vocabulary.size)
     documents = split.documents[split.documents["tokens"] > 0]
-    longest = int(documents["tokens"].max())
-    edges = [0, segment]
-    while edges[-1] < longest:
-        edges.append(2 * edges[-1])
+    edges = place_edges(split, segment)
     sums = np.zeros((len(edges) - 1, 3))
     for offset, tokens in zip(documents["offset"], documents["tokens"], strict=True):
         for number, (low, high) in enumerate(pairwise(edges)):

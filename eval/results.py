@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from data.common.integrity import read_sealed
 from data.common.schema import Count, Record, Sha256, Size, as_record
 from data.mixtures import SourceName
+from eval.worth_results import WorthOfAll
 from lm.inference.inference_config import BITS
 
 FORMAT = 2
@@ -190,6 +191,8 @@ class Breakdown(Score):
     reconstruction_relative: list[float] = Field(default_factory=list)
     """The same over the mean square of what is reconstructed."""
     ablation: dict[str, float]
+    worth: WorthOfAll | None = None
+    """Of models with memory, where it was asked for."""
 
 
 class CurvePoint(Cost):

@@ -24,6 +24,7 @@ from eval.results import (
     read_result,
     spoken,
 )
+from eval.worth_results import BESIDE
 
 SAME_TEXT = ("corpus", "text", "split", "unit", "denominator")
 """What the number is about. Shards may differ: another vocabulary reads the same text."""
@@ -220,6 +221,20 @@ def breakdowns(results: Results, split: str) -> list[Section]:
             "last column is the share of segments whose exchanged memory was of another document."
         )
         sections.append(by_run(f"Compressed memory changed ({split})", cells, text, figure))
+    if found := {name: result for name, result in results.items() if result.get("worth")}:
+        cells = {
+            name: {
+                "beside": BESIDE[result["worth"]["local"]],
+                "KL": f"{result['worth']['worth']:.4f}",
+                "saved": f"{result['worth']['difference']:.4f}",
+            }
+            for name, result in found.items()
+        }
+        text = (
+            "What memory tells of a token, in nats: the divergence of the prediction with it from "
+            "that of a second reading without, and what it saves on the tokens that came."
+        )
+        sections.append(by_run(f"Memory's worth ({split})", cells, text))
     return sections
 
 

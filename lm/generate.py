@@ -51,16 +51,21 @@ def main(
     check_output(save_memory, *read)
     if out is not None and save_memory is not None and resolved(out) == resolved(save_memory):
         raise ValueError("--out and --save-memory name one file; give two")
+    if sampling.memory_weight is not None and (load_memory or save_memory or adapt != PLAIN):
+        raise ValueError(
+            "--memory-weight reads a text in two ways, which files of memory and --adapt do not; "
+            "leave --load-memory, --save-memory and --adapt out"
+        )
     texts = prompts(sampling)
     if save_memory is not None and len(texts) > 1:
         raise ValueError("--save-memory keeps the memory of one text; give one prompt")
     loaded = load_run(run, checkpoint, sampling, sampling)
     check_stops(stops_of(sampling), loaded.vocabulary)
-    require_lanes(loaded, len(texts) * sampling.samples, adapt)
+    readings = 1 if sampling.memory_weight is None else 2
+    require_lanes(loaded, len(texts) * sampling.samples * readings, adapt)
     fresh = load_memory is None and texts == [b""]
     talk = conversation_of(loaded.vocabulary, sampling, fresh) if sampling.interactive else None
-    source = sampling.prompt_file or sampling.prompts_file
-    session = opened(loaded, texts, load_memory, source, adapt)
+    session = opened(loaded, texts, sampling, load_memory, adapt)
     if sampling.interactive:
         converse(session, sampling, save_memory, talk)
         return

@@ -14,6 +14,8 @@ LONGEST = 1 << 40
 """Tokens; no text has as many."""
 LEAST, MOST = 1e-30, 1e30
 """Range of what logits are divided and multiplied by: within it float64 cannot overflow."""
+Local = Literal["segment", "memory"]
+"""What a reading sees that is to do without long memory: the segment alone, or memory too."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -118,6 +120,12 @@ class GenerateConfig(SamplingConfig, Lengths, Placement):
     the model ends its turn; null does so where there is one, false reads lines as they are."""
     system: str | None = None
     """What a chat begins with, as the system's words."""
+    memory_weight: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """What long memory tells counts so many times: draw from full + (W - 1) (full - local), of
+    logits, where local is a second reading without it; 1 is the model itself, 0 the local one."""
+    local: Local | None = None
+    """What the second reading sees: the segment alone, or memory without compressed memory; none:
+    what it saw in training, or memory where there is compressed memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +138,8 @@ class GenerateConfig(SamplingConfig, Lengths, Placement):
             raise ValueError("--interactive, --samples and --stop need --tokens of at least 1")
         if not self.interactive and (self.chat is not None or self.system is not None):
             raise ValueError("--chat and --system have no effect without --interactive")
+        if self.local is not None and self.memory_weight is None:
+            raise ValueError("--local has no effect without --memory-weight; leave it out")
         if self.chat is False and self.system is not None:
             raise ValueError("--system has no effect with --chat false; leave one of them out")
 

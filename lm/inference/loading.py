@@ -11,7 +11,7 @@ from data.common.files import hash_file
 from data.common.requirements import require_memory
 from data.common.tensors import TensorFile
 from data.tokenizers.registry import Tokenizer, load_tokenizer
-from lm.inference.inference_config import Lengths, Placement
+from lm.inference.inference_config import Lengths, Local, Placement
 from lm.inference.predictor import ModelPredictor
 from lm.model.transformer import CompressiveTransformer
 from lm.runs import checkpoints
@@ -52,6 +52,12 @@ class LoadedRun:
         """Lanes that were read in training for each lane of text."""
         config = self.config
         return 1.0 if isinstance(config, AdoptedConfig) else config.training.readings.lanes
+
+    @property
+    def local(self) -> Local | None:
+        """What its local reading saw in training, if it had one."""
+        config = self.config
+        return None if isinstance(config, AdoptedConfig) else config.training.readings.local
 
     @property
     def folder(self) -> Path:

@@ -188,9 +188,13 @@ class ModelPredictor(Predictor[ModelState]):
             if state.reader is None and counts is None and whole:
                 return self.read_segments(tokens_Bt, state)
             if state.reader is None:
-                state = ModelState(state.memory, Reader(self.model, state.memory))
+                state = ModelState(state.memory, self.reader(state.memory))
             assert state.reader is not None
             return state.reader.read(tokens_Bt, counts), state
+
+    def reader(self, memory: MemoryState) -> Reader:
+        """What reads tokens of an open segment after `memory`."""
+        return Reader(self.model, memory)
 
     def read_segments(self, tokens_BT: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Whole segments, as in training."""

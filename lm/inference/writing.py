@@ -20,15 +20,30 @@ from data.tokenizers.registry import Tokenizer, WordTokenizer
 from data.tokenizers.words import UNKNOWN
 from lm.inference import memory_file
 from lm.inference.adapted import looking_up
+from lm.inference.beside import Beside, Forgetful, local_of
 from lm.inference.chat import Conversation
 from lm.inference.inference_config import PLAIN, GenerateConfig, LookupConfig
 from lm.inference.loading import LoadedRun
+from lm.inference.predictor import Predictor
 from lm.inference.session import Session, Writing, encode
 
 
 def stops_of(config: GenerateConfig) -> list[bytes]:
     """The stop strings as bytes, those too that the command line had in no encoding."""
     return [stop.encode(errors="surrogateescape") for stop in config.stop]
+
+
+def predictor_of(loaded: LoadedRun, config: GenerateConfig, lookup: LookupConfig) -> Predictor[Any]:
+    """The run itself, or beside a reading of its own that forgets, or with what it looks up.
+
+    Raises:
+        ValueError: the model has no memory that could be forgotten.
+    """
+    if config.memory_weight is None:
+        return looking_up(loaded.predictor, lookup)
+    local = local_of(loaded.model.config, config.local, loaded.local)
+    forgetful = Forgetful(loaded.model, loaded.vocabulary, local)
+    return Beside(loaded.predictor, forgetful, config.memory_weight)
 
 
 def require_lanes(loaded: LoadedRun, lanes: int, lookup: LookupConfig = PLAIN) -> None:
@@ -87,14 +102,15 @@ def _is_terminal(path: Path) -> bool:
 def opened(
     loaded: LoadedRun,
     texts: list[bytes],
+    config: GenerateConfig,
     memory: Path | None,
-    file: Path | None = None,
     lookup: LookupConfig = PLAIN,
 ) -> Session[Any]:
     """A session that has read the texts, after the text that `memory` holds, if any.
 
-    file: where the texts come from; lookup: what is looked up in what was read.
+    lookup: what is looked up in what was read.
     """
+    file = config.prompt_file or config.prompts_file
     vocabulary, ids = loaded.vocabulary, []
     for number, text in enumerate(texts, 1):
         name = "the prompt" if len(texts) == 1 else f"prompt {number}"
@@ -103,7 +119,7 @@ def opened(
         ids.append(encode(vocabulary, text, name))
         tell_unknown(vocabulary, text, ids[-1], name)
     if memory is None:
-        session = Session.begin(looking_up(loaded.predictor, lookup), len(texts))
+        session = Session.begin(predictor_of(loaded, config, lookup), len(texts))
     else:
         session = memory_file.load_memory(memory, loaded, lookup).repeat(len(texts))
     session.read(ids)

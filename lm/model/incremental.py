@@ -9,7 +9,7 @@ segment is complete: what a lane gives never depends on its neighbours.
 Shapes as in attention/base.py; B lanes of text, t new tokens, n tokens that are there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,15 +91,25 @@ class Reader:
     """
 
     @torch.no_grad()
-    def __init__(self, model: CompressiveTransformer, memory: MemoryState) -> None:
+    def __init__(
+        self,
+        model: CompressiveTransformer,
+        memory: MemoryState,
+        forget: Callable[[MemoryState], MemoryState] | None = None,
+    ) -> None:
         """Begin a segment after `memory`.
+
+        Args:
+            model: what reads.
+            memory: what was read before.
+            forget: what is left of memory after each segment; none: all.
 
         Raises:
             ValueError: the model is in training mode.
         """
         if model.training:
             raise ValueError("text is read in small parts by model.eval() only")
-        self.model, self.blocks = model, model.layers
+        self.model, self.blocks, self.forget = model, model.layers, forget
         self.tables = [block.attention.tables() for block in self.blocks]
         self.memory = model.readable(model.keep_keys(memory))
         """Of B' lanes, each for as many neighbouring lanes of text."""
@@ -203,6 +213,7 @@ class Reader:
             columns = [slice(done[lane] + first, done[lane] + first + length) for lane in lanes]
             tokens = [tokens_Bt[lane, part] for lane, part in zip(lanes, columns, strict=True)]
             hidden, memory, *_ = self.model.read_segment(torch.stack(tokens), memory)
+            memory = memory if self.forget is None else self.forget(memory)
             for lane, part, states in zip(lanes, columns, hidden, strict=True):
                 output_BtD[lane, part] = states
         self.last_BD = self._last(lanes, hidden[:, -1])
@@ -302,7 +313,8 @@ class Reader:
                 layer.received_BS[rows] = 0.0
         for lane in lanes:
             self.lengths[lane] = 0
-        self._remember(lanes, MemoryState(tuple(layers), counts.after))
+        after = MemoryState(tuple(layers), counts.after)
+        self._remember(lanes, after if self.forget is None else self.forget(after))
 
     def _memory_of(self, lanes: list[int]) -> MemoryState:
         """Memory of some lanes of text, one lane each."""
