@@ -10,12 +10,12 @@ from torch import Tensor
 
 from data.shards import Split
 from eval.eval_config import DynamicConfig
-from eval.results import spoken
+from eval.results import Result, spoken
 from lm.inference.inference_config import BITS
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Segment
-from lm.scoring import ASTRAY, Scorer, require_finite
+from lm.scoring import ASTRAY, Score, Scorer, require_finite
 
 WINDOWS = 50
 """Points of the curve of a pass."""
@@ -24,8 +24,9 @@ WINDOWS = 50
 class DynamicScorer(Scorer[ModelState]):
     """A scorer that scores a segment first and learns from it afterwards.
 
-    It moves a copy of the weights, by the gradient of the scored tokens' mean cost. What is read
-    to warm lanes up is not learnt from: another lane may not have been scored on it yet.
+    It moves a copy of the weights, or of those of the output layer, by the gradient of the scored
+    tokens' mean cost. What is read to warm lanes up is not learnt from: another lane may not have
+    been scored on it yet.
     """
 
     config: DynamicConfig
@@ -36,6 +37,10 @@ class DynamicScorer(Scorer[ModelState]):
         moving = ModelPredictor(self.model, split.vocabulary, keep_keys=False)
         super().__init__(moving, split, config)
         self.config = config
+        if config.learn == "head":
+            self.model.requires_grad_(False)
+            # Vectors that it shares with the embedding are its own from here on.
+            self.model.head = copy.deepcopy(self.model.head).requires_grad_()
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
         (lr,) = config.lrs
@@ -89,6 +94,25 @@ def one_pass(
         if (size := after[1] - before[1])
     ]
     return {"nats": marks[-1][0], "curve": curve}
+
+
+def as_read(result: Result, read: Score, limit: int | None) -> tuple[str, float]:
+    """What nats of a text are divided by for the number that is told, and its unit; where a limit
+    leaves some of the split unread, the record of the plain score becomes one of what was read.
+
+    Args:
+        result: record of the plain score.
+        read: this score.
+        limit: segments of each lane, if not all.
+    """
+    unit, denominator = result["protocol"]["unit"], result["protocol"]["denominator"]
+    if limit is not None:
+        # Bytes of what was read are all that can be divided by, or tokens.
+        unit, denominator = read.unit, read.tokens if read.bytes is None else read.bytes
+        result |= {"value": read.bits, "units": {}}
+        result["interval"]["bounds"] = []
+        result["protocol"] |= {"unit": unit, "denominator": denominator, "limit": limit}
+    return unit, denominator
 
 
 def table(result: dict[str, Any]) -> str:

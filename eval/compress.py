@@ -9,8 +9,9 @@ from pathlib import Path
 
 from data.common import command
 from data.common.outputs import check_output, writing
-from data.common.schema import Size
-from lm.inference.inference_config import PLAIN, LookupConfig
+from eval.eval_config import CodingConfig
+
+BY_DEFAULT = CodingConfig()
 
 
 def main(
@@ -18,11 +19,10 @@ def main(
     file: Path,
     out: Path | None = None,
     decompress: bool = False,
-    lanes: Size | None = None,
     checkpoint: str | None = None,
     compare: bool = False,
     overwrite: bool = False,
-    adapt: LookupConfig = PLAIN,
+    coding: CodingConfig = BY_DEFAULT,
 ) -> None:
     """Compress a file with a trained model, or give it back.
 
@@ -31,19 +31,16 @@ def main(
         file: what is to be compressed or decompressed.
         out: where the result goes; by default beside the file, with .lm added or taken away.
         decompress: give a compressed file back.
-        lanes: parts of the file that are coded side by side, each beginning without memory; by
-            default one for every 4,096 tokens, 256 at most.
         checkpoint: name of the checkpoint, by default the newest.
         compare: also compress with xz, bzip2, zstd and brotli.
         overwrite: replace a file that is there; what is read is never replaced.
-        adapt: what is looked up in the text so far, to change predictions by; the same to get a
-            file back as when it was compressed.
+        coding: how it is read.
     """
     from eval.coding import compress, compressors, model_digest, restore, target_of
     from lm.inference.adapted import looking_up
     from lm.inference.loading import load_run, parts_of
 
-    if lanes is not None and decompress:
+    if coding.lanes is not None and decompress:
         raise ValueError("lanes has no effect on decompression: the file says how many there are")
     if not file.is_file():
         raise ValueError(f"{file} is {'no file' if file.exists() else 'not there'}; give a file")
@@ -52,11 +49,14 @@ def main(
     others = compressors() if compare else {}
     content = file.read_bytes()
     loaded = load_run(run, checkpoint)
-    model, predictor = model_digest(loaded, adapt), looking_up(loaded.predictor, adapt)
+    model, predictor = (
+        model_digest(loaded, coding.adapt),
+        looking_up(loaded.predictor, coding.adapt),
+    )
     if decompress:
         made = restore(predictor, model, content, file)
     else:
-        made = compress(predictor, model, content, lanes, file)
+        made = compress(predictor, model, content, coding.lanes, file)
     with writing(target) as place:
         place.write_bytes(made)
     print(f"{target}: {len(made):,} bytes from {len(content):,}")
@@ -69,4 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, section="coding")

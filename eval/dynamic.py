@@ -32,7 +32,7 @@ def main(
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the results, by default dynamic-SPLIT.json in the run's folder.
     """
-    from eval.adapting import DynamicScorer, one_pass, table
+    from eval.adapting import DynamicScorer, as_read, one_pass, table
     from eval.protocol import convert, open_reading, record
     from lm.inference.loading import parts_of
     from lm.scoring import Scorer
@@ -44,21 +44,16 @@ def main(
     plain = Scorer(reading.loaded.predictor, part, scoring)
     fixed = one_pass(plain, scoring.limit, "fixed weights")
     result = record(reading, plain.result())
-    unit, denominator = result["protocol"]["unit"], result["protocol"]["denominator"]
-    if scoring.limit is not None:
-        # Not the whole split: bytes of what was read are all that can be divided by, or tokens.
-        read = plain.result()
-        unit, denominator = read.unit, read.tokens if read.bytes is None else read.bytes
-        result |= {"value": read.bits, "units": {}}
-        result["interval"]["bounds"] = []
-        result["protocol"] |= {"unit": unit, "denominator": denominator, "limit": scoring.limit}
+    unit, denominator = as_read(result, plain.result(), scoring.limit)
     passes = [fixed | {"lr": None, "value": convert(fixed["nats"], unit, denominator)}]
     for lr in scoring.lrs:
         moving = DynamicScorer(model, part, replace(scoring, lrs=(lr,)))
         why = f"learning rate {lr:g} carried its weights away; leave it out of --lrs"
         found = one_pass(moving, scoring.limit, f"learning rate {lr:g}", why)
         passes.append(found | {"lr": lr, "value": convert(found["nats"], unit, denominator)})
-    how = {name: getattr(scoring, name) for name in ("optimizer", "every", "decay", "clip")}
+    how = {
+        name: getattr(scoring, name) for name in ("optimizer", "every", "decay", "clip", "learn")
+    }
     result["dynamic"] = how | {"unit": unit, "passes": passes}
     write_result(target, result)
     print(table(result))

@@ -2,17 +2,29 @@
 
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from data.common.schema import Count, Positive, Size
+from data.common.values import require_ranges
 from eval.results import Share
-from lm.inference.inference_config import Lengths, Local, Placement, ScoringConfig
+from lm.inference.inference_config import (
+    PLAIN,
+    Lengths,
+    Local,
+    LookupConfig,
+    Placement,
+    ScoringConfig,
+)
 from lm.sparse.sparse_config import Kind, Scope
 
 ABLATIONS = ("intact", "absent", "zeroed", "shuffled", "exchanged")
 """What may be done to compressed memory (eval.ablation)."""
+AdaptMethod = Literal[
+    "cache", "knn", "mbpa", "mbpa+cache", "mbpa+knn", "memory", "dynamic", "dynamic-head"
+]
+ADAPT_METHODS: tuple[AdaptMethod, ...] = get_args(AdaptMethod)
 NAMES = ("segment", "memory", "compressed", "sinks")
 """Lengths that a sweep may try."""
 
@@ -100,6 +112,8 @@ class DynamicConfig(ScoreConfig):
     """Share of the way back to the trained weights that each step goes."""
     clip: Positive = 0.1
     """Largest global norm of a step's gradient."""
+    learn: Literal["all", "head"] = "all"
+    """Weights that learn: all, or those of the output layer alone, which then shares none."""
     limit: Size | None = None
     """Read only this many segments of each lane; the plain score is then of these as well."""
 
@@ -109,6 +123,21 @@ class DynamicConfig(ScoreConfig):
             raise ValueError("lrs must be some rates of at least 0")
         if self.precision != "float32":
             raise ValueError("weights that learn need precision float32; leave --precision out")
+
+
+@dataclass(frozen=True)
+class CodingConfig:
+    """How a file is read that is compressed."""
+
+    lanes: Size | None = None
+    """Parts of the file that are coded side by side, each beginning without memory; none: one for
+    every 4,096 tokens, 256 at most."""
+    adapt: LookupConfig = PLAIN
+    """What is looked up in the text so far, to change predictions by; the same to get a file back
+    as when it was compressed."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -128,3 +157,54 @@ class PruneConfig(ScoreConfig):
             raise ValueError("sparsities must be some shares between 0 and 1")
         if not self.kinds:
             raise ValueError("kinds must name some matrices, such as '[attention, feedforward]'")
+
+
+@dataclass(frozen=True)
+class AdaptConfig(ScoreConfig):
+    """How the text is read, which ways to learn from it on the way are compared, and the settings
+    that each is tried with on the validation split, one after the other: the best of a list stays
+    while the next is tried.
+    """
+
+    methods: tuple[AdaptMethod, ...] = ADAPT_METHODS
+    """cache, knn, mbpa, mbpa+cache, mbpa+knn: what was read is looked up; memory: as many slots of
+    uncompressed memory as a store has entries; dynamic, dynamic-head: weights, or those of the
+    output layer, learn."""
+    capacity: tuple[Size, ...] = (500, 2000)
+    """Newest tokens that are looked up."""
+    neighbours: tuple[Size, ...] = (4, 16, 64)
+    """Nearest entries, of knn and mbpa."""
+    sharpness: tuple[Positive, ...] = (5.0, 10.0, 20.0, 40.0)
+    """Of the cache."""
+    temperature: tuple[Positive, ...] = (0.03, 0.1, 0.3)
+    """Of knn."""
+    share: tuple[Share, ...] = (0.02, 0.05, 0.1, 0.2)
+    """Of the cache's or the neighbours' distribution."""
+    kernel: tuple[Literal["inverse", "exponential"], ...] = ("inverse", "exponential")
+    """Of mbpa."""
+    softness: tuple[Positive, ...] = (0.03, 0.1, 0.3)
+    """Of mbpa."""
+    rate: tuple[Annotated[float, Field(ge=0)], ...] = (0.3, 1.0, 3.0, 10.0)
+    """Of mbpa."""
+    steps: tuple[Size, ...] = (1,)
+    """Of mbpa."""
+    decay: tuple[Share, ...] = ()
+    """Of mbpa with several steps."""
+    lrs: tuple[Annotated[float, Field(ge=0)], ...] = (1e-5, 1e-4, 1e-3)
+    """Learning rates of dynamic and dynamic-head, by Adam."""
+    limit: Size | None = None
+    """Read only this many segments of each lane, of both splits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods:
+            raise ValueError(f"methods must be some of {', '.join(ADAPT_METHODS)}")
+        dynamic = {name for name in self.methods if name.startswith("dynamic")}
+        if dynamic and not self.lrs:
+            raise ValueError(f"{min(dynamic)} needs some learning rates; give --lrs")
+        if dynamic and self.precision != "float32":
+            raise ValueError(f"{min(dynamic)} needs precision float32; leave --precision out")
+        if not self.capacity:
+            raise ValueError("capacity must be some numbers of tokens")
+        if "memory" in self.methods and self.memory is not None:
+            raise ValueError("memory has no effect where method memory tries lengths of its own")

@@ -217,6 +217,8 @@ class Passes(Record):
     every: Size
     decay: Share
     clip: float
+    learn: str = "all"
+    """Older files do not say so."""
     unit: str
     passes: Annotated[list[Pass], Some]
 

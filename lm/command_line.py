@@ -34,6 +34,7 @@ PROGRAMS = {
     "distance": "eval.distance",
     "bayes": "eval.bayes",
     "dynamic": "eval.dynamic",
+    "adapt": "eval.adapt",
     "prune": "eval.prune",
     "harness": "eval.harness",
     "evaluate": "tools.evaluate",

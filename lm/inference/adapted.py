@@ -17,9 +17,10 @@ from torch import Tensor
 from data.common.requirements import require_memory
 from lm.inference.adaptation import adapted, by_distance, cache, mixed
 from lm.inference.inference_config import LookupConfig
-from lm.inference.predictor import ModelPredictor, Predictor, State
+from lm.inference.predictor import Predictor, State
 from lm.inference.store import Store
 from lm.model.components import Head
+from lm.model.transformer import CompressiveTransformer
 
 PART = 1 << 23
 """Numbers, such as distances or logits, that are held at once for one step of looking up."""
@@ -89,7 +90,8 @@ class AdaptedPredictor(Predictor[AdaptedState]):
         # Entries are those of one long pass once the first of them saw as much as its model can.
         self.warmup = inner.warmup + self.capacity
         self.at_once = inner.segment
-        head = inner.model.head if isinstance(inner, ModelPredictor) else None
+        self.model: CompressiveTransformer | None = getattr(inner, "model", None)
+        head = None if self.model is None else self.model.head
         self.bias = isinstance(head, Head) and head.bias is not None
         if "mbpa" in self.methods and not isinstance(head, Head):
             raise ValueError(
@@ -131,8 +133,8 @@ class AdaptedPredictor(Predictor[AdaptedState]):
 
     def _like(self) -> Tensor:
         """A hidden state, of any content; in float32 at least."""
-        if isinstance(self.inner, ModelPredictor):
-            like_D = self.inner.model.embedding.weight.new_zeros(self.inner.model.config.width)
+        if self.model is not None:
+            like_D = self.model.embedding.weight.new_zeros(self.model.config.width)
         else:
             start_11 = torch.full((1, 1), self.vocabulary.start, device=self.device)
             like_D = self.inner.read(start_11, self.inner.begin(1))[0][0, 0]
@@ -222,7 +224,7 @@ class AdaptedPredictor(Predictor[AdaptedState]):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Of the predictor within, in float32 at least."""
-        if isinstance(self.inner, ModelPredictor):
-            hidden = hidden.to(self.inner.model.embedding.weight.dtype)
+        if self.model is not None:
+            hidden = hidden.to(self.model.embedding.weight.dtype)
         logits = self.inner.logits(hidden)
         return logits if logits.dtype == torch.float64 else logits.float()

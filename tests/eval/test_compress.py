@@ -17,6 +17,7 @@ from data.shards import Shards
 from data.tokenizers.registry import ByteTokenizer
 from eval import compress
 from eval.coding import SIZE, pack, unpack
+from eval.eval_config import CodingConfig
 from lm.inference.inference_config import LookupConfig, ScoringConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelPredictor
@@ -105,18 +106,24 @@ def test_what_is_looked_up_gives_every_byte_back(
 ) -> None:
     """A prediction that knew its future could not be decoded."""
     content = b"one who wrote it down read the long book of memory again. " * 4
-    file, again = tmp_path / "book.txt", tmp_path / "again.txt"
+    file, again, how = tmp_path / "book.txt", tmp_path / "again.txt", CodingConfig(adapt=lookup)
     file.write_bytes(content)
-    compress.main(trained_run, file, lanes=2, adapt=lookup)
+    compress.main(trained_run, file, coding=CodingConfig(2, lookup))
     packed = tmp_path / "book.txt.lm"
-    compress.main(trained_run, packed, out=again, decompress=True, adapt=lookup)
+    compress.main(trained_run, packed, out=again, decompress=True, coding=how)
     assert again.read_bytes() == content
     plain = packed_of(loaded, content, 2, FILE)
     assert packed.stat().st_size <= len(plain)
     assert packed.read_bytes()[SIZE:] != plain[SIZE:]
     for other in (LookupConfig(), replace(lookup, capacity=41)):
         with pytest.raises(ValueError, match=r"looked up otherwise; give .* --adapt that"):
-            compress.main(trained_run, packed, tmp_path / "c", decompress=True, adapt=other)
+            compress.main(
+                trained_run,
+                packed,
+                tmp_path / "c",
+                decompress=True,
+                coding=CodingConfig(adapt=other),
+            )
 
 
 def test_every_flipped_bit_is_found(loaded: LoadedRun) -> None:

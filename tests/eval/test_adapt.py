@@ -1,0 +1,125 @@
+"""Ways to learn from a text while it is scored: chosen on one split, reported on another."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.common.integrity import read_sealed
+from data.tokenizers.registry import ByteTokenizer
+from eval import adapt
+from eval.adapting import DynamicScorer
+from eval.eval_config import AdaptConfig, DynamicConfig
+from eval.lookups import Search
+from lm.inference.adapted import AdaptedPredictor
+from lm.inference.inference_config import LookupConfig, ScoringConfig
+from lm.inference.loading import load_run
+from lm.model.model_config import ModelConfig
+from lm.model.transformer import CompressiveTransformer
+from lm.scoring import score
+from tests.predictors import predictor
+from tests.texts import TEXT, split_of
+
+MODEL = ModelConfig(
+    layers=1, width=16, heads=2, feedforward=32, segment=8, memory=8, compressed=6, rate=2
+)
+SPLIT = split_of(ByteTokenizer(), [TEXT[:100], TEXT[100:303]])
+SMALL = AdaptConfig(
+    lanes=2,
+    capacity=(20, 60),
+    neighbours=(2, 5),
+    sharpness=(4.0,),
+    temperature=(0.5,),
+    share=(0.1, 0.3),
+    softness=(0.1,),
+    rate=(1.0, 4.0),
+    lrs=(1e-3,),
+    limit=9,
+)
+
+
+def test_a_recorded_text_costs_what_it_costs_when_read() -> None:
+    torch.manual_seed(0)
+    model = predictor(CompressiveTransformer(MODEL, 256).double())
+    config = replace(SMALL, limit=None, warmup=80)
+    search = Search(model, SPLIT, config)
+    plain = ScoringConfig(lanes=2, warmup=80)
+    assert search.plain.result() == score(model, SPLIT, plain)
+    for method in ("cache", "knn", "mbpa", "mbpa+cache"):
+        lookup, curves = search.choose(method)
+        read = score(AdaptedPredictor(model, lookup), SPLIT, plain)
+        assert search.known[lookup] == pytest.approx(read.nats, rel=1e-12)
+        # The best that was tried; settings of the parts stay where both were chosen alone.
+        assert search.known[lookup] == min(min(curve.nats) for curve in curves)
+        names = [curve.setting for curve in curves]
+        if method == "mbpa+cache":
+            assert names == ["rate", "share"]
+            assert lookup.sharpness == search.found["cache"].sharpness
+            assert lookup.neighbours == search.found["mbpa"].neighbours
+        else:
+            assert names[0] == "capacity" and {*names} - {"capacity"} <= {*lookup.takes}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_layer_learns_alone(tied: bool) -> None:
+    torch.manual_seed(0)
+    model = CompressiveTransformer(replace(MODEL, tied=tied), 256)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    scorer = DynamicScorer(model, SPLIT, DynamicConfig(lrs=(0.05,), learn="head"))
+    for _ in scorer:
+        pass
+    for name, each in scorer.model.state_dict().items():
+        assert torch.equal(each, before[name]) == (not name.startswith("head.")), name
+    for name, each in model.state_dict().items():
+        assert torch.equal(each, before[name])
+    plain = score(predictor(model), SPLIT, ScoringConfig(lanes=1)).nats
+    assert scorer.result().nats < plain
+
+
+def test_the_program_compares_them(trained_run: Path, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "adapt.json"
+    adapt.main(trained_run, SMALL, json=file)
+    result = read_sealed(file, "again")
+    ways = {way["method"]: way for way in result["adapt"]["ways"]}
+    assert [*ways] == ["fixed", *SMALL.methods]
+    assert ways["fixed"]["value"] == pytest.approx(result["value"], rel=1e-12)
+    assert result["protocol"]["limit"] == 9
+    assert result["protocol"]["warmup"] == 8 + 2 * 4 + 60
+    shown = capsys.readouterr().out
+    loaded = load_run(trained_run)
+    for name, way in ways.items():
+        assert f"{way['value']:.4f}" in shown and way["tokens_per_second"] > 0
+        if "method" in way["settings"]:
+            lookup = LookupConfig(**way["settings"])
+            assert lookup == lookup.settled()
+            (line,) = [each for each in shown.splitlines() if each.startswith(f"  {name}: ")]
+            assert all(f"--adapt.{n} {value}" in line for n, value in way["settings"].items())
+            # Keys, their norms and the last state in float32; tokens and counts in 8 bytes.
+            slots, width = lookup.capacity + 8, loaded.model.config.width
+            assert way["bytes"] == slots * (4 * width + 4 + 8) + 8 + 4 * width + 1
+        elif name == "memory":
+            assert way["settings"]["memory"] in SMALL.capacity
+        assert name in ("fixed", "memory") or way["value"] < ways["fixed"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ()}, "methods must be some of cache, knn"),
+        ({"lrs": ()}, "dynamic needs some learning rates"),
+        ({"precision": "bfloat16"}, "dynamic needs precision float32"),
+        ({"capacity": ()}, "capacity must be some numbers"),
+        ({"memory": 8}, "method memory tries lengths of its own"),
+        ({"neighbours": (0,)}, "at least 1"),
+    ],
+)
+def test_mistakes(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **change)
+
+
+def test_nothing_is_chosen_on_what_is_reported(trained_run: Path) -> None:
+    with pytest.raises(ValueError, match="chosen on the validation split"):
+        adapt.main(trained_run, SMALL, split="validation")
