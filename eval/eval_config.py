@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from data.common.schema import Count, Positive, Size
 from data.common.values import require_ranges
-from eval.results import Share
+from eval.score_record import Share
 from lm.inference.inference_config import (
     PLAIN,
     Lengths,
@@ -65,9 +66,51 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class ProgramConfig(ScoreConfig):
-    """How a split is read, at one choice of lengths or the best of several."""
+    """How a split is read, at one choice of lengths or the best of several, and by which model of
+    transformers if it is not a run that is scored.
+    """
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    frequency: bool = False
+    """Sum the cost also by how often the training split has each word, all of which is read."""
+    hf: str | None = None
+    """Folder, or name on the hub, of a causal model of transformers that is scored instead of a
+    run; the text is encoded anew with its own tokenizer."""
+    gguf: str | None = None
+    """GGUF file of such a model: a path, or its name in the folder."""
+    vocabulary: Path | None = None
+    """Folder of the model's tokenizer, if it is not beside the model."""
+    window: Size | None = None
+    """Tokens of a window that such a model reads anew; none: 1,024, or as many as it has positions
+    for."""
+    stride: Size | None = None
+    """Tokens from one window to the next, which are scored with at least window - stride before
+    them; as long as the window: disjoint windows; none: half of it."""
+    carried: bool = False
+    """Read on with the state of a recurrent model (Mamba, RWKV, xLSTM) in the place of windows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        windows = self.window is not None or self.stride is not None
+        if not self.of_hub:
+            if windows or self.carried or self.vocabulary is not None:
+                raise ValueError(
+                    "--window, --stride, --carried and --vocabulary have no effect without --hf or "
+                    "--gguf; leave them out"
+                )
+            return
+        if self.carried and windows:
+            raise ValueError("--carried reads no windows: leave --window and --stride out")
+        given = [f"--{name}" for name in NAMES if getattr(self, name) is not None]
+        given = [name for name in given if name != "--segment" or not self.carried]
+        given += ["--sweep"] if self.sweep else []
+        if given:
+            raise ValueError(f"{given[0]} has no effect on a model of transformers; leave it out")
+
+    @property
+    def of_hub(self) -> bool:
+        """Whether a model of transformers is scored, not a run."""
+        return self.hf is not None or self.gguf is not None
 
 
 @dataclass(frozen=True)

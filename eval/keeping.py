@@ -11,8 +11,9 @@ from data.common.tensors import TensorFile, save_tensors
 from lm.scoring import Scorer, require_finite
 from lm.threads import Threads, keep_blocks
 
-FORMAT = 2
-"""Of the kept state; an earlier one did not know the weights that it belongs to."""
+FORMAT = 3
+"""Of the kept state; an earlier one did not know the weights that it belongs to, or had no sums by
+place and frequency."""
 
 
 class Keeper:
@@ -85,7 +86,8 @@ def read_to_end(
     scorer.threads = Threads(scorer.config.threads, fixed=not alone)
     if keeper is not None:
         keeper.restore(scorer)
-    written = time.monotonic()
+    begun = written = time.monotonic()
+    there = scorer.tokens
     try:
         for _ in scorer.through(progress=progress):
             require_finite(scorer.document_nats)
@@ -96,6 +98,8 @@ def read_to_end(
         if keeper is not None:
             keeper.save(scorer)
         raise
+    if scorer.tokens > there:
+        scorer.rate = (scorer.tokens - there) / (time.monotonic() - begun)
     require_finite(scorer.document_nats)
     if keeper is not None:
         keeper.save(scorer)

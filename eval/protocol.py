@@ -17,6 +17,7 @@ from data.shards import Shards, Split, open_shards
 from eval.eval_config import ScoreConfig
 from eval.results import FORMAT, Result, spoken
 from lm.inference.loading import LoadedRun, load_run
+from lm.inference.predictor import Predictor
 from lm.model.flops import training_flops
 from lm.runs.runlog import commit
 from lm.scoring import Score, resolved_warmup
@@ -67,20 +68,62 @@ def record(reading: Reading, score: Score) -> Result:
     Raises:
         ValueError: the number is not finite, or the text has none in its unit.
     """
-    split, model = reading.split, reading.loaded.model
-    sizes = denominators(split, score)
-    denominator = sizes[split.unit]
+    loaded = reading.loaded
+    model = loaded.model
+    return {
+        **numbers(reading.split, score),
+        "protocol": protocol(reading) | counted(reading.split, score),
+        "model": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": model.config.layers,
+            "width": model.config.width,
+            "vocabulary": loaded.vocabulary.name,
+            "training_flops_per_token": training_flops(
+                model.config, model.vocabulary, loaded.lanes, readings=loaded.readings
+            ).total,
+            "state_bytes": state_bytes(loaded.predictor),
+            "reach": model.config.range,
+        },
+        "checkpoint": {"name": loaded.checkpoint.name, "sha256": loaded.weights},
+    }
+
+
+def state_bytes(predictor: Predictor[Any]) -> int:
+    """Bytes of what is kept of one text between segments."""
+    kept = predictor.begin(1).tensors().values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def denominator_of(split: Split, score: Score) -> int:
+    """What the score is divided by in the split's unit; ValueError where there is none."""
+    denominator = denominators(split, score)[split.unit]
     if denominator is None:
         raise ValueError(
             f"{spoken(split.unit)} cannot be told of a text that its tokens do not give back; "
-            f"prepare {reading.shards.path} with another vocabulary"
+            f"prepare {split.folder} with another vocabulary"
         )
+    return denominator
+
+
+def counted(split: Split, score: Score) -> dict[str, Any]:
+    """What a protocol says of the text that was counted."""
+    return {"denominator": denominator_of(split, score), "tokens": score.tokens}
+
+
+def numbers(split: Split, score: Score) -> dict[str, Any]:
+    """What a record says of a score, whichever model it is of.
+
+    Raises:
+        ValueError: the number is not finite, or the text has none in its unit.
+    """
+    denominator, sizes = denominator_of(split, score), denominators(split, score)
     value = convert(score.nats, split.unit, denominator)
     if not math.isfinite(value):
         raise ValueError(
             f"{score.nats:.6g} nats over {denominator:,} are a {spoken(split.unit)} beyond all "
             "floating-point numbers; score a text of more words, or another model"
         )
+    whole = score.tokens == len(split.tokens)
     return {
         "format": FORMAT,
         "value": value,
@@ -93,51 +136,44 @@ def record(reading: Reading, score: Score) -> Result:
         "units": all_units(score.nats, sizes, split.vocabulary.kind),
         "nats": score.nats,
         # Those of the source, which tokens may not give back, where all of it was read.
-        "bytes": split.bytes if score.tokens == len(split.tokens) else score.bytes,
+        "bytes": split.bytes if whole else score.bytes,
         "characters": sizes["bits_per_character"],
         "words": sizes["word_perplexity"],
         "exact": split.exact,
         "unknown_words": split.unknown_words,
         "official_words": split.denominator_words is not None,
-        "protocol": protocol(reading) | {"denominator": denominator, "tokens": score.tokens},
-        "model": {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "layers": model.config.layers,
-            "width": model.config.width,
-            "vocabulary": reading.loaded.vocabulary.name,
-            "training_flops_per_token": training_flops(
-                model.config,
-                model.vocabulary,
-                reading.loaded.lanes,
-                readings=reading.loaded.readings,
-            ).total,
-        },
-        "checkpoint": {
-            "name": reading.loaded.checkpoint.name,
-            "sha256": reading.loaded.weights,
-        },
         "commit": commit(),
     }
 
 
+def documents(split: Split, score: Score) -> dict[str, list[Any]]:
+    """What each document costs, and its size."""
+    sizes = {name: split.documents[name].tolist() for name in ("bytes", "words")}
+    return {"nats": score.document_nats.tolist(), **sizes}
+
+
 def protocol(reading: Reading) -> dict[str, Any]:
     """What decides a number besides the weights; lengths in tokens, or slots a layer."""
-    model, config = reading.loaded.model.config, reading.config
+    model = reading.loaded.model.config
+    lengths = {name: getattr(model, name) for name in ("segment", "memory", "compressed")}
+    lengths |= {"sinks": model.sinks} if model.sinks else {}
+    return protocol_of(reading.shards, reading.split, reading.config, reading.warmup, lengths)
+
+
+def protocol_of(
+    shards: Shards, split: Split, config: ScoreConfig, warmup: int, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same of any model; `how` it reads the text besides lanes."""
     precise = config.precision == "float32"
-    seldom = ({} if precise else {"precision": config.precision}) | (
-        {"sinks": model.sinks} if model.sinks else {}
-    )
-    return seldom | {
-        "corpus": reading.shards.corpus,
-        "text": reading.shards.manifest.source.sha256,
-        "shards": reading.shards.hash,
-        "split": reading.split.name,
-        "unit": reading.split.unit,
-        "segment": model.segment,
-        "memory": model.memory,
-        "compressed": model.compressed,
+    return ({} if precise else {"precision": config.precision}) | {
+        "corpus": shards.corpus,
+        "text": shards.manifest.source.sha256,
+        "shards": shards.hash,
+        "split": split.name,
+        "unit": split.unit,
+        **how,
         "lanes": config.lanes,
-        "warmup": reading.warmup,
+        "warmup": warmup,
         "reset_documents": config.reset_documents,
     }
 

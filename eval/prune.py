@@ -30,7 +30,8 @@ def main(
         json: file for the result, of which tools.plot draws a curve.
     """
     from eval.protocol import open_reading, record
-    from eval.sweeps import scored, this_rank
+    from eval.scored import scored
+    from eval.sweeps import this_rank
     from lm.inference.loading import parts_of
     from lm.sparse.pruning import prune
     from lm.training import dist

@@ -13,147 +13,18 @@ from pydantic import Field, model_validator
 from data.common.integrity import read_sealed
 from data.common.schema import Count, Record, Sha256, Size, as_record
 from data.mixtures import SourceName
+from eval.score_record import Bucket, Checkpoint, Cost, Score, Share, Some
 from eval.worth_results import WorthOfAll
 from lm.inference.inference_config import BITS
 
 FORMAT = 2
 LENGTHS = (
-    *("segment", "memory", "compressed", "sinks"),
+    *("reading", "window", "stride", "segment", "memory", "compressed", "sinks"),
     *("lanes", "warmup", "reset_documents", "dynamic"),
 )
 """How the text was read."""
-Share = Annotated[float, Field(ge=0, le=1)]
-Some = Field(min_length=1)
-
 Result = dict[str, Any]
 """A file's content, once it is known to be as one of the records here says."""
-
-
-class Cost(Record):
-    """What some text costs: per byte or, where its tokens do not give it back, per token."""
-
-    bits_per_byte: float | None = None
-    bits_per_token: float | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.bits_per_byte is None) == (self.bits_per_token is None):
-            raise ValueError("bits_per_byte must be given, or else bits_per_token")
-        return self
-
-
-class Protocol(Record):
-    """What decides a number besides the weights."""
-
-    corpus: str
-    text: str
-    shards: Sha256
-    split: str
-    unit: str
-    segment: Size
-    memory: Count
-    compressed: Count
-    lanes: Size
-    warmup: Count
-    reset_documents: bool
-    denominator: Size
-    tokens: Size
-    limit: Size | None = None
-    sinks: Count | None = None
-    """First tokens that stayed visible, where there were any."""
-    precision: str | None = None
-    """Numbers that the model computed with, where they were not float32."""
-
-
-class Model(Record):
-    """Size and kind of a model."""
-
-    parameters: Size
-    layers: Size
-    width: Size
-    vocabulary: str
-    training_flops_per_token: float
-
-
-class Checkpoint(Record):
-    """Where the weights came from."""
-
-    name: str
-    sha256: Sha256
-
-
-class Interval(Record):
-    """How sure a number is; no bounds for fewer than two documents."""
-
-    bounds: Annotated[list[float], Field(max_length=2)]
-    level: Share
-    resamples: Size
-    documents: Count
-
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if len(self.bounds) == 1:
-            raise ValueError("bounds must be two numbers or none")
-        return self
-
-
-class Point(Record):
-    """A score at one choice of lengths."""
-
-    segment: Size
-    memory: Count
-    compressed: Count
-    sinks: Count | None = None
-    value: float
-    unit: str
-
-
-class Sweep(Record):
-    """Scores at several lengths."""
-
-    split: str
-    points: Annotated[list[Point], Some]
-    best: Count
-
-    @model_validator(mode="after")
-    def _chosen(self) -> Self:
-        if self.best >= len(self.points):
-            raise ValueError(f"best must be one of {len(self.points)} points")
-        return self
-
-
-class Score(Record):
-    """A number and everything one must know to compare it, of eval.score."""
-
-    format: Literal[2]
-    value: float
-    interval: Interval
-    units: dict[str, float]
-    nats: float
-    bytes: Count | None
-    """Of the source text that was read, where that is known."""
-    characters: Count | None
-    words: Count
-    exact: bool = True
-    """Whether the tokens give the text back; else there are no bits per byte or character."""
-    unknown_words: Share | None = None
-    """Of the split's words, the share that the vocabulary does not have; None without words."""
-    official_words: bool
-    protocol: Protocol
-    model: Model
-    checkpoint: Checkpoint
-    commit: str | None
-    compressors: dict[str, float] = Field(default_factory=dict)
-    sweep: Sweep | None = None
-
-
-class Bucket(Record):
-    """Words of about one frequency in the training text."""
-
-    name: str
-    words: Size
-    nats: float
-    perplexity: float | None
 
 
 class Place(Cost):

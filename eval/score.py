@@ -9,10 +9,12 @@ from eval.eval_config import NAMES, ProgramConfig
 from eval.results import Result
 from lm.inference.inference_config import Lengths
 
+HOW = ProgramConfig()
+
 
 def main(
-    run: Path,
-    scoring: ProgramConfig,
+    run: Path | None = None,
+    scoring: ProgramConfig = HOW,
     split: str = "test",
     shards: Path | None = None,
     checkpoint: str | None = None,
@@ -22,7 +24,8 @@ def main(
 ) -> None:
     """Score a split with a trained model: every token once, with the protocol of the number.
 
-    Several processes share the lanes: torchrun --nproc_per_node 2 -m -- eval.score ...
+    The model is a run, or with --hf or --gguf any causal model of transformers. Several processes
+    share the lanes: torchrun --nproc_per_node 2 -m -- eval.score ...
 
     Args:
         run: folder of the run.
@@ -34,13 +37,13 @@ def main(
         compare: also compress the split's bytes with xz and bzip2.
         keep: folder for the state of a long score, with which the same command goes on.
     """
-    from eval.protocol import open_reading, record
+    from eval.protocol import open_reading
+    from eval.scored import of_hub, of_run
     from eval.sweeps import (
         compressors,
         draw,
         figure_beside,
         point,
-        scored,
         sweep_table,
         table,
         this_rank,
@@ -48,17 +51,24 @@ def main(
     from lm.inference.loading import parts_of
     from lm.training import dist
 
-    reads = [*parts_of(run), shards]
+    require_one_model(run, scoring, shards, checkpoint)
+    reads = [*([] if run is None else parts_of(run)), shards]
     check_output(json, *reads)
     figure = figure_beside(json) if json is not None and scoring.sweep else None
     check_output(figure, *reads)
     world = this_rank()
 
     def scored_at(lengths: Lengths, name: str, keep: Path | None = None) -> Result:
-        reading = open_reading(run, replace(scoring, **asdict(lengths)), name, shards, checkpoint)
-        result = record(reading, scored(reading, world, keep).result(world.sum))
+        if run is None:
+            assert shards is not None
+            result, part = of_hub(scoring, name, shards, world, keep)
+        else:
+            reading = open_reading(
+                run, replace(scoring, **asdict(lengths)), name, shards, checkpoint
+            )
+            result, part = of_run(reading, world, keep, scoring.frequency and name == split)
         if compare and name == split:
-            result["compressors"] = compressors(reading.split)
+            result["compressors"] = compressors(part)
         return result
 
     lengths, swept = Lengths(*(getattr(scoring, name) for name in NAMES)), None
@@ -79,6 +89,22 @@ def main(
         print((sweep_table(swept) + "\n" if swept else "") + table(result))
     if world.size > 1:
         dist.leave(world)
+
+
+def require_one_model(
+    run: Path | None, scoring: ProgramConfig, shards: Path | None, checkpoint: str | None
+) -> None:
+    """ValueError unless a run is named or a model of transformers, with what goes with it."""
+    if (run is None) != scoring.of_hub:
+        raise ValueError(
+            "give the run that is scored as --run, or a model of transformers as --hf or --gguf"
+        )
+    if not scoring.of_hub:
+        return
+    if checkpoint is not None:
+        raise ValueError("--checkpoint has no effect on a model of transformers; leave it out")
+    if shards is None:
+        raise ValueError("give the text that the model is scored on as --shards")
 
 
 if __name__ == "__main__":

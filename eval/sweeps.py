@@ -1,26 +1,19 @@
-"""Lengths that are tried on the validation split, and the lanes of a score shared by processes."""
+"""Lengths that are tried on the validation split, and a score in a few lines."""
 
 import bz2
 import lzma
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.common.files import hash_file
 from data.common.outputs import in_place, resolved, writing
 from data.common.say import plain
 from data.shards import Split
 from eval.eval_config import NAMES
-from eval.keeping import Keeper, read_to_end
-from eval.protocol import LEVEL, Reading, protocol
+from eval.protocol import LEVEL
 from eval.results import Result, lengths, spoken
-from lm.inference.loading import LoadedRun
-from lm.inference.predictor import ModelState
-from lm.runs.checkpoints import SETS
-from lm.scoring import Scorer
 from lm.training import dist
 
 
@@ -70,41 +63,6 @@ def this_rank() -> dist.World:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return dist.join()
     return dist.World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def identity(loaded: LoadedRun) -> dict[str, Any]:
-    """All that decides what a model predicts, in plain values."""
-    sets = loaded.checkpoint / SETS
-    return {
-        "weights": loaded.weights,
-        "sets": hash_file(sets) if sets.is_file() else None,
-        "model": loaded.model.config.shape(),
-        "sparse": asdict(loaded.config.sparse) | {"reservoir": None},
-        "power": asdict(loaded.config.power),
-        "vocabulary": loaded.vocabulary.hash,
-    }
-
-
-def scored(reading: Reading, world: dist.World, keep: Path | None = None) -> Scorer[ModelState]:
-    """A scorer that has read this rank's lanes to the end.
-
-    Raises:
-        ValueError: the lanes do not divide among the ranks, or `keep` holds another score.
-    """
-    loaded, config = reading.loaded, reading.config
-    if config.lanes % world.size:
-        raise ValueError(
-            f"lanes must be a multiple of the {world.size} processes, not {config.lanes}"
-        )
-    share = config.lanes // world.size
-    rows = slice(world.rank * share, (world.rank + 1) * share)
-    scorer = Scorer(loaded.predictor, reading.split, config, rows=rows)
-    keeper = None
-    if keep is not None:
-        what = protocol(reading) | identity(loaded) | {"ranks": world.size}
-        keeper = Keeper(keep, what, world.rank)
-    read_to_end(scorer, keeper, world.first)
-    return scorer
 
 
 def compressors(split: Split) -> dict[str, float]:

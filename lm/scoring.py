@@ -38,6 +38,8 @@ class Score:
     """Raw bytes that the scored tokens stand for; None where they do not give the text back."""
     document_nats: np.ndarray = field(compare=False, repr=False)
     """Nats of each document of the split, float64 [D]."""
+    tallies: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    """Of each cut of the split that was asked for, nats of each of its parts, float64."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -84,6 +86,7 @@ class Scorer(Generic[StateT]):
         *,
         rows: slice = slice(None),
         token_nats: np.ndarray | None = None,
+        cuts: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """A pass that has read nothing yet.
 
@@ -93,6 +96,7 @@ class Scorer(Generic[StateT]):
             config: lanes, warm-up and resets.
             rows: the lanes that this rank reads.
             token_nats: [N], where the cost of each scored token is written.
+            cuts: by name the part that each token belongs to, integers [N]; nats are summed by it.
 
         Raises:
             ValueError: the split has too few tokens for so many lanes, or ids that the predictor
@@ -116,7 +120,11 @@ class Scorer(Generic[StateT]):
         self.step = 0
         self.token_nats = token_nats
         self.document_nats = np.zeros(len(split.documents))
+        self.cuts = dict(cuts or {})
+        self.tallies = {name: np.zeros(int(cut.max()) + 1) for name, cut in self.cuts.items()}
         self.tokens = self.bytes = 0
+        self.rate: float | None = None
+        """Tokens that this process has scored a second, where somebody has taken the time."""
         self._uncounted: tuple[Batch, Callable[[], Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -175,6 +183,8 @@ class Scorer(Generic[StateT]):
         # Of documents that begin at one place all but the last are empty.
         document = self.split.documents["offset"].searchsorted(place, side="right") - 1
         np.add.at(self.document_nats, document, nats)
+        for name, cut in self.cuts.items():
+            np.add.at(self.tallies[name], cut[place], nats)
         if self.token_nats is not None:
             self.token_nats[place] = nats
         self.tokens += len(place)
@@ -184,18 +194,23 @@ class Scorer(Generic[StateT]):
     def result(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Score:
         """The score so far; `reduce` sums a float64 tensor over ranks."""
         self.settle()
-        counts = torch.tensor([self.tokens, self.bytes], dtype=torch.float64)
-        sums = torch.cat([counts, torch.from_numpy(self.document_nats)])
-        tokens, size, *_ = sums = reduce(sums.to(exact_device(self.predictor.device))).cpu()
-        documents = sums[2:].numpy()
+        counts = np.array([self.tokens, self.bytes], dtype=np.float64)
+        parts = [counts, self.document_nats, *self.tallies.values()]
+        device = exact_device(self.predictor.device)
+        sums = reduce(torch.from_numpy(np.concatenate(parts)).to(device))
+        ends = np.cumsum([len(part) for part in parts])[:-1]
+        (tokens, size), documents, *tallies = np.split(sums.cpu().numpy(), ends)
         bytes_of_text = int(size) if self.split.exact else None
-        return Score(float(documents.sum()), int(tokens), bytes_of_text, documents)
+        named = dict(zip(self.tallies, tallies, strict=True))
+        return Score(float(documents.sum()), int(tokens), bytes_of_text, documents, named)
 
     def kept(self) -> dict[str, Tensor]:
         """Everything but the tokens' own costs that `load` goes on from, on the CPU."""
         self.settle()
         progress = torch.tensor([self.step, self.tokens, self.bytes])
         tensors = {"progress": progress, "document_nats": torch.from_numpy(self.document_nats)}
+        for name, tally in self.tallies.items():
+            tensors[f"tally.{name}"] = torch.from_numpy(tally)
         for name, tensor in self.state.tensors().items():
             tensors[f"state.{name}"] = tensor.cpu().contiguous()
         return {name: tensor.clone() for name, tensor in tensors.items()}
@@ -204,6 +219,7 @@ class Scorer(Generic[StateT]):
         """Go on exactly where `kept` was taken of a scorer that was made the same way."""
         self.step, self.tokens, self.bytes = kept["progress"].tolist()
         self.document_nats = kept["document_nats"].numpy().copy()
+        self.tallies = {name: kept[f"tally.{name}"].numpy().copy() for name in self.tallies}
         state = {n.removeprefix("state."): t for n, t in kept.items() if n.startswith("state.")}
         self.state = self.predictor.restore(state)
 

@@ -14,17 +14,8 @@ from eval.figures import (
     drawn,
     grouped_bars,
 )
-from eval.results import (
-    Checkpoint,
-    Cost,
-    Model,
-    Protocol,
-    Share,
-    Some,
-    bits_named,
-    bits_of,
-    spoken,
-)
+from eval.results import bits_named, bits_of, spoken
+from eval.score_record import Checkpoint, Cost, Model, Protocol, Share, Some
 
 DEVICE = ("parameters", "gradients", "moments", "places")
 HOST = ("reservoir", "bits")

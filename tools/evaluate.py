@@ -15,7 +15,8 @@ from data.common.values import require_ranges
 from data.shards import Shards, open_shards
 from eval import breakdown, dynamic, report, score
 from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
-from eval.results import Breakdown, Compressed, Dynamic, Score, read_result
+from eval.results import Breakdown, Compressed, Dynamic, read_result
+from eval.score_record import Score
 
 
 @dataclass(frozen=True)

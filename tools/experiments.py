@@ -31,7 +31,8 @@ from data.common.say import say
 from data.common.schema import Count, Record, Size, as_record, read_record
 from data.common.signals import handling
 from data.common.yamlfile import read_yaml
-from eval.results import Cost, bits_named, bits_of, unit_of
+from eval.results import bits_named, bits_of, unit_of
+from eval.score_record import Cost
 from lm import train
 from lm.inference.inference_config import BITS
 from lm.runs.run_config import RunConfig, RunFolder

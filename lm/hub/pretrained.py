@@ -53,7 +53,7 @@ class Shards(Mapping[str, Tensor]):
         """
         self.folder = folder
         self.places: dict[str, Any] = {}
-        for name in sorted(_weight_files(folder)):
+        for name in sorted(weight_files_of(folder)):
             path = folder / name
             if not path.is_file():
                 raise ValueError(f"{path} is missing: {folder / INDEX} names it; {MEND}")
@@ -73,6 +73,10 @@ class Shards(Mapping[str, Tensor]):
             raise ValueError(f"{self.folder} cannot be read ({name}: {error}); {MEND}") from None
         return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor that a file has, without reading it."""
+        return tuple(self.places[name].get_slice(name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
@@ -80,7 +84,8 @@ class Shards(Mapping[str, Tensor]):
         return len(self.places)
 
 
-def _weight_files(folder: Path) -> set[str]:
+def weight_files_of(folder: Path) -> set[str]:
+    """Names of the files of a model's weights; ValueError where there are none, or pickles only."""
     there = [name for name in PICKLED if (folder / name).is_file()]
     if there and not any((folder / name).is_file() for name in (ONE, INDEX)):
         raise ValueError(
@@ -100,25 +105,41 @@ def open_source(model: str, gguf: str | None) -> Source:
     Raises:
         ValueError: it is not there, cannot be read, or is of another shape.
     """
+    folder = folder_of(model, gguf, "--model")
+    name = told(model, folder)
+    if gguf is None:
+        return Source(name, read_base(folder), Shards(folder), folder)
+    path = gguf_in(folder, gguf)
+    loaded = read_gguf(path)
+    require_shape(loaded.config.model_type, path)
+    return Source(path.stem, loaded.config, loaded.state_dict(), path.parent, path)
+
+
+def folder_of(model: str, gguf: str | None, option: str) -> Path:
+    """The folder of a model, which is downloaded where it is a name of the hub; ValueError for a
+    file, which says what to give as `option`, and where there is neither.
+    """
     place = Path(model)
     if place.is_file():
         hint = ""
         if place.suffix == ".gguf":
-            hint = f": --model {place.parent or '.'} --gguf {place.name}"
+            hint = f": {option} {place.parent or '.'} --gguf {place.name}"
         raise ValueError(f"{model} is a file; give its folder{hint}")
-    folder = place if place.is_dir() else from_hub(model, gguf)
-    name = model if folder != place else folder.resolve().name
-    if gguf is None:
-        return Source(name, read_base(folder), Shards(folder), folder)
+    return place if place.is_dir() else from_hub(model, gguf)
+
+
+def told(model: str, folder: Path) -> str:
+    """What a model is called: as on the hub, or as its folder."""
+    return model if folder != Path(model) else folder.resolve().name
+
+
+def gguf_in(folder: Path, gguf: str) -> Path:
+    """A GGUF file by its name in a folder, or its path; ValueError where there is none."""
     path = folder / gguf if (folder / gguf).is_file() else Path(gguf)
     if not path.is_file():
-        raise ValueError(f"{folder} has no file {gguf}; there are: {_ggufs(folder)}")
-    loaded = load_gguf(path)
-    return Source(path.stem, loaded.config, loaded.state_dict(), path.parent, path)
-
-
-def _ggufs(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+        there = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+        raise ValueError(f"{folder} has no file {gguf}; there are: {there}")
+    return path
 
 
 def from_hub(model: str, gguf: str | None) -> Path:
@@ -140,8 +161,12 @@ def from_hub(model: str, gguf: str | None) -> Path:
         ) from None
 
 
-def load_gguf(path: Path) -> Any:
-    """The model of a GGUF file, by transformers, in float32."""
+def read_gguf(path: Path) -> Any:
+    """The model of a GGUF file, of any kind that transformers reads, in float32.
+
+    Raises:
+        ValueError: the package gguf is missing, or transformers does not read the file.
+    """
     with extra("gguf", "--gguf"):
         # By transformers, which says less of how to get it.
         import_module("gguf")
@@ -152,7 +177,6 @@ def load_gguf(path: Path) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is no model that transformers reads ({reason})") from None
-    require_shape(loaded.config.model_type, path)
     # Says how numbers were stored, and they are so no longer.
     if hasattr(loaded.config, "quantization_config"):
         del loaded.config.quantization_config

@@ -13,7 +13,8 @@ from data.common.files import write_json
 from eval import breakdown, dynamic, report, score
 from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.logs import step_of, trained, training_log
-from eval.results import Bayes, Breakdown, Compressed, Distance, Dynamic, Score, read_result
+from eval.results import Bayes, Breakdown, Compressed, Distance, Dynamic, read_result
+from eval.score_record import Score
 from tools import evaluate, plot
 
 NAMES = {
