@@ -1,6 +1,7 @@
 """Program: write a trained model as a folder for the Hugging Face ecosystem."""
 
 from pathlib import Path
+from typing import Literal
 
 from data.common import command
 from data.common.integrity import write_sums
@@ -16,6 +17,7 @@ def main(
     title: str | None = None,
     max_shard_size: str = "5GB",
     plain: bool = False,
+    precision: Literal["float32", "bfloat16"] | None = None,
 ) -> None:
     """Write a trained model as a folder that AutoModelForCausalLM loads with trust_remote_code.
 
@@ -31,17 +33,24 @@ def main(
         max_shard_size: weights are split into files of this size at most, such as 500MB.
         plain: write the model that the run was adopted from, without memory or code, as its own
             library knows it; weights that nothing has trained are the same bits.
+        precision: numbers that weights are written in; none: those of the checkpoint, bfloat16
+            where most of its weights are.
     """
     from lm.hub.card import model_card
     from lm.hub.exporting import check_shard_size, has_tokenizer, quiet_deepspeed, write_folder
     from lm.hub.plain import require_base, write_plain
-    from lm.inference.loading import find_weights, load_run, pieces
+    from lm.inference.inference_config import Placement
+    from lm.inference.loading import find_weights, load_run, pieces, stored_precision
 
     check_folder(out, *pieces(run))
     check_shard_size(max_shard_size)
     if plain:
         if title is not None:
             raise ValueError("title has no effect on a --plain model, which gets no card")
+        if precision is not None:
+            raise ValueError(
+                "precision has no effect on a --plain model, whose weights keep their own"
+            )
         require_base(run)
         config, weights = find_weights(run, checkpoint)
         with new_folder(out, "--out") as place:
@@ -50,7 +59,8 @@ def main(
         print(out)
         return
     quiet_deepspeed()
-    loaded = load_run(run, checkpoint)
+    kept = precision or stored_precision(find_weights(run, checkpoint)[1])
+    loaded = load_run(run, checkpoint, placement=Placement("cpu", kept))
     with new_folder(out, "--out") as place:
         write_folder(loaded, place, max_shard_size)
         tokenizer = has_tokenizer(loaded.vocabulary)

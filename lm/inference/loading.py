@@ -1,8 +1,11 @@
 """A trained model out of a run's folder, for scoring and generation."""
 
+import math
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -169,6 +172,15 @@ def find_weights(run: Path, name: str | None) -> tuple[StoredConfig, Path]:
     if folder is None:
         raise ValueError(f"{run} has no checkpoint yet; let python -m lm.train go on")
     return config, folder
+
+
+def stored_precision(folder: Path) -> Literal["float32", "bfloat16"]:
+    """The numbers that most weights of a checkpoint are stored in, as `Placement` names them."""
+    weights = checkpoints.open_weights(folder)
+    sizes = Counter[bool]()
+    for name in weights:
+        sizes[weights.halved(name)] += math.prod(weights.shape(name))
+    return "bfloat16" if sizes[True] > sizes[False] else "float32"
 
 
 def _config(run: Path) -> StoredConfig:

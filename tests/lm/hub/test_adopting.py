@@ -97,6 +97,22 @@ def test_types_of_weights(
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain").dtype == (
         torch.bfloat16 if halved else dtype
     )
+    export.main(tmp_path / "run", tmp_path / "out")
+    assert {t.dtype for t in weights_of(tmp_path / "out").values()} == {wanted}
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == str(wanted)[6:]
+
+
+def test_an_export_in_other_numbers(models: dict[str, Path], tmp_path: Path) -> None:
+    adopt.main(str(models["Llama"]), tmp_path / "run", SHORT)
+    export.main(tmp_path / "run", tmp_path / "out", precision="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.dtype == torch.bfloat16
+    ids = torch.randint(256, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    ours = load_run(tmp_path / "run", placement=Placement("cpu", "bfloat16"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, by_segments(ours, ids, keep=False))
+    with pytest.raises(ValueError, match="precision has no effect on a --plain model"):
+        export.main(tmp_path / "run", tmp_path / "p", plain=True, precision="float32")
 
 
 def test_check_says_how_far_a_run_is_from_transformers(
