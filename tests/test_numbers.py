@@ -19,13 +19,14 @@ BAD = (".nan", ".inf", "-.inf", "1e999", "nan", "-1", str(10**30), "1" + "0" * 4
 # Options of which 0 says something: nothing, none, or the first.
 ZERO = {
     *("warmup", "lrs", "decay", "memory", "compressed", "sparsities", "seed", "extra_kernel"),
-    *("sinks", "memory_layers", "dropout", "attention_dropout", "floor", "weight_decay"),
+    *("sinks", "filters", "memory_layers", "dropout", "attention_dropout", "floor", "weight_decay"),
     *("accumulate", "temperature", "tokens", "profile", "exploration", "penalty"),
     *("stop_exploration", "restart_minutes"),
 }
 # Settings without which an option would have no effect, by the beginning of its key.
 CONTEXT: dict[str, dict[str, str]] = {
     "data.vocabulary_": {"data.corpus": "text", "data.vocabulary": "sentencepiece"},
+    "model.filter_longest": {"model.filters": "4"},
     "model.rotary": {"model.positions": "rotary"},
     "model.rotary_factor": {"model.rotary_scaling": "linear"},
     "model.rotary_trained": {"model.rotary_scaling": "llama3", "model.rotary_factor": "2"},

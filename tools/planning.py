@@ -179,7 +179,8 @@ def memory_state(config: RunConfig, lanes: int) -> float:
     width = 2 if config.training.precision != "float32" else FLOAT32
     model = config.model
     slots = sum(model.at(layer).slots for layer in range(model.layers))
-    return float(width) * lanes * slots * model.width
+    filters = FLOAT32 * model.layers * model.filters
+    return float(lanes) * (width * slots * model.width + filters)
 
 
 def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:

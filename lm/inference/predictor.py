@@ -161,7 +161,7 @@ class ModelPredictor(Predictor[ModelState]):
         self.model, self.vocabulary, self.keep_keys = model, vocabulary, keep_keys
         config = model.config
         self.segment = config.segment
-        self.warmup = config.memory + config.rate * config.compressed
+        self.warmup = max(config.memory + config.rate * config.compressed, config.filtered)
 
     @property
     def device(self) -> torch.device:
@@ -233,7 +233,7 @@ def require_room(model: CompressiveTransformer, lanes: int) -> None:
     slots = sum(config.at(layer).slots for layer in range(config.layers))
     each = config.width + 2 * config.stored_heads * config.head_width
     # A segment is there twice besides, before and after a layer.
-    numbers = slots * each + 2 * config.segment * config.width
+    numbers = slots * each + 2 * config.segment * config.width + config.layers * config.filters
     there = None
     if weight.device.type == "cuda":
         there = torch.cuda.get_device_properties(weight.device).total_memory

@@ -57,8 +57,8 @@ class Work:
     projections: queries, keys, values and output of the segment; memory_projections: keys and
     values of memory, projected anew each segment, to which no gradient goes; sinks: those of
     attention sinks, likewise; positions: projection of the encoded distances, shared by the lanes;
-    content_scores, position_scores; values: their weighted sums; feedforward; gates; compression;
-    reconstruction; embedding: projections of adaptive input; head.
+    content_scores, position_scores; values: their weighted sums; feedforward; filters: maps to and
+    from them; gates; compression; reconstruction; embedding: projections of adaptive input; head.
     """
 
     flops: dict[str, float]
@@ -170,6 +170,10 @@ def _layer(config: ModelConfig, lanes: float) -> dict[str, list[Product]]:
         "feedforward": [
             Product(rows, width, inner, 3),
             Product(rows, config.feedforward, width, 3),
+        ],
+        "filters": [
+            Product(rows, width, config.filters, 3),
+            Product(rows, config.filters, width, 3),
         ],
         "gates": [Product(rows, width, out * width, 3) for out in 2 * GATE_MATRICES[config.gate]],
         "compression": _compression(config, lanes) if config.compressed else [],

@@ -11,8 +11,7 @@ Shapes as in attention/base.py; B lanes of text, t new tokens, n tokens that are
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,67 +19,8 @@ from torch import Tensor
 from lm.model.attention.base import Places, Slots, joined
 from lm.model.layer import Block, Entering
 from lm.model.memory import MemoryState, advance_counts
+from lm.model.open_segment import OpenLayer, Part
 from lm.model.transformer import CompressiveTransformer
-
-
-@dataclass
-class OpenLayer:
-    """What one layer keeps of the open segment of every lane."""
-
-    memory: Slots
-    """Of [pinned ; compressed ; memory], with placed keys, for the B' lanes of memory."""
-    segment: Slots
-    """Room for all tokens of the open segment, with placed keys."""
-    inputs_BTD: Tensor
-    """Inputs of the tokens read so far, which will enter memory."""
-    received_BS: Tensor | None
-    """Attention that each key has received from them, if compression asks for it."""
-
-    def parts(self, length: int) -> list[Slots]:
-        """What attention reads where so many tokens are open."""
-        segment = self.segment.narrow(0, length)
-        return [self.memory, segment] if self.memory.number else [segment]
-
-    def rooms(self) -> dict[str, Tensor]:
-        """What belongs to the open segment, by name, lane first."""
-        key, value = self.segment
-        rooms = {"key": key, "value": value, "inputs": self.inputs_BTD}
-        return rooms if self.received_BS is None else {**rooms, "received": self.received_BS}
-
-    def of_lanes(self, memory: Slots, rows: Tensor | slice | list[int]) -> "OpenLayer":
-        """The open segment of some lanes, after `memory`."""
-        some = {name: room[rows] for name, room in self.rooms().items()}
-        segment = Slots(some["key"], some["value"])
-        return OpenLayer(memory, segment, some["inputs"], some.get("received"))
-
-
-class Part(NamedTuple):
-    """Tokens that extend open segments: t columns, of which some lanes may have fewer."""
-
-    tokens_Bt: Tensor
-    places: Places
-    length: int
-    """Tokens L of the open segment that some of them may see."""
-    rows: tuple[Tensor, Tensor, Tensor] | None
-    """Lane, column and place in the open segment of each token that is there, [n] int64 each; None
-    where every lane reads all columns, from one place on."""
-
-    def write(self, values: Tensor, room: Tensor, dimension: int) -> None:
-        """Put what belongs to the tokens into the open segments.
-
-        Args:
-            values: of the tokens, lane first.
-            room: that of the open segments.
-            dimension: along which tokens lie.
-        """
-        if self.rows is None:
-            number = values.shape[dimension]
-            room.narrow(dimension, self.length - number, number).copy_(values)
-        else:
-            lanes, columns, places = self.rows
-            room.transpose(1, dimension)[lanes, places] = values.transpose(1, dimension)[
-                lanes, columns
-            ]
 
 
 class Reader:
@@ -132,6 +72,7 @@ class Reader:
             Slots(like.new_zeros(shape), like.new_zeros(shape)),
             like.new_zeros(lanes, config.segment, config.width),
             received,
+            self.blocks[index].levels(self.memory.layers[index], self.memory.counts),
         )
 
     def _memory_slots(self, index: int) -> Slots:
@@ -189,7 +130,7 @@ class Reader:
                 if part.rows is None and part.tokens_Bt.shape[1] == most:
                     return hidden
                 output = self._room(output, tokens_Bt)
-                _put(hidden, part, done, output)
+                part.place(hidden, done, output)
             done = [d + n for d, n in zip(done, taken, strict=True)]
         return self._room(output, tokens_Bt)
 
@@ -307,7 +248,8 @@ class Reader:
             key, value = some.segment
             key = block.attention.lift(key, self.tables[index], own)
             # Memory may take over what enters, and the next segment is written where this one is.
-            entering = Entering(some.inputs_BTD.clone(), Slots(key, value), some.received_BS)
+            inputs, rest = some.inputs_BTD.clone(), (some.received_BS, some.levels_BP)
+            entering = Entering(inputs, Slots(key, value), *rest)
             layers.append(block.move(entering, memory.layers[index], counts)[0])
             if layer.received_BS is not None:
                 layer.received_BS[rows] = 0.0
@@ -333,6 +275,9 @@ class Reader:
             self.memory = self._memory_of(list(range(self.lanes))).with_lanes(place, memory)
         for index, layer in enumerate(self.layers):
             layer.memory = self._memory_slots(index)
+            levels = self.blocks[index].levels(memory.layers[index], memory.counts)
+            if levels is not None and layer.levels_BP is not None:
+                layer.levels_BP = layer.levels_BP.index_copy(0, place, levels)
         self._look()
 
     def select(self, lanes: Sequence[int]) -> "Reader":
@@ -383,14 +328,7 @@ def _read_layer(
     read, received = attention.attend(query, parts, tables, places, received=counts)
     if layer.received_BS is not None and received is not None:
         layer.received_BS[:, : received.shape[1]] += received
-    return block.after_attention(hidden_BtD, attention.join_heads(read))
-
-
-def _put(hidden_BtD: Tensor, part: Part, done: list[int], output_BTD: Tensor) -> None:
-    """Place what was made of a part among that of all tokens, of which each lane has `done`."""
-    if part.rows is None:
-        output_BTD[:, done[0] : done[0] + hidden_BtD.shape[1]] = hidden_BtD
-    else:
-        lanes, columns, _ = part.rows
-        starts = torch.tensor(done, device=hidden_BtD.device)
-        output_BTD[lanes, starts[lanes] + columns] = hidden_BtD[lanes, columns]
+    output, levels = block.filtered(attention.join_heads(read), inputs, layer.levels_BP)
+    if levels is not None and layer.levels_BP is not None:
+        layer.levels_BP = part.newest(levels, layer.levels_BP)
+    return block.after_attention(hidden_BtD, output)

@@ -3,11 +3,11 @@
 Shapes as in attention/base.py.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lm.model.attention.base import Attended, MemoryAttention, Slots, section
@@ -22,12 +22,10 @@ from lm.model.compression import (
     attention_reconstruction,
     auto_encoding,
 )
+from lm.model.filters import FilterBank, LeakyAverage
 from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
 from lm.model.model_config import ModelConfig
 from lm.model.pinned import PinnedMemory, pinned_memories
-
-SLOWEST, FASTEST = 1.0, -4.0
-"""Logits of the shares that the channels begin with, in even steps: 0.73 down to 0.02."""
 
 
 class LayerStep(NamedTuple):
@@ -49,6 +47,8 @@ class Entering(NamedTuple):
     """What it is projected to."""
     received_BS: Tensor | None
     """Attention that each slot and token received from it, if compression asks for it."""
+    levels_BP: Tensor | None
+    """What the filters hold after it, if there are any."""
 
 
 class Compressed(NamedTuple):
@@ -56,68 +56,6 @@ class Compressed(NamedTuple):
 
     old_BnD: Tensor
     new_BwD: Tensor
-
-
-class LeakyAverage(nn.Module):
-    """Inputs of attention that remember.
-
-    Of normed inputs x attention reads, and memory stores,
-
-        y_t = sqrt(1 - a^2) x_t + a y_{t-1}
-
-    with a learnt share a between 0 and 1 for each channel. A query, a key and a value then know of
-    the tokens directly before their own. The root keeps the variance of what norms make. What the
-    next segment goes on from is the newest slot of memory, so the average is carried through
-    segments, resets and decoding with no state of its own, and no cut of the stream changes it.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.leak = nn.Parameter(torch.linspace(FASTEST, SLOWEST, width))
-        """Logits of the shares a, [D]."""
-
-    def forward(self, x_BTD: Tensor, before_BD: Tensor) -> Tensor:
-        """Average on, [B, T, D].
-
-        Args:
-            x_BTD: normed inputs.
-            before_BD: the average at the token before them; zero where nothing was read.
-        """
-        share_D = torch.sigmoid(self.leak)
-        scaled = x_BTD * torch.sqrt(1 - share_D * share_D)
-        averaged: Tensor = Recurrence.apply(scaled, share_D, before_BD)
-        return averaged
-
-
-class Recurrence(torch.autograd.Function):
-    """y_t = x_t + a y_{t-1}, called as .apply(x_BTD, a_D, before_BD); no gradient reaches the last,
-    as none reaches memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor, share_D: Tensor, before_BD: Tensor) -> Tensor:
-        """All y, [B, T, D]."""
-        y_BTD = x_BTD.clone()
-        y_BTD[:, 0] += share_D * before_BD
-        powers, step = share_D, 1
-        # After each round every y holds the last 2 step terms of its sum.
-        while step < y_BTD.shape[1]:
-            y_BTD[:, step:] += powers * y_BTD[:, :-step]
-            powers, step = powers * powers, 2 * step
-        ctx.save_for_backward(y_BTD, share_D, before_BD)
-        return y_BTD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The same recurrence from the last token to the first."""
-        y_BTD, share_D, before_BD = ctx.saved_tensors
-        total_BTD, powers, step = grad_BTD.clone(), share_D, 1
-        while step < y_BTD.shape[1]:
-            total_BTD[:, :-step] += powers * total_BTD[:, step:]
-            powers, step = powers * powers, 2 * step
-        grad_D = (total_BTD[:, 1:] * y_BTD[:, :-1]).sum((0, 1))
-        return total_BTD, grad_D + (total_BTD[:, 0] * before_BD).sum(0), None
 
 
 class Block(nn.Module):
@@ -128,6 +66,7 @@ class Block(nn.Module):
         self.config = config
         self.attention_norm = make_norm(config)
         self.leaky = LeakyAverage(config.width) if config.leaky_inputs else None
+        self.filters = FilterBank(config) if config.filters else None
         self.pinned = nn.ModuleList(pinned_memories(config))
         pinned = sum(part.number for part in self.pinned_memories)
         self.attention: MemoryAttention[Any]
@@ -159,7 +98,12 @@ class Block(nn.Module):
         like_BD = memory["memory"].new_empty(len(memory["memory"]), self.config.width)
         for part in self.pinned_memories:
             kept |= part.init(like_BD)
-        return kept
+        return kept if self.filters is None else kept | self.filters.init(like_BD)
+
+    @property
+    def counts_read(self) -> bool:
+        """Whether something in this layer asks for the tokens that a lane has read."""
+        return self.filters is not None or len(self.pinned) > 0
 
     def forward(
         self,
@@ -182,8 +126,11 @@ class Block(nn.Module):
         live = self.live(live_BN)
         inputs = self.inputs(hidden_BTD, self.newest(memory, live))
         attended = self.attention(inputs, self.slots(memory), live)
-        hidden = self.after_attention(hidden_BTD, attended.output_BTD)
-        entering = Entering(inputs, attended.slots[-1], attended.received_BS)
+        before = self.levels(memory, counts.before)
+        output, levels = self.filtered(attended.output_BTD, inputs, before, counts.hidden_B)
+        hidden = self.after_attention(hidden_BTD, output)
+        last = None if levels is None else levels[:, -1]
+        entering = Entering(inputs, attended.slots[-1], attended.received_BS, last)
         after, block = self.move(entering, memory, counts)
         loss = None
         trained = self.config.reconstruction != "none" or not self.training
@@ -235,6 +182,33 @@ class Block(nn.Module):
         averaged: Tensor = self.leaky(normed, before_BD)
         return averaged
 
+    def levels(self, memory: LayerMemory, counts: Mapping[str, Tensor]) -> Tensor | None:
+        """What the filters hold before a segment, [B, P], if there are any."""
+        if self.filters is None:
+            return None
+        return self.filters.before(memory, counts["read"])
+
+    def filtered(
+        self,
+        attention_BTD: Tensor,
+        inputs_BTD: Tensor,
+        before_BP: Tensor | None,
+        hidden_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention with what the filters add to it, and what they hold after each token.
+
+        Args:
+            attention_BTD: what attention gives.
+            inputs_BTD: its inputs, which the filters read too.
+            before_BP: what the filters hold before them; see `levels`.
+            hidden_B: lanes in which that is not read; none: no lane.
+        """
+        if self.filters is None:
+            return attention_BTD, None
+        assert before_BP is not None
+        read_BTD, levels_BTP = self.filters(inputs_BTD, before_BP, hidden_B)
+        return attention_BTD + read_BTD, levels_BTP
+
     def after_attention(self, hidden_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
         """Join attention to the stream, and the feed-forward after it."""
         joined = self.attention_gate(hidden_BTD, self._dropped(attention_BTD))
@@ -277,6 +251,9 @@ class Block(nn.Module):
         after = {"memory": recent, "compressed": compressed}
         if "keys" in memory:
             after |= self._move_kept(memory, entering.slots, new_kept)
+        if entering.levels_BP is not None:
+            # Of its own, lest all levels of the segment be kept.
+            after["filters"] = entering.levels_BP.detach().clone()
         for part in self.pinned_memories:
             after |= part.commit(memory, counts.before, entering.inputs_BTD.detach())
         return after, block

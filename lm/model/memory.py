@@ -26,7 +26,7 @@ and, where they are kept (`CompressiveTransformer.keep_keys`), what attention pr
 
     keys, values           they belong to fixed weights
 
-and whatever the kinds of memory in lm/model/pinned.py add."""
+and whatever the kinds of memory in lm/model/pinned.py, and filters (lm/model/filters.py), add."""
 
 
 class View(NamedTuple):
@@ -223,17 +223,22 @@ class Counts:
     """Live slots among the T oldest of [memory ; segment]."""
     new_compressed: Tensor
     """Live slots among the w that they are compressed to."""
+    hidden_B: Tensor | None = None
+    """Lanes that do not see what filters hold, which moves on all the same; bool, none: no lane."""
 
     @property
     def begun(self) -> Tensor:
         """Whether compressed memory held anything before; bool."""
         return self.before["compressed"] > 0
 
-    def without(self, apart_B: Tensor) -> "Counts":
-        """The same with nothing compressed in some lanes."""
-        kept_B = ~apart_B
+    def viewed(self, view: View) -> "Counts":
+        """The same where lanes see only a part; filters are hidden with memory."""
+        kept_B = ~view.apart_B
         return replace(
-            self, evicted=self.evicted * kept_B, new_compressed=self.new_compressed * kept_B
+            self,
+            evicted=self.evicted * kept_B,
+            new_compressed=self.new_compressed * kept_B,
+            hidden_B=view.no_memory_B,
         )
 
 

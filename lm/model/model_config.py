@@ -1,10 +1,10 @@
 """The shape of a Compressive Transformer."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal
+
+from lm.model.ranges import RANGES, rising
 
 CompressionName = Literal["conv", "dilated", "mean", "max", "most_used", "low_pass"]
 ReconstructionName = Literal["attention", "auto_encoding", "none"]
@@ -25,20 +25,6 @@ LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
 WINDOWED: frozenset[CompressionName] = frozenset({"conv", "dilated", "mean", "max"})
 """Compression functions with a kernel."""
 
-ONE = ("at least 1", lambda value: value >= 1)
-ZERO = ("at least 0", lambda value: value >= 0)
-POSITIVE = ("positive", lambda value: value > 0)
-SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
-RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    **dict.fromkeys(("layers", "width", "heads", "feedforward", "segment", "rate"), ONE),
-    **dict.fromkeys(("head_size", "head_chunk", "cluster_divisor", "rotary_trained"), ONE),
-    "max_positions": ONE,
-    **dict.fromkeys(("memory", "compressed", "sinks", "extra_kernel", "compression_rank"), ZERO),
-    **dict.fromkeys(("norm_epsilon", "embedding_scale"), POSITIVE),
-    "rotary_base": ("above 1", lambda value: value > 1),
-    **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
-}
-"""What numbers must be, whatever the others are; in words, and as a test."""
 LATER = {"max_positions", "compression_initial", "compression_rank", "leaky_inputs", "initial"}
 """Settings that joined last."""
 JOINED = {
@@ -46,16 +32,12 @@ JOINED = {
     *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
     *("rotary_factor", "rotary_trained", "rotary_bounds", "sinks", "sink", "memories"),
     *("embedding_scale", "head_bias"),
+    *("filters", "filter_longest"),
     *LATER,
 }
 """Settings that the first version did not have; what that wrote means their defaults."""
 BESIDE_MEMORY = ("memory_layers", "empty", "sinks", "sink", "memories", "leaky_inputs")
 """Settings that need memory; layers without it have their defaults."""
-
-
-def rising(numbers: Sequence[int]) -> bool:
-    """Whether each number is above the one before."""
-    return all(low < high for low, high in pairwise(numbers))
 
 
 @dataclass(frozen=True)
@@ -93,6 +75,12 @@ class ModelConfig:
     leaky_inputs: bool = False
     """Inputs of attention that are leaky averages over time, with a learnt share of the token
     before for each channel; memory carries them on (lm/model/layer.py)."""
+    filters: int = 0
+    """Leaky integrators P beside attention in each layer, with fixed time constants, which carry on
+    what they hold from segment to segment (lm/model/filters.py); 0: none."""
+    filter_longest: float = 4096.0
+    """Longest time constant of the filters in tokens: the slowest one loses all but 1/e of what it
+    holds in that time. The others are log-spaced down to one token."""
     gate: GateName = "none"
     """What joins a sub-layer to the residual stream: a sum, or a gate of GTrXL."""
     positions: Literal["relative", "rotary", "rotary_slots"] = "relative"
@@ -192,8 +180,8 @@ class ModelConfig:
             if value is not None and not holds(value):
                 raise ValueError(f"model.{name} must be {words}, not {value}")
         positions = self._relative if self.positions == "relative" else self._rotary
-        parts = (self._heads, positions, self._memory, self._compression, self._vocabulary)
-        for wrong in (*parts, self._backend):
+        parts = (self._heads, positions, self._filters, self._memory, self._compression)
+        for wrong in (*parts, self._vocabulary, self._backend):
             if why := wrong():
                 raise ValueError(f"model.{why}")
 
@@ -239,6 +227,11 @@ class ModelConfig:
                 f"trained on, but segment, memory, compressed x rate and sinks span {self.span:,}"
             )
             return f"{why}: lower one of these, or set model.max_positions to null to go beyond"
+        return None
+
+    def _filters(self) -> str | None:
+        if not self.filters and self.filter_longest != ModelConfig.filter_longest:
+            return "filter_longest has no effect with model.filters 0"
         return None
 
     def _memory(self) -> str | None:
@@ -389,7 +382,15 @@ class ModelConfig:
 
     @property
     def range(self) -> int:
-        """Tokens that can influence a prediction: n_s + l (n_m + c n_cm) (paper, section 3.1)."""
+        """Tokens that can influence a prediction: n_s + l (n_m + c n_cm) (paper, section 3.1); with
+        filters at least the longest time constant, at which 1/e is left.
+        """
         compressed = self.compressed * self.segment // self.windows
         layers = self.layers if self.memory_layers is None else len(self.memory_layers)
-        return layers * (self.memory + compressed) + self.segment
+        attended = layers * (self.memory + compressed) + self.segment
+        return max(attended, self.filtered)
+
+    @property
+    def filtered(self) -> int:
+        """The longest time constant of the filters in tokens, rounded up; 0 without."""
+        return math.ceil(self.filter_longest) if self.filters else 0

@@ -117,7 +117,7 @@ class CompressiveTransformer(nn.Module):
         both = MemoryState.empty(self.config, lanes, weight.device, weight.dtype)
         pairs = zip(self.layers, both.layers, strict=True)
         memory = MemoryState(tuple(block.empty(layer) for block, layer in pairs), both.counts)
-        if any(block.pinned_memories for block in self.layers):
+        if any(block.counts_read for block in self.layers):
             return memory.with_counts(read=torch.zeros_like(memory.memory_count))
         return memory
 
@@ -168,7 +168,7 @@ class CompressiveTransformer(nn.Module):
             memory = seen = seen.zero_filled(config)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
         if view is not None:
-            counts = counts.without(view.apart_B)
+            counts = counts.viewed(view)
         live = self.live(seen)
         losses = self.training if losses is None else losses
         layers, reconstructions, penalties = [], [], []
@@ -247,6 +247,7 @@ def require_weights(config: ModelConfig, vocabulary: int) -> None:
     """
     stored = 2 * (config.heads + config.stored_heads) * config.head_width
     layer = config.width * (stored + 2 * config.feedforward)
+    layer += 2 * config.width * config.filters
     if config.compressed and config.compression in LEARNED:
         out = config.width if config.compression_rank is None else config.compression_rank + 1
         layer += (config.rate + config.extra_kernel) * config.width * out
@@ -254,7 +255,7 @@ def require_weights(config: ModelConfig, vocabulary: int) -> None:
     numbers = config.layers * layer + words
     needed = 4 * numbers + config.layers * LAYER
     what = f"a model of {config.layers:,} layers of width {config.width:,} (model.layers, width, "
-    what += "feedforward, heads, rate and the vocabulary's size)"
+    what += "feedforward, heads, filters, rate and the vocabulary's size)"
     if torch.get_default_device().type != "meta":
         require_memory(needed, what)
     require_memory(config.layers * LAYER, what)

@@ -146,8 +146,7 @@ def restore_rank(
         stored = everyone.lane_slice(slice(first, first + memory.lanes))
     if stored.lanes != memory.lanes:
         raise ValueError(f"{folder} has the memory of another number of lanes; {MEND}")
-    dtype = memory.memory[0].dtype
-    return stored.map(lambda t: t.to(world.device, dtype if t.is_floating_point() else None))
+    return MemoryState.join([stored, memory], lambda pair: pair[0].to(pair[1]))
 
 
 def _set_generators(mine: TensorFile, world: World) -> None:

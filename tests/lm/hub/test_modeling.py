@@ -50,7 +50,7 @@ TEXTS = [stream(5, 1, TINY, seed)[0, :length] for seed, length in enumerate((3, 
     "name",
     [
         *("memory equals segment", "rotary", "most_used, memory longer", "attended zeros"),
-        *("Llama's shape, low rank", "Llama's shape, most used"),
+        *("Llama's shape, low rank", "Llama's shape, most used", "filters"),
     ],
 )
 def test_greedy_equals_teacher_forcing_and_our_reader_through_compressions(name: str) -> None:

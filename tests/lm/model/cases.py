@@ -73,6 +73,15 @@ SHAPES = {
     "leaky inputs in one layer, post-norm, zeros attended": replace(
         TINY, leaky_inputs=True, memory_layers=(1,), norm="post", empty="attended", memory=7
     ),
+    "filters": replace(TINY, filters=5, filter_longest=40.0, segment=5, rate=3),
+    "filters and leaky inputs, rotary, one filter": replace(
+        TINY, filters=1, filter_longest=9.0, positions="rotary", leaky_inputs=True, sinks=1
+    ),
+    "filters, no memory at all": replace(TINY, filters=3, memory=0, compressed=0),
+    "filters, memory in one layer, post-norm": replace(
+        TINY, filters=3, memory_layers=(1,), norm="post"
+    ),
+    "filters, attended zeros, gate": replace(TINY, filters=3, empty="attended", gate="gru"),
     "post-norm": replace(TINY, norm="post"),
     "swiglu": replace(TINY, activation="swiglu"),
     "geglu": replace(TINY, activation="geglu"),

@@ -6,7 +6,7 @@ shapes to get wrong. Slow and float64; every fast path is compared with it.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -29,12 +29,17 @@ class LaneMemory:
     """Per layer, the first vectors that were stored, which become sinks."""
     read: int = 0
     """Tokens read."""
+    filters: list[Slots] = field(default_factory=list)
+    """Per layer, what the filters hold, if there are any: one vector."""
+    written: list[Slots] = field(default_factory=list)
+    """Per layer, all that was ever written to the filters."""
 
     def detached(self) -> "LaneMemory":
         def cut(layers: list[Slots]) -> list[Slots]:
             return [[slot.detach() for slot in layer] for layer in layers]
 
-        return LaneMemory(cut(self.memory), cut(self.compressed), cut(self.first), self.read)
+        names = ("memory", "compressed", "first", "filters", "written")
+        return replace(self, **{name: cut(getattr(self, name)) for name in names})
 
 
 @dataclass
@@ -54,6 +59,7 @@ def empty_lane(config: ModelConfig) -> LaneMemory:
         [[zero] * layer.memory * attended for layer in layers],
         [[zero] * layer.compressed * attended for layer in layers],
         [[] for _ in layers],
+        written=[[] for _ in layers],
     )
 
 
@@ -240,6 +246,11 @@ class Oracle:
                 inputs = self.leaky(layer, inputs, memory)
             sinks = self.sinks(layer, before)
             mixed, queries, received = self.attention(layer, inputs, memory, compressed, sinks)
+            if here.filters:
+                filtered, heard = self.filtered(layer, inputs, before.written[layer])
+                mixed = [x + y for x, (y, _) in zip(mixed, filtered, strict=True)]
+            after.filters.append([filtered[-1][1]] if here.filters else [])
+            after.written.append(heard if here.filters else [])
             hidden = [self.after_attention(layer, x, y) for x, y in zip(hidden, mixed, strict=True)]
             stored = [x.detach() for x in inputs]
             joined = memory + stored
@@ -269,6 +280,24 @@ class Oracle:
             last = torch.sqrt(1 - share**2) * x + share * last
             averaged.append(last)
         return averaged
+
+    def filtered(
+        self, layer: int, inputs: Slots, written: Slots
+    ) -> tuple[list[tuple[Tensor, Tensor]], Slots]:
+        """Of each token what is read of the filters and what they hold: a sum over all that was
+        ever written; and that, the new of it behind.
+        """
+        number, longest = self.config.filters, self.config.filter_longest
+        powers = [1 - i / (number - 1) if number > 1 else 1.0 for i in range(number)]
+        g = torch.tensor([math.exp(-(longest**-p)) for p in powers], dtype=torch.float64)
+        write, read = (self.get(layer, f"filters.{name}.weight") for name in ("write", "read"))
+        results = []
+        for x in inputs:
+            written = [*written, write @ x]
+            terms = [g**age * u for age, u in enumerate(reversed(written))]
+            level = torch.sqrt(1 - g * g) * sum(terms[1:], terms[0])
+            results.append((read @ level, level))
+        return results, written
 
     def norm(self, layer: int, name: str, x_D: Tensor) -> Tensor:
         return self.normed(f"blocks.{layer}.{name}", x_D)
@@ -345,4 +374,5 @@ def live_slots(state: MemoryState, lane: int) -> LaneMemory:
         [list(layer[lane, layer.shape[1] - c :]) for layer in state.compressed],
         [list(layer["sinks"][lane]) if "sinks" in layer else [] for layer in state.layers],
         int(state.counts["read"][lane]) if "read" in state.counts else 0,
+        [[layer["filters"][lane]] if "filters" in layer else [] for layer in state.layers],
     )

@@ -18,6 +18,7 @@ from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 LANES = {name: SHAPES[name] for name in ("memory longer", "rotary", "most_used, memory longer")}
 LANES |= {name: SHAPES[name] for name in ("sinks, rotary", "key-value heads, rotary, wide heads")}
 LANES |= {name: SHAPES[name] for name in ("attended zeros", "memory in one layer", "dilated")}
+LANES |= {name: SHAPES[name] for name in ("filters", "filters, no memory at all")}
 LANES["Llama's shape, low rank"] = SHAPES["Llama's shape, low rank"]
 
 

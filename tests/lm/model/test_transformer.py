@@ -19,6 +19,7 @@ def assert_same_memory(state: MemoryState, lane: int, expected: LaneMemory) -> N
     layers = [ours.memory + ours.compressed, expected.memory + expected.compressed]
     if any(ours.first):
         layers = [layers[0] + ours.first, layers[1] + expected.first]
+    layers = [layers[0] + ours.filters, layers[1] + expected.filters]
     for mine, theirs in zip(*layers, strict=True):
         assert len(mine) == len(theirs)
         for a, b in zip(mine, theirs, strict=True):

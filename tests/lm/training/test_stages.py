@@ -27,7 +27,8 @@ def smooth(config: RunConfig, **changes: Any) -> RunConfig:
     """Other settings of training, without dropout, whose random numbers bf16 draws otherwise, and
     with an eps far above the rounding of gradients, which Adam would blow up to whole updates.
     """
-    model, optim = replace(config.model, dropout=0.0), replace(config.optim, eps=1e-4)
+    model = replace(config.model, dropout=0.0, filters=4)
+    optim = replace(config.optim, eps=1e-4)
     return with_training(replace(config, model=model, optim=optim), **changes)
 
 

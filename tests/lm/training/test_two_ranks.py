@@ -29,7 +29,7 @@ def test_stages_and_ranks_agree(
     """
     config = replace(
         run_config,
-        model=replace(run_config.model, dropout=0.0),
+        model=replace(run_config.model, dropout=0.0, filters=4, feedforward=64),
         optim=replace(run_config.optim, eps=1e-4),
         training=replace(run_config.training, zero=0),
         sparse=SPARSE,
