@@ -8,6 +8,7 @@ bytes), a document a line: `text`, and `answers`, each [first byte, bytes, dista
 | copy | a random string, digits, then the string again |
 | needle | words with a code among them; the code is asked for at the end |
 | associative | pairs of a letter and a value, digits, then every letter again with its value |
+| cue | one of four letters at a random place among dots, which a question mark asks for |
 """
 
 import json
@@ -30,8 +31,12 @@ KEY = 8
 """Letters of a string or code."""
 PAIRS = 8
 """Pairs of an associative document."""
+CUES = "ABCD"
+"""Letters that a cue may be."""
+PLACES = 64
+"""Dots before a cue, at most."""
 
-TaskName = Literal["copy", "needle", "associative"]
+TaskName = Literal["copy", "needle", "associative", "cue"]
 
 
 class Answer(NamedTuple):
@@ -47,7 +52,7 @@ class RecallConfig:
     """What is asked, and how far back the answers are."""
 
     task: TaskName = "copy"
-    """copy, needle or associative."""
+    """copy, needle, associative or cue."""
     distances: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     """Bytes between an answer and what it is about, at least; each document has one of them."""
     documents: Size = 4000
@@ -148,8 +153,22 @@ def associative(draws: random.Random, distance: int) -> tuple[str, list[Answer]]
     return text + "\n", answers
 
 
+def cue(draws: random.Random, distance: int) -> tuple[str, list[Answer]]:
+    """The cue stands exactly `distance` bytes before it is asked for, and nothing else is to be
+    learnt but when.
+    """
+    letter, before = draws.choice(CUES), draws.randrange(PLACES + 1)
+    text = "." * before + letter + "." * (distance - 2) + "?"
+    return f"{text}{letter}\n", [Answer(len(text), 1, distance)]
+
+
 Task = Callable[[random.Random, int], tuple[str, list[Answer]]]
-TASKS: dict[TaskName, Task] = {"copy": copy, "needle": needle, "associative": associative}
+TASKS: dict[TaskName, Task] = {
+    "copy": copy,
+    "needle": needle,
+    "associative": associative,
+    "cue": cue,
+}
 
 
 if __name__ == "__main__":

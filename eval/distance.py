@@ -1,7 +1,7 @@
 """Program: how far back a model remembers: accuracy of answers by the distance to what they need.
 
 Reads a text of data.recall. A byte counts as known where the model gives it the highest
-probability; guessing a letter is right once in 26 times.
+probability; guessing a letter is right once in 26 times, and a cue once in four.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ import torch
 from data import recall
 from data.options import DataConfig
 from data.prepare import prepare
-from data.recall import TASKS, RecallConfig
+from data.recall import TASKS, RecallConfig, cue
 from data.tokenizers.registry import ByteTokenizer
 from eval import distance
 from eval.eval_config import ScoreConfig
@@ -36,6 +36,16 @@ def test_what_is_asked_stands_so_far_back(task: str, far: int) -> None:
             assert text[first : first + count].isalpha()
             # Fillers are of whole words, and there are several pairs.
             assert far <= back <= far + 48
+
+
+def test_a_cue_is_told_by_nothing_but_itself() -> None:
+    draws = random.Random(2)
+    texts = [cue(draws, 40)[0] for _ in range(2000)]
+    assert {text.strip(".")[0] for text in texts} == set("ABCD")
+    assert {len(text) - 42 for text in texts} == set(range(65))
+    for text in texts:
+        letter = text.strip(".")[0]
+        assert text.strip(".") == f"{letter}{'.' * 38}?{letter}\n"
 
 
 def test_every_document_is_another_and_splits_differ(tmp_path: Path) -> None:
