@@ -206,6 +206,9 @@ def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
     else:
         # At the update stand beside the rank's share its copies in one piece and in float32.
         parts["gradients"] = (2 * weight if training.offload else 2 * FLOAT32) * share
+    if training.gate:
+        # Those of auxiliary losses stand beside the others in float32.
+        parts["gradients"] += FLOAT32 * moving
     if training.zero == 0:
         # Gradients of several ranks are summed in one piece, which in bf16 is also copied to
         # float32; so are, at the update, the masters' gradients.
@@ -321,6 +324,7 @@ def speed(config: RunConfig, vocabulary: int, cluster: Cluster) -> Speed:
         lanes,
         learn=passed(config),
         readings=training.readings.lanes,
+        gated=bool(training.gate),
     ).total
     again = 4 / 3 if training.activation_checkpointing else 1.0
     compute = tokens / ranks * flops * again / (cluster.tflops * 1e12 * cluster.efficiency)

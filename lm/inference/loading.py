@@ -38,6 +38,8 @@ class LoadedRun:
     """SHA-256 of the file of the weights as they were loaded; another may lie there by now."""
     lanes: int
     """Lanes that it was trained with; 1 for a run that was adopted."""
+    readings: float = 1.0
+    """Lanes that were read in training for each lane of text."""
 
     @property
     def shards(self) -> Path:
@@ -49,12 +51,6 @@ class LoadedRun:
                 "--shards"
             )
         return self.config.data.shards
-
-    @property
-    def readings(self) -> float:
-        """Lanes that were read in training for each lane of text."""
-        config = self.config
-        return 1.0 if isinstance(config, AdoptedConfig) else config.training.readings.lanes
 
     @property
     def local(self) -> Local | None:
@@ -116,8 +112,10 @@ def load_run(
         densify(model)
     weights = hash_file(folder / WEIGHTS)
     model = without_compressed(model) if forgotten else model
-    lanes = 1 if isinstance(config, AdoptedConfig) else config.training.lanes
-    return LoadedRun(config, model.eval().to(device, dtype), vocabulary, folder, weights, lanes)
+    own = (1, 1.0)
+    if not isinstance(config, AdoptedConfig):
+        own = config.training.lanes, config.training.readings.lanes
+    return LoadedRun(config, model.eval().to(device, dtype), vocabulary, folder, weights, *own)
 
 
 def device_of(placement: Placement) -> torch.device:

@@ -77,6 +77,7 @@ def training_flops(
     shares: Sequence[float] | None = None,
     learn: Learning = "all",
     readings: float = 1.0,
+    gated: bool = False,
 ) -> Work:
     """Work to train on one token with both memories full, one segment a back-propagation.
 
@@ -90,6 +91,7 @@ def training_flops(
             lora themselves.
         readings: lanes that are read for each lane of text (lm.objectives.readings); above 1 the
             probabilities of all tokens are computed.
+        gated: auxiliary losses have a backward pass of their own, through all but compression.
     """
     if readings > 1 and config.cutoffs is not None:
         shares = [1.0] * (len(config.cutoffs) + 1)
@@ -97,14 +99,16 @@ def training_flops(
     tokens = lanes * config.segment
     return Work(
         {
-            name: sum(_times(name, p, learn) * p.flops for p in parts[name]) / tokens
+            name: sum(_times(name, p, learn, gated) * p.flops for p in parts[name]) / tokens
             for name in parts
         }
     )
 
 
-def _times(part: str, product: Product, learn: Learning) -> int:
+def _times(part: str, product: Product, learn: Learning, gated: bool = False) -> int:
     """How often a product is made in training, with those of the same size for its gradients."""
+    if gated and part not in OWN:
+        return 2 * _times(part, product, learn) - 1
     if learn == "all" or part in OWN:
         return product.times
     if learn == "compression":

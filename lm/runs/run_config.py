@@ -18,6 +18,7 @@ from data.options import DataConfig
 from lm.model.model_config import LEARNED, ModelConfig
 from lm.objectives.readings_config import ReadingsConfig
 from lm.runs.adapters import LoraConfig
+from lm.runs.gating import GateConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 
 Rate = Annotated[float, Field(ge=0)]
@@ -49,6 +50,8 @@ class TrainingConfig:
     """What is minimised, by the names in lm/objectives."""
     readings: ReadingsConfig = field(default_factory=ReadingsConfig)
     """Further readings of each segment."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """How far auxiliary losses may move what they share with the others."""
     learn: Literal["all", "compression", "lora"] = "all"
     """What learns. compression: the compression functions, while every other weight stays what it
     is; lora: these, and adapters of the model's linear maps, which training.lora describes."""
@@ -211,6 +214,11 @@ class RunConfig:
             raise ValueError(
                 "optim.name muon needs training.zero 0: from stage 1 on DeepSpeed clips the "
                 "orthogonal update instead of the gradient, which is another optimiser"
+            )
+        if self.training.gate and self.training.zero:
+            raise ValueError(
+                "training.gate needs training.zero 0: from stage 1 on no rank has the sums of "
+                "gradients whose angle it is about"
             )
         if self.training.unroll > 1 and self.training.zero == 3:
             raise ValueError(

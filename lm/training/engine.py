@@ -5,7 +5,7 @@ No other file knows DeepSpeed's private fields.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -165,6 +165,19 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients of an update; they are averaged over ranks."""
         self.deepspeed.backward(loss)
+
+    def auxiliary_gradients(
+        self, loss: Tensor, parameters: Sequence[nn.Parameter]
+    ) -> Sequence[Tensor | None]:
+        """This rank's gradients of a part of the loss, apart from those that `backward` adds to; of
+        parameters that it does not reach, none. At stage 0, before `backward`.
+        """
+        # DeepSpeed refuses a back-propagation that is not its own, for the sake of later stages.
+        self.deepspeed._running_engine_backward = True
+        try:
+            return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        finally:
+            self.deepspeed._running_engine_backward = False
 
     def update(self, finite: bool) -> float | None:
         """Move the weights.

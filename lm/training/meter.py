@@ -77,6 +77,7 @@ class Meter:
             model.vocabulary,
             trainer.memory.lanes,
             readings=training.readings.lanes,
+            gated=bool(training.gate),
         ).total
         # Where a CPU emulates bf16, at a rate that says nothing, its float32 is what it could do.
         half = training.precision == "bf16" and has_fast_bf16()

@@ -30,6 +30,7 @@ from lm.runs.run_config import RunConfig, identity
 from lm.training.compiling import checkpoint_activations, compile_layers
 from lm.training.dist import Pair, Sums, World
 from lm.training.engine import Engine
+from lm.training.gate import Gate
 from lm.training.gradients import NonFiniteError, compression_norms, first_bad
 from lm.training.learning import choose_learning
 from lm.training.optim import lr_scale, set_lr
@@ -100,6 +101,7 @@ class Trainer:
         further, read = reading_of(training.readings)
         self.objectives = chosen(training.objectives) + further
         self.module = Unroll(self.model, self.objectives, read)
+        self.gate = Gate(training.gate, self.model, world) if training.gate else None
         self.engine = Engine(self.module, config, own)
         # The same weights everywhere, other dropout on every rank.
         torch.manual_seed(training.seed + world.rank)
@@ -188,6 +190,7 @@ class Trainer:
         if watch is not None:
             watch(reads[0][0][0], self.memory)
         memory, sums = self._gradients(reads)
+        gated = {} if self.gate is None else self.gate.apply()
         norms = {} if watch is None else compression_norms(self.engine, self.model)
         norm = self.engine.update(all(map(math.isfinite, chain.from_iterable(sums.values()))))
         if norm is None:
@@ -206,7 +209,16 @@ class Trainer:
         }
         learning = {"grad_norm": norm, "lr": scale * self.config.optim.lr}
         changed = {} if watch is None else self.sparsity.changed
-        return {"nats": nats, "tokens": tokens, **means, **learning, **norms, **changed}
+        looked_at = {n: x for n, x in gated.items() if watch is not None or "/" not in n}
+        return {
+            "nats": nats,
+            "tokens": tokens,
+            **means,
+            **learning,
+            **norms,
+            **changed,
+            **looked_at,
+        }
 
     def _gradients(self, reads: list[Read]) -> tuple[MemoryState, dict[str, Pair]]:
         """Gather the gradients of an update; returns memory and sums of losses over all ranks."""
@@ -216,6 +228,8 @@ class Trainer:
         (tokens,) = self.world.totals([sum(scored for read in reads for _, scored in read)])
         sums = Sums()
         memory = self.memory
+        if self.gate is not None:
+            self.gate.begin()
         for number, read in enumerate(reads, start=1):
             after = []
             for part in range(parts):
@@ -224,15 +238,15 @@ class Trainer:
                 before = memory if parts == 1 else memory.lane_slice(rows)
                 last = number == len(reads) and part == parts - 1
                 terms, by_layer, moved = self.engine.forward(segments, before, last)
-                self.engine.backward(self._loss(terms, tokens, parts * len(reads)))
+                self._backward(terms, tokens, parts * len(reads))
                 sums.add(terms)
                 sums.add(by_layer)
                 after.append(moved)
             memory = after[0] if parts == 1 else MemoryState.concatenate(after)
         return memory, sums.totals(self.world)
 
-    def _loss(self, terms: dict[str, Term], tokens: float, parts: int) -> Tensor:
-        """What one back-propagation adds to the update's loss; DeepSpeed averages over ranks.
+    def _backward(self, terms: dict[str, Term], tokens: float, parts: int) -> None:
+        """Add one back-propagation to the gradients of an update; DeepSpeed averages over ranks.
 
         Args:
             terms: of this rank.
@@ -246,7 +260,14 @@ class Trainer:
         if own := {name: term for name, term in terms.items() if name not in factors}:
             counts = self.world.sum(torch.stack([term.counted for term in own.values()]).double())
             factors |= zip(own, size / parts / counts.clamp(min=1), strict=True)
-        return total_loss(terms, factors, weights_at(self.objectives, self.step))
+        weights, main = weights_at(self.objectives, self.step), terms
+        if self.gate is not None:
+            self.gate.check(terms)
+            gated = self.config.training.gate.losses
+            auxiliary = {name: term for name, term in terms.items() if name in gated}
+            main = {name: term for name, term in terms.items() if name not in gated}
+            self.gate.add(total_loss(auxiliary, factors, weights), self.engine)
+        self.engine.backward(total_loss(main, factors, weights))
 
     def _non_finite(self, reads: list[Read], random: dict[str, Tensor]) -> NonFiniteError:
         """Name what is not finite, by computing the gradients again and watching them."""

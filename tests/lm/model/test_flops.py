@@ -75,9 +75,10 @@ def test_training_does_the_products_that_are_counted(name):
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("name", ["memory longer", "rotary", "adaptive"])
-def test_further_readings_are_further_lanes(name, every):
+def test_further_readings_are_further_lanes(name, every, gated):
     config = CASES[name]
     model, tokens, memory = full_model(config, training=True)
     made = ReadingsConfig(local="segment", far=True, agreement=0.1, every=every)
@@ -88,9 +89,13 @@ def test_further_readings_are_further_lanes(name, every):
     with sdpa_kernel(SDPBackend.MATH), counter:
         read = readings.read(model, segment, memory, False, 0)
         terms = terms_of([Likelihood(), readings], read)
+        if gated:
+            auxiliary = {"agreement": terms.pop("agreement")}
+            parameters = list(model.parameters())
+            total_loss(auxiliary).backward(retain_graph=True, inputs=parameters)
         total_loss(terms, weights=readings.weights(0)).backward()
-    counted = training_flops(config, VOCABULARY, LANES, readings=made.lanes)
-    expected = counted.total * LANES * config.segment + 3 * bias_products(model)
+    counted = training_flops(config, VOCABULARY, LANES, readings=made.lanes, gated=gated)
+    expected = counted.total * LANES * config.segment + (5 if gated else 3) * bias_products(model)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-12)
 
 
