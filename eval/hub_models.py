@@ -93,6 +93,7 @@ def hub_record(reading: HubReading, score: Score) -> Result:
             "layers": shape.num_hidden_layers,
             "width": shape.hidden_size,
             "vocabulary": reading.opened.vocabulary.name,
+            "vocabulary_sha256": reading.opened.vocabulary.hash,
             "training_flops_per_token": None,
             "kind": type(model).__name__,
             "state_bytes": predictor.state_bytes(),

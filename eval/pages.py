@@ -58,6 +58,18 @@ def markdown(title: str, sections: list[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def in_lines(section: Section) -> str:
+    """A section for a terminal: one block for each row, an entry a line."""
+    _, *columns = section.header
+    width = max(map(len, columns), default=0)
+    lines = [section.title]
+    for name, *cells in section.rows:
+        lines.append(f"  {name}")
+        entries = zip(columns, cells, strict=True)
+        lines += [f"    {column:<{width}}  {cell}" for column, cell in entries if cell]
+    return "\n".join(lines)
+
+
 def html(title: str, sections: list[Section]) -> str:
     """The report as one page with its figures inside."""
     parts = [f"<h1>{escape(title)}</h1>"]

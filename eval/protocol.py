@@ -78,6 +78,7 @@ def record(reading: Reading, score: Score) -> Result:
             "layers": model.config.layers,
             "width": model.config.width,
             "vocabulary": loaded.vocabulary.name,
+            "vocabulary_sha256": loaded.vocabulary.hash,
             "training_flops_per_token": training_flops(
                 model.config, model.vocabulary, loaded.lanes, readings=loaded.readings
             ).total,

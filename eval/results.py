@@ -205,6 +205,17 @@ def spoken(unit: str) -> str:
     return unit.replace("_", " ")
 
 
+def digits(unit: str, value: float) -> str:
+    """A number in its unit with as many digits as say something: bits to four places, perplexities
+    to about four figures.
+    """
+    if not unit.endswith("perplexity"):
+        return f"{value:.4f}"
+    if value >= 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def bits_of(cost: Mapping[str, Any]) -> float:
     """Bits per byte of a record or, where it has none, per token."""
     bits: float = cost[unit_of(cost)]

@@ -71,6 +71,8 @@ class Model(Record):
     vocabulary: str
     training_flops_per_token: float | None
     """None of models of transformers, which are not counted."""
+    vocabulary_sha256: Sha256 | None = None
+    """None in files of earlier versions."""
     kind: str | None = None
     """Of models of transformers: the class."""
     state_bytes: Count | None = None

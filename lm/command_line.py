@@ -39,6 +39,7 @@ PROGRAMS = {
     "harness": "eval.harness",
     "evaluate": "tools.evaluate",
     "report": "eval.report",
+    "compare": "eval.compare",
     "plot": "tools.plot",
     "sets": "tools.sets",
     "generate": "lm.generate",
