@@ -88,9 +88,14 @@ class ProgramConfig(ScoreConfig):
     them; as long as the window: disjoint windows; none: half of it."""
     carried: bool = False
     """Read on with the state of a recurrent model (Mamba, RWKV, xLSTM) in the place of windows."""
+    library: Path | None = None
+    """Memories of other texts (longrange library add); each document begins with that of the text
+    that began most like it, once its own opening is read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.library is not None:
+            self._require_documents()
         windows = self.window is not None or self.stride is not None
         if not self.of_hub:
             if windows or self.carried or self.vocabulary is not None:
@@ -104,8 +109,20 @@ class ProgramConfig(ScoreConfig):
         given = [f"--{name}" for name in NAMES if getattr(self, name) is not None]
         given = [name for name in given if name != "--segment" or not self.carried]
         given += ["--sweep"] if self.sweep else []
+        given += ["--library"] if self.library is not None else []
         if given:
             raise ValueError(f"{given[0]} has no effect on a model of transformers; leave it out")
+
+    def _require_documents(self) -> None:
+        """What a library leaves open of the way that a split is read."""
+        if not self.reset_documents:
+            raise ValueError("--library begins each document anew; say --reset_documents true")
+        if self.warmup is not None:
+            raise ValueError("warmup has no effect with --library: lanes read documents whole")
+        if self.sweep:
+            raise ValueError(
+                "a library is of one choice of lengths; leave --sweep or --library out"
+            )
 
     @property
     def of_hub(self) -> bool:

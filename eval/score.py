@@ -66,7 +66,8 @@ def main(
             reading = open_reading(
                 run, replace(scoring, **asdict(lengths)), name, shards, checkpoint
             )
-            result, part = of_run(reading, world, keep, scoring.frequency and name == split)
+            cuts = scoring.frequency and name == split
+            result, part = of_run(reading, world, keep, cuts, scoring.library)
         if compare and name == split:
             result["compressors"] = compressors(part)
         return result

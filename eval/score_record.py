@@ -50,6 +50,10 @@ class Protocol(Record):
     limit: Size | None = None
     sinks: Count | None = None
     """First tokens that stayed visible, where there were any."""
+    library: Sha256 | None = None
+    """Of memories that documents began with."""
+    opening: Size | None = None
+    """Tokens of a document that such a memory is found by."""
     precision: str | None = None
     """Numbers that the model computed with, where they were not float32."""
 

@@ -3,7 +3,7 @@ of transformers.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 
 from data.common.files import hash_file
 from data.shards import Split
-from eval.eval_config import ProgramConfig
+from eval.eval_config import ProgramConfig, ScoreConfig
 from eval.keeping import Keeper, read_to_end
 from eval.protocol import Reading, documents, protocol, record
+from eval.recalling import RecallingScorer
 from eval.results import Result
 from eval.tallies import Cuts, cuts_of
+from lm.inference.episodes import Library
 from lm.inference.loading import LoadedRun
 from lm.inference.predictor import ModelState, StateT
 from lm.runs.checkpoints import SETS
@@ -25,7 +27,11 @@ from lm.training import dist
 
 
 def of_run(
-    reading: Reading, world: dist.World, keep: Path | None, frequency: bool
+    reading: Reading,
+    world: dist.World,
+    keep: Path | None,
+    frequency: bool,
+    shelf: Path | None = None,
 ) -> tuple[Result, Split]:
     """The record of a run's score, and the split that it is of.
 
@@ -34,14 +40,29 @@ def of_run(
         world: the ranks that share the lanes.
         keep: where the state of the score is kept.
         frequency: whether it is summed by the frequency of words too.
+        shelf: a library of memories that documents begin with.
 
     Raises:
-        ValueError: as of `read_through`, `cuts_of` and `record`.
+        ValueError: as of `read_through`, `cuts_of`, `Library` and `record`.
     """
     cuts = cuts_of(reading.split, reading.shards, frequency)
-    scorer = scored(reading, world, keep, cuts.parts)
+    reading, library = (reading, None) if shelf is None else recalling(reading, shelf)
+    scorer = scored(reading, world, keep, cuts.parts, library)
     score = scorer.result(world.sum)
-    return record(reading, score) | details(scorer, score, cuts, world), reading.split
+    result = record(reading, score) | details(scorer, score, cuts, world)
+    if library is not None:
+        result["protocol"] |= library.protocol()
+    return result, reading.split
+
+
+def recalling(reading: Reading, shelf: Path) -> tuple[Reading, Library]:
+    """How a split is read with a library: lanes read documents whole, as what is found hangs on the
+    beginning alone. ValueError where there is none, or one of another model.
+    """
+    warmup = int(reading.split.documents["tokens"].max(initial=0))
+    how = {each.name: getattr(reading.config, each.name) for each in fields(ScoreConfig)}
+    config = ScoreConfig(**how | {"warmup": warmup})
+    return replace(reading, config=config, warmup=warmup), Library(shelf, reading.loaded)
 
 
 def of_hub(
@@ -87,18 +108,20 @@ def scored(
     world: dist.World,
     keep: Path | None = None,
     cuts: Mapping[str, np.ndarray] | None = None,
+    library: Library | None = None,
 ) -> Scorer[ModelState]:
-    """A scorer that has read this rank's lanes to the end; arguments and errors as of
-    `read_through`.
+    """A scorer that has read this rank's lanes to the end; with a library, documents begin with
+    memories of it. Arguments and errors as of `read_through`.
     """
     what = protocol(reading) | identity(reading.loaded)
-    scorer = Scorer(
-        reading.loaded.predictor,
-        reading.split,
-        reading.config,
-        rows=rows_of(reading.config.lanes, world),
-        cuts=cuts,
-    )
+    rows = rows_of(reading.config.lanes, world)
+    if library is None:
+        scorer = Scorer(
+            reading.loaded.predictor, reading.split, reading.config, rows=rows, cuts=cuts
+        )
+    else:
+        what |= library.protocol()
+        scorer = RecallingScorer(library, reading.split, reading.config, rows=rows, cuts=cuts)
     return read_through(scorer, what, world, keep)
 
 

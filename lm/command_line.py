@@ -43,12 +43,13 @@ PROGRAMS = {
     "plot": "tools.plot",
     "sets": "tools.sets",
     "generate": "lm.generate",
+    "library": "lm.library",
     "export": "lm.export",
     "import": "lm.import_folder",
     "compact": "tools.compact",
 }
 """Sub-commands and their modules, in the order of a model's life."""
-OWN_COMMAND_LINES = ("tools.ranks", "eval.harness")
+OWN_COMMAND_LINES = ("tools.ranks", "eval.harness", "lm.library")
 """Those that pass their arguments on."""
 
 

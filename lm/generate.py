@@ -16,6 +16,7 @@ def main(
     save_memory: Path | None = None,
     out: Path | None = None,
     adapt: LookupConfig = PLAIN,
+    library: Path | None = None,
 ) -> None:
     """Continue texts; a single one is written to the standard output as it comes.
 
@@ -26,6 +27,8 @@ def main(
         load_memory: memory that --save-memory wrote; texts go on from there.
         save_memory: file for the memory of what was read, or of the whole conversation.
         adapt: what is looked up in the text so far, to change predictions by.
+        library: memories of other texts (longrange library add); each text begins with that of the
+            text that began most like it.
         out: file for text and continuation; for several, one JSON object to a line.
     """
     from lm.inference import memory_file
@@ -51,12 +54,17 @@ def main(
     check_output(save_memory, *read)
     if out is not None and save_memory is not None and resolved(out) == resolved(save_memory):
         raise ValueError("--out and --save-memory name one file; give two")
-    if sampling.memory_weight is not None and (load_memory or save_memory or adapt != PLAIN):
+    read_once = (load_memory, save_memory, library, None if adapt == PLAIN else adapt)
+    if sampling.memory_weight is not None and any(each is not None for each in read_once):
         raise ValueError(
             "--memory-weight reads a text in two ways, which files of memory and --adapt do not; "
-            "leave --load-memory, --save-memory and --adapt out"
+            "leave --load-memory, --save-memory, --library and --adapt out"
         )
+    if library is not None and load_memory is not None:
+        raise ValueError("--load-memory says what the text begins with; leave --library out")
     texts = prompts(sampling)
+    if library is not None and b"" in texts:
+        raise ValueError("--library looks up how a text begins; give one with --prompt")
     if save_memory is not None and len(texts) > 1:
         raise ValueError("--save-memory keeps the memory of one text; give one prompt")
     loaded = load_run(run, checkpoint, sampling, sampling)
@@ -65,7 +73,7 @@ def main(
     require_lanes(loaded, len(texts) * sampling.samples * readings, adapt)
     fresh = load_memory is None and texts == [b""]
     talk = conversation_of(loaded.vocabulary, sampling, fresh) if sampling.interactive else None
-    session = opened(loaded, texts, sampling, load_memory, adapt)
+    session = opened(loaded, texts, sampling, load_memory, adapt, library)
     if sampling.interactive:
         converse(session, sampling, save_memory, talk)
         return

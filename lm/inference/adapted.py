@@ -106,7 +106,11 @@ class AdaptedPredictor(Predictor[AdaptedState]):
 
     def begin(self, lanes: int) -> AdaptedState:
         """Nothing read; see Predictor."""
-        state, like_D = self.inner.begin(lanes), self._like()
+        return self.over(self.inner.begin(lanes))
+
+    def over(self, inner: State) -> AdaptedState:
+        """A state in which nothing was read but what the predictor within knows of already."""
+        lanes, like_D = inner.lanes, self._like()
         each = 2 * len(like_D) * like_D.element_size()
         require_memory(
             lanes * (self.capacity + self.segment) * each,
@@ -114,7 +118,7 @@ class AdaptedPredictor(Predictor[AdaptedState]):
         )
         store = Store.empty(lanes, self.capacity, self.segment, like_D)
         last_BD = like_D.new_zeros(lanes, len(like_D))
-        return AdaptedState(state, store, last_BD, torch.zeros_like(store.written_B).bool())
+        return AdaptedState(inner, store, last_BD, torch.zeros_like(store.written_B).bool())
 
     def after(self, inner: State, last_BD: Tensor) -> AdaptedState:
         """A state in which nothing is to be found of what was read so far.
@@ -123,7 +127,7 @@ class AdaptedPredictor(Predictor[AdaptedState]):
             inner: of the predictor within, which has read something in every lane.
             last_BD: the hidden states of what it read last.
         """
-        begun = self.begin(inner.lanes)
+        begun = self.over(inner)
         last_BD = last_BD.to(begun.last_BD.dtype)
         return AdaptedState(inner, begun.store, last_BD, torch.ones_like(begun.begun_B))
 

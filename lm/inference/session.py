@@ -48,11 +48,17 @@ class Session(Generic[StateT]):
     """Lanes, counted as at its beginning, whose last writing came to one of its `ends`."""
 
     @staticmethod
-    def begin(predictor: Predictor[StateT], lanes: int) -> "Session[StateT]":
-        """Lanes that have read nothing but the context that precedes every text."""
+    def begin(
+        predictor: Predictor[StateT], lanes: int, state: StateT | None = None
+    ) -> "Session[StateT]":
+        """Lanes that have read nothing but the context that precedes every text.
+
+        state: what the predictor knows of them already, if anything.
+        """
         vocabulary, device = predictor.vocabulary, predictor.device
         start_B1 = torch.full((lanes, 1), vocabulary.start, device=device)
-        last_B1, state = predictor.read(start_B1, predictor.begin(lanes))
+        known = predictor.begin(lanes) if state is None else state
+        last_B1, state = predictor.read(start_B1, known)
         seen_BV = torch.zeros(lanes, vocabulary.size, dtype=torch.bool, device=device)
         seen_BV[:, vocabulary.start] = True
         return Session(predictor, state, last_B1, seen_BV)

@@ -14,14 +14,15 @@ import torch
 from data.common.outputs import writing
 from data.common.progress import Progress
 from data.common.requirements import require_memory
-from data.common.say import reader_left, say, warn
+from data.common.say import plain, reader_left, say, warn
 from data.documents import complaint, is_text, refuse_wide
 from data.tokenizers.registry import Tokenizer, WordTokenizer
 from data.tokenizers.words import UNKNOWN
 from lm.inference import memory_file
-from lm.inference.adapted import looking_up
+from lm.inference.adapted import AdaptedPredictor, looking_up
 from lm.inference.beside import Beside, Forgetful, local_of
 from lm.inference.chat import Conversation
+from lm.inference.episodes import Library
 from lm.inference.inference_config import PLAIN, GenerateConfig, LookupConfig
 from lm.inference.loading import LoadedRun
 from lm.inference.predictor import Predictor
@@ -105,10 +106,11 @@ def opened(
     config: GenerateConfig,
     memory: Path | None,
     lookup: LookupConfig = PLAIN,
+    library: Path | None = None,
 ) -> Session[Any]:
     """A session that has read the texts, after the text that `memory` holds, if any.
 
-    lookup: what is looked up in what was read.
+    lookup: what is looked up in what was read; library: memories that the texts begin with.
     """
     file = config.prompt_file or config.prompts_file
     vocabulary, ids = loaded.vocabulary, []
@@ -118,12 +120,27 @@ def opened(
             look_at(text, f"{name} in {file}" if file else name)
         ids.append(encode(vocabulary, text, name))
         tell_unknown(vocabulary, text, ids[-1], name)
-    if memory is None:
+    if library is not None:
+        session = recalled(loaded, ids, lookup, library)
+    elif memory is None:
         session = Session.begin(predictor_of(loaded, config, lookup), len(texts))
     else:
         session = memory_file.load_memory(memory, loaded, lookup).repeat(len(texts))
     session.read(ids)
     return session
+
+
+def recalled(
+    loaded: LoadedRun, ids: list[np.ndarray], lookup: LookupConfig, library: Path
+) -> Session[Any]:
+    """A session of texts that begin with the memories whose texts began most like them."""
+    predictor = looking_up(loaded.predictor, lookup)
+    inner, found = Library(library, loaded).begun(ids)
+    for number, episode in enumerate(found, 1):
+        name = "the text" if len(found) == 1 else f"text {number}"
+        say(f"{name} begins with the memory of {plain(episode.name)}")
+    state: Any = predictor.over(inner) if isinstance(predictor, AdaptedPredictor) else inner
+    return Session.begin(predictor, len(ids), state)
 
 
 def look_at(text: bytes, name: str) -> None:

@@ -1,0 +1,224 @@
+"""Recall of episodes: memories of whole texts, kept in a folder and found again by the content of
+another text's beginning (after Ritter et al., arXiv 1805.09692).
+
+A file holds the memory of one text at its end and a key, the mean of the final hidden states of its
+opening, read with empty memory. A text that begins has empty slots: the memory of the text whose
+key is nearest fills them, and it goes on as if it followed that text.
+
+Shapes: B texts, N memories, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.common.files import hash_json
+from data.common.outputs import writing
+from data.common.progress import Progress
+from data.common.tensors import TensorFile, save_tensors
+from lm.inference.loading import LoadedRun
+from lm.inference.memory_file import model_hash
+from lm.inference.predictor import ModelPredictor, ModelState
+from lm.inference.store import Store
+from lm.model.memory import MemoryState
+
+KIND = "longrange-lm episode 1"
+SUFFIX = ".safetensors"
+MEND = "remove it and add its text again (longrange library add)"
+OF_WEIGHTS = ("keys", "values")
+"""What memory keeps beside its content, and is made of it anew."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What a library knows of a text without reading its memory."""
+
+    path: Path
+    name: str
+    """Of the text."""
+    tokens: int
+    """That it has."""
+    opening: int
+    """First tokens that its key is made of, or would be if it had as many."""
+    text: str
+    """SHA-256 of the text."""
+    model: str
+    """Hash of the model that read it."""
+
+
+def described(path: Path) -> tuple[Episode, TensorFile]:
+    """What a file of a library says of its text; ValueError where it is none."""
+    file = TensorFile(path, MEND)
+    about = file.about
+    try:
+        tokens, opening = int(about["tokens"]), int(about["opening"])
+        episode = Episode(path, about["name"], tokens, opening, about["text"], about["model"])
+        known = about["kind"] == KIND
+    except (KeyError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(f"{path} is no memory of a library; {MEND}")
+    return episode, file
+
+
+def episodes(folder: Path) -> list[tuple[Episode, TensorFile]]:
+    """All of a library, by name.
+
+    Raises:
+        ValueError: there is no such folder or nothing in it, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no library; make one with longrange library add")
+    found = [described(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    if not found:
+        raise ValueError(f"{folder} holds no memories; add some with longrange library add")
+    return sorted(found, key=lambda each: (each[0].name, each[0].text))
+
+
+def inputs_of(predictor: ModelPredictor, ids: np.ndarray) -> Tensor:
+    """What is read of a text that begins, [1, 1 + tokens]."""
+    ids_1T = torch.from_numpy(np.concatenate([[predictor.vocabulary.start], ids]).astype(np.int64))
+    return ids_1T[None].to(predictor.device)
+
+
+def key_of(predictor: ModelPredictor, ids: np.ndarray, opening: int) -> Tensor:
+    """Mean final hidden state [D] of a text's first `opening` tokens at most, in float32."""
+    inputs_1T = inputs_of(predictor, ids)[:, :opening]
+    hidden_1TD, _ = predictor.read(inputs_1T, predictor.begin(1))
+    return hidden_1TD[0].float().mean(dim=0)
+
+
+def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], opening: int) -> Path:
+    """Read a text and keep its memory in a library.
+
+    Tokens behind its last whole segment have not entered memory and are not kept.
+
+    Args:
+        folder: the library; it is there.
+        loaded: the model.
+        text: its bytes, its tokens, and what it is called.
+        opening: first tokens that its key is made of.
+
+    Returns:
+        The file; one of the same text by the same model is replaced.
+
+    Raises:
+        ValueError: it is shorter than a segment, or the library is of another model or has keys of
+            openings of another length.
+    """
+    (content, ids, name), predictor = text, loaded.predictor
+    model = model_hash(loaded.model)
+    for path in sorted(folder.glob(f"*{SUFFIX}"))[:1]:
+        require_alike(described(path)[0], model, opening)
+    segment = predictor.segment
+    inputs_1T = inputs_of(predictor, ids)
+    whole = inputs_1T.shape[1] // segment * segment
+    if not whole:
+        raise ValueError(
+            f"{name} has {len(ids):,} tokens, less than a segment of {segment:,}: nothing of it "
+            "enters memory"
+        )
+    state = predictor.begin(1)
+    with Progress(f"read {name}", whole, "token", scale=True) as bar:
+        for part in inputs_1T[:, :whole].split(segment, dim=1):
+            _, state = predictor.read(part, state)
+            bar.update(segment)
+    tensors = without_keys(state.memory).tensors() | {"key": key_of(predictor, ids, opening)}
+    digest = sha256(content).hexdigest()
+    about = {
+        "kind": KIND,
+        "model": model,
+        "name": name,
+        "text": digest,
+        "tokens": str(len(ids)),
+        "opening": str(opening),
+    }
+    target = folder / f"{digest[:32]}{SUFFIX}"
+    with writing(target) as place:
+        save_tensors({n: each.cpu().contiguous() for n, each in tensors.items()}, place, about)
+    return target
+
+
+def require_alike(episode: Episode, model: str, opening: int | None = None) -> None:
+    """ValueError where a memory is of other weights or lengths, or its key of another opening."""
+    if episode.model != model:
+        raise ValueError(
+            f"{episode.path} is the memory of another model, checkpoint or other lengths; read its "
+            "text with this one into a library of its own"
+        )
+    if opening is not None and episode.opening != opening:
+        raise ValueError(
+            f"the library has keys of the first {episode.opening:,} tokens, not {opening:,}; give "
+            f"--opening {episode.opening} or another library"
+        )
+
+
+def without_keys(memory: MemoryState) -> MemoryState:
+    """Memory without keys and values of its slots."""
+    layers = (
+        {name: each for name, each in layer.items() if name not in OF_WEIGHTS}
+        for layer in memory.layers
+    )
+    return MemoryState(tuple(layers), memory.counts)
+
+
+class Library:
+    """Memories of one model, found by keys."""
+
+    def __init__(self, folder: Path, loaded: LoadedRun) -> None:
+        """Reads the keys of a library.
+
+        Raises:
+            ValueError: there is none, a file is damaged, or of another model.
+        """
+        self.predictor, model = loaded.predictor, model_hash(loaded.model)
+        found = episodes(folder)
+        self.episodes, self.files = [each for each, _ in found], [file for _, file in found]
+        self.opening: int = self.episodes[0].opening
+        for episode in self.episodes:
+            require_alike(episode, model, self.opening)
+        width = loaded.model.config.width
+        keys_ND = torch.stack([file.take("key", torch.float32, (width,)) for file in self.files])
+        keys_1ND = keys_ND[None].to(self.predictor.device)
+        number = len(self.files)
+        self.store = Store.empty(1, number, number, keys_1ND[0, 0])
+        order_1N = torch.arange(number, device=keys_1ND.device)[None]
+        self.store.add(keys_1ND, order_1N, torch.ones_like(order_1N, dtype=torch.bool))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over texts, model and opening."""
+        texts = sorted(episode.text for episode in self.episodes)
+        return hash_json([self.episodes[0].model, self.opening, texts])
+
+    def protocol(self) -> dict[str, Any]:
+        """What a score that recalls from it says of it."""
+        return {"library": self.hash, "opening": self.opening}
+
+    def find(self, ids: np.ndarray) -> int:
+        """The number of the memory whose text began most like this one."""
+        query_D = key_of(self.predictor, ids, self.opening)
+        found = self.store.nearest(query_D[None, None], self.store.written_B[:, None], 1)
+        return int(self.store.values_BR[0, found.slots_BTK[0, 0, 0]])
+
+    def memory(self, number: int) -> MemoryState:
+        """A memory, of one lane; ValueError where its file has changed."""
+        model, file = self.predictor.model, self.files[number]
+        like = without_keys(model.empty_memory(1)).tensors()
+        stored = {name: file.take(name, each.dtype, each.shape) for name, each in like.items()}
+        placed = {name: each.to(self.predictor.device) for name, each in stored.items()}
+        memory = MemoryState.from_tensors(placed)
+        return model.keep_keys(memory) if self.predictor.keep_keys else memory
+
+    def begun(self, texts: Sequence[np.ndarray]) -> tuple[ModelState, list[Episode]]:
+        """What texts begin with that are about to be read, and where it comes from."""
+        numbers = [self.find(ids) for ids in texts]
+        known = {number: self.memory(number) for number in set(numbers)}
+        memory = MemoryState.concatenate([known[number] for number in numbers])
+        return ModelState(memory), [self.episodes[number] for number in numbers]
