@@ -32,6 +32,7 @@ def main(
         out: folder for breakdown-SPLIT.json, documents-SPLIT.csv and worth-SPLIT.html, by default
             the run's.
     """
+    from eval.in_context import context_lines, in_context
     from eval.keeping import read_to_end
     from eval.parts import (
         WatchingScorer,
@@ -66,12 +67,13 @@ def main(
     result |= {
         "frequency": frequency(reading, token_nats, scoring.edges),
         "position": by_position(part, token_nats, loaded.model.config.segment),
+        "context": in_context(part, token_nats, loaded.model.config.segment),
         "attention": attention(scorer.mass),
         "reconstruction": scorer.by_layer("reconstruction"),
         "reconstruction_relative": scorer.by_layer("reconstruction_relative"),
         "ablation": ablation(reading, scoring.ablations),
     }
-    lines = [table(result)]
+    lines = [table(result), *context_lines(result["context"])]
     if worth is not None:
         read_to_end(worth)
         result["worth"] = worth_record(worth, reading, scoring.edges)

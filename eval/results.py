@@ -37,6 +37,16 @@ class Place(Cost):
     documents: Size
 
 
+class Gain(Cost):
+    """What a place in documents gains over the beginning of those that reach it."""
+
+    first: Annotated[Count, Field(alias="from")]
+    to: Size
+    gain: float
+    regret: float
+    documents: Size
+
+
 class Attention(Record):
     """Shares of attention by layer; all empty where no lane filled its memories."""
 
@@ -57,6 +67,7 @@ class Breakdown(Score):
 
     frequency: list[Bucket]
     position: Annotated[list[Place], Some]
+    context: list[Gain] = Field(default_factory=list)
     attention: Attention
     reconstruction: list[float]
     reconstruction_relative: list[float] = Field(default_factory=list)

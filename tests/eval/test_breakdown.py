@@ -15,6 +15,7 @@ from data.tokenizers.registry import ByteTokenizer
 from eval import breakdown
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.eval_config import ABLATIONS, BreakdownConfig
+from eval.in_context import context_lines, in_context
 from eval.parts import by_position
 from eval.results import Breakdown, read_result
 from lm.inference.inference_config import ScoringConfig
@@ -46,6 +47,8 @@ def test_breakdowns_add_up(
     assert sum(p["bytes"] for p in result["position"]) == split.bytes
     bits = sum(p["bytes"] * p["bits_per_byte"] for p in result["position"])
     assert bits * math.log(2) == pytest.approx(result["nats"], rel=1e-5)
+    assert [p["to"] for p in result["context"]] == [p["to"] for p in result["position"]]
+    assert result["context"][0]["gain"] == 0
     for layer in range(2):
         stores = result["attention"]["stores"].values()
         assert sum(store[layer] for store in stores) == pytest.approx(1.0)
@@ -65,7 +68,8 @@ def test_breakdowns_add_up(
     assert sum(float(row["nats"]) for row in rows) == pytest.approx(result["nats"], rel=1e-5)
     assert float(rows[0]["bits_per_byte"]) == pytest.approx(result["value"], rel=1e-5)
     shown = capsys.readouterr().out
-    for name in ("below 100", "compressed", "exchanged", "reconstruction error by layer"):
+    wanted = ("below 100", "compressed", "exchanged", "reconstruction error by layer")
+    for name in (*wanted, "what reading on is worth"):
         assert name in shown
     written = json.loads((tmp_path / "breakdown-validation.json").read_text())
     assert written.items() >= result.items() and written.keys() - result.keys() == {"sha256"}
@@ -84,6 +88,25 @@ def test_positions_count_from_each_documents_beginning() -> None:
     assert [p["bits_per_byte"] for p in found] == pytest.approx(
         [1.5, (3 + 4 + 3 + 3 + 4) / 5, (5 + 5 + 6 + 7 + 8) / 5, 9]
     )
+
+
+def test_a_place_is_compared_with_the_beginning_of_the_documents_that_reach_it() -> None:
+    split = split_of(ByteTokenizer(), [b"a" * 5, b"", b"b" * 3, b"c" * 9])
+    bits = np.concatenate([np.arange(1, 6), 10 * np.arange(1, 4), np.arange(1, 10)])
+    found = in_context(split, bits * math.log(2), 2)
+    assert [(p["from"], p["to"], p["documents"]) for p in found] == [
+        (0, 2, 3),
+        (2, 4, 3),
+        (4, 8, 2),
+        (8, 16, 1),
+    ]
+    costs = [36 / 6, (3 + 4 + 30 + 3 + 4) / 5, (5 + 5 + 6 + 7 + 8) / 5, 9]
+    assert [p["bits_per_byte"] for p in found] == pytest.approx(costs)
+    # The dear document b ends before the third place.
+    assert [p["gain"] for p in found] == pytest.approx([0, 6 - 8.8, 1.5 - 6.2, 1.5 - 9])
+    before = [0, (36 - 6 * 8.8) / 3, (20 - 8 * 6.2) / 2, 36 - 8 * 9]
+    assert [p["regret"] for p in found] == pytest.approx(before)
+    assert context_lines(found)[-1].split() == ["8", "to", "16", "9.0000", "-7.5000", "-36.0"]
 
 
 SPLIT = split_of(ByteTokenizer(), [TEXT[:200], TEXT[100:300]])
