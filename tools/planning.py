@@ -22,6 +22,7 @@ from lm.sparse.sparse_config import SparseConfig
 from lm.sparse.topkast import kind_of
 from lm.training.engine import bucket_elements
 from tools.cluster import Cluster
+from tools.teaching import teacher_bytes, teacher_flops
 
 HOUR, DAY = 3600.0, 86400.0
 FLOAT32 = 4
@@ -259,6 +260,9 @@ def needed(
     parts["activations"] = activations(config, vocabulary, part, device)
     # What it was before a step, and what it becomes, that of further readings too.
     parts["memory"] = (1 + training.readings.lanes) * memory_state(config, lanes)
+    teacher, remembered = teacher_bytes(config, vocabulary, lanes)
+    parts["weights"] += teacher
+    parts["memory"] += remembered
     always = sum(parts[name] for name in ("weights", "optimiser", "indices", "memory"))
     gathered = parts["gradients"] if passes(config) > 1 else 0.0
     update = parts["gradients"] + parts["buffers"]
@@ -326,6 +330,7 @@ def speed(config: RunConfig, vocabulary: int, cluster: Cluster) -> Speed:
         readings=training.readings.lanes,
         gated=bool(training.gate),
     ).total
+    flops += teacher_flops(config, vocabulary, lanes)
     again = 4 / 3 if training.activation_checkpointing else 1.0
     compute = tokens / ranks * flops * again / (cluster.tflops * 1e12 * cluster.efficiency)
     moved = traffic(config, sized(config, vocabulary), ranks)

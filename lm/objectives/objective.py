@@ -128,6 +128,10 @@ class SegmentRead(NamedTuple):
     """[B, T, V], where some objective asks for them."""
     compared: Compared | None = None
     """Where the segment was read in several ways."""
+    told: Tensor | None = None
+    """What a teacher makes of it, [B, T, ...], if there is one."""
+    step: int = 0
+    """Of training, counted from 0."""
 
     @property
     def targets_BT(self) -> Tensor:
@@ -228,13 +232,17 @@ class Unroll(nn.Module):
         """The step of training, which some readings depend on."""
 
     def forward(
-        self, segments: list[Segment], memory: MemoryState
+        self,
+        segments: list[Segment],
+        memory: MemoryState,
+        told: list[Tensor] | None = None,
     ) -> tuple[dict[str, Term], dict[str, Term], MemoryState]:
         """Read segments in order.
 
         Args:
             segments: of the B lanes.
             memory: of the lanes, before the first segment and its resets.
+            told: what a teacher makes of each segment.
 
         Returns:
             The terms by name, the likelihood in nats first; losses that are known by layer, [l]
@@ -243,9 +251,10 @@ class Unroll(nn.Module):
         terms: dict[str, Term] = {}
         by_layer: dict[str, Term] = {}
         read_segment = self.read if self.model.training else read_once
-        for segment in segments:
+        for number, segment in enumerate(segments):
             before = memory.reset(segment.reset_B)
             read = read_segment(self.model, segment, before, self.logits, self.step)
+            read = read._replace(told=told[number] if told else None, step=self.step)
             memory = read.states.memory
             add_terms(terms, terms_of(self.objectives, read))
             looked_at = read.states.by_layer

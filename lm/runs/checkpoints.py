@@ -95,6 +95,8 @@ class CheckpointState(Record):
     precision: str | None = None
     adapter_scale: float | None = None
     """What adapters of the weights are multiplied by (lm/runs/merging.py), if there are any."""
+    teacher: Sha256 | None = None
+    """Of the weights that teach, if there are any."""
     identity: Sha256 | None = None
     """Of what may not change in a run."""
     validation_bits_per_byte: float | None = None

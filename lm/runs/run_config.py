@@ -17,6 +17,7 @@ from data.lanes import Order
 from data.options import DataConfig
 from lm.model.model_config import LEARNED, ModelConfig
 from lm.objectives.readings_config import ReadingsConfig
+from lm.objectives.teacher_config import TeacherConfig
 from lm.runs.adapters import LoraConfig
 from lm.runs.gating import GateConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
@@ -50,6 +51,8 @@ class TrainingConfig:
     """What is minimised, by the names in lm/objectives."""
     readings: ReadingsConfig = field(default_factory=ReadingsConfig)
     """Further readings of each segment."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """A frozen run that teaches this one."""
     gate: GateConfig = field(default_factory=GateConfig)
     """How far auxiliary losses may move what they share with the others."""
     learn: Literal["all", "compression", "lora"] = "all"
@@ -215,6 +218,11 @@ class RunConfig:
                 "optim.name muon needs training.zero 0: from stage 1 on DeepSpeed clips the "
                 "orthogonal update instead of the gradient, which is another optimiser"
             )
+        if self.training.teacher and self.model.head_chunk is not None:
+            raise ValueError(
+                "training.teacher needs the probabilities of all tokens at once; leave "
+                "model.head_chunk out"
+            )
         if self.training.gate and self.training.zero:
             raise ValueError(
                 "training.gate needs training.zero 0: from stage 1 on no rank has the sums of "
@@ -258,11 +266,12 @@ class RunConfig:
                 f"training.learn compression has nothing to learn with model.compression "
                 f"{model.compression}, which has no weights; set that to {others}"
             )
-        if self.training.readings and self.training.unroll == 1:
-            raise ValueError(
-                "training.readings teaches compression nothing with training.learn compression and "
-                "training.unroll 1: set training.unroll above 1"
-            )
+        for name in ("readings", "teacher"):
+            if getattr(self.training, name) and self.training.unroll == 1:
+                raise ValueError(
+                    f"training.{name} teaches compression nothing with training.learn compression "
+                    "and training.unroll 1: set training.unroll above 1"
+                )
         if model.reconstruction == "none" and self.training.unroll == 1:
             raise ValueError(
                 "training.learn compression needs something that teaches it: set "

@@ -155,11 +155,15 @@ class Engine:
         return engine
 
     def forward(
-        self, segments: list[Segment], memory: MemoryState, last: bool
+        self,
+        segments: list[Segment],
+        memory: MemoryState,
+        last: bool,
+        told: list[Tensor] | None = None,
     ) -> tuple[dict[str, Term], dict[str, Term], MemoryState]:
         """Read segments as Unroll does; `last`: the next back-propagation ends the update."""
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        terms, by_layer, moved = self.deepspeed(segments, memory)
+        terms, by_layer, moved = self.deepspeed(segments, memory, told)
         return terms, by_layer, moved
 
     def backward(self, loss: Tensor) -> None:

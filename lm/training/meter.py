@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from data.shards import Split
-from lm.model.flops import training_flops
+from lm.model.flops import scoring_flops, training_flops
 from lm.training.compiling import has_fast_bf16
 from lm.training.trainer import Trainer
 
@@ -79,6 +79,13 @@ class Meter:
             readings=training.readings.lanes,
             gated=bool(training.gate),
         ).total
+        self.teacher_flops = 0.0
+        """A token, as long as a teacher is read."""
+        if trainer.teacher is not None:
+            taught = trainer.teacher.predictor.model
+            self.teacher_flops = scoring_flops(
+                taught.config, model.vocabulary, trainer.memory.lanes, kept=True
+            ).total
         # Where a CPU emulates bf16, at a rate that says nothing, its float32 is what it could do.
         half = training.precision == "bf16" and has_fast_bf16()
         self.dtype = torch.bfloat16 if half else torch.float32
@@ -136,9 +143,10 @@ class Meter:
     def summary(self) -> dict[str, float]:
         """Loss in nats per token and in the corpus's unit, and speed, since the last call."""
         rate, peak = self.tokens / max(self.seconds, 1e-9), self.peak()
+        flops = self.flops + (self.teacher_flops if self.trainer.teaching else 0.0)
         record = {
             "tokens_per_second": rate,
-            **({} if peak is None else {"mfu": rate * self.flops / peak}),
+            **({} if peak is None else {"mfu": rate * flops / peak}),
             "seconds": self.total_seconds,
             "memory_bytes": float(peak_memory(self.trainer.world.device)),
         }

@@ -25,6 +25,7 @@ from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Segment, Term, Unroll, total_loss, weights_at
 from lm.objectives.registry import chosen, reading_of
+from lm.objectives.teaching import Teaching
 from lm.runs import checkpoints
 from lm.runs.run_config import RunConfig, identity
 from lm.training.compiling import checkpoint_activations, compile_layers
@@ -46,6 +47,7 @@ from lm.training.resume import (
 )
 from lm.training.sparsity import Sparsity
 from lm.training.stopping import Length
+from lm.training.teacher import Teacher
 
 MOST_AHEAD = 64
 """Segments that are read before they are asked for."""
@@ -100,6 +102,9 @@ class Trainer:
         self._settle_model()
         further, read = reading_of(training.readings)
         self.objectives = chosen(training.objectives) + further
+        self.teacher = Teacher(config, shards, world, own) if training.teacher else None
+        if self.teacher is not None:
+            self.objectives.append(Teaching(training.teacher, self.teacher.logits))
         self.module = Unroll(self.model, self.objectives, read)
         self.gate = Gate(training.gate, self.model, world) if training.gate else None
         self.engine = Engine(self.module, config, own)
@@ -159,6 +164,11 @@ class Trainer:
         numbers = self.config.training.accumulate
         return [number for first, number in numbers if first <= self.step][-1]
 
+    @property
+    def teaching(self) -> bool:
+        """Whether the teacher still counts."""
+        return self.teacher is not None and self.config.training.teacher.share(self.step) > 0
+
     def train_step(
         self, steps: int, watch: Callable[[Segment, MemoryState], object] | None = None
     ) -> dict[str, float]:
@@ -200,6 +210,8 @@ class Trainer:
             self.step += 1
             return {"nats": 0.0, "tokens": 0.0, "skipped": self.skipped}
         self.memory = memory
+        if self.teacher is not None:
+            self.teacher.state = self.taught
         self.step += 1
         nats, tokens = sums.pop("nats")
         means = {
@@ -230,14 +242,20 @@ class Trainer:
         memory = self.memory
         if self.gate is not None:
             self.gate.begin()
+        teacher = self.teacher if self.teaching else None
+        if self.teacher is not None:
+            self.taught = self.teacher.state
         for number, read in enumerate(reads, start=1):
-            after = []
+            after, told = [], None
+            if teacher is not None:
+                told, self.taught = teacher.tell([segment for segment, _ in read], self.taught)
             for part in range(parts):
                 rows = slice(part * lanes, (part + 1) * lanes)
                 segments = [segment.lanes(rows) for segment, _ in read]
                 before = memory if parts == 1 else memory.lane_slice(rows)
                 last = number == len(reads) and part == parts - 1
-                terms, by_layer, moved = self.engine.forward(segments, before, last)
+                own = told and [each[rows] for each in told]
+                terms, by_layer, moved = self.engine.forward(segments, before, last, own)
                 self._backward(terms, tokens, parts * len(reads))
                 sums.add(terms)
                 sums.add(by_layer)
@@ -286,7 +304,10 @@ class Trainer:
             previous: the newest complete checkpoint of this run, for what it shares with this one.
         """
         rank, size, vocabulary = self.world.rank, self.world.size, self.shards.vocabulary
-        files = {f"rank-{rank}.safetensors": rank_tensors(self.memory, self.world)}
+        own = rank_tensors(self.memory, self.world)
+        files = {f"rank-{rank}.safetensors": own}
+        if self.teacher is not None:
+            own |= self.teacher.tensors()
         weights = {
             name: tensor.to("cpu", copy=True)
             for name, tensor in self.engine.weights()
@@ -311,6 +332,7 @@ class Trainer:
             "skipped": self.skipped,
             "identity": identity(self.config),
             **self._adapters(),
+            "teacher": self.teacher and self.teacher.weights,
             "precision": self.config.training.precision,
             "sparse": self.sparsity.state(),
             "probe": loss if math.isfinite(loss) else None,
@@ -330,6 +352,8 @@ class Trainer:
         self.engine.load_state(optimizer_tensors(folder, state, self.engine.shapes()))
         self.step, self.skipped = state.step, state.skipped
         self.memory = restore_rank(folder, state, self.memory, self.world, training.seed)
+        if self.teacher is not None:
+            self.teacher.restore(folder, state)
         lanes, first = self.memory.lanes, self.world.rank * self.memory.lanes
         self.lanes.load_state(
             {

@@ -22,8 +22,9 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
 
     world = SimpleNamespace(device=torch.device("cpu"), size=2)
     config = SimpleNamespace(training=SimpleNamespace(learn="all"))
-    made.trainer = SimpleNamespace(world=world, config=config)  # type: ignore[assignment]
+    made.trainer = SimpleNamespace(world=world, config=config, teaching=False)  # type: ignore[assignment]
     made.split = SimpleNamespace(unit="bits_per_byte", tokens=[0], bytes=1)  # type: ignore[assignment]
+    made.teacher_flops = 1e9
     made.flops, made.dtype, made.due, made.total_seconds = 10.0, torch.float32, 0.0, 0.0
     monkeypatch.setattr(module, "matmul_rate", rate)
     monkeypatch.setattr(module.time, "perf_counter", lambda: made.clock)  # type: ignore[attr-defined]

@@ -18,9 +18,11 @@ from transformers import LlamaConfig
 
 from data.common.command import load_config
 from data.shards import DOCUMENT_DTYPE, Shards, Split
+from lm.inference.loading import load_run
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.readings_config import ReadingsConfig
+from lm.objectives.teacher_config import TeacherConfig
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import sparsify
@@ -163,6 +165,24 @@ def test_further_readings_are_planned(run_config: RunConfig, every: int) -> None
     one = Cluster(1, 1)
     ratio = speed(config, 50, one).compute / speed(plain, 50, one).compute
     assert ratio == pytest.approx(1 + 2 / every, rel=0.05)
+
+
+def test_a_teacher_is_planned(run_config: RunConfig, trained_run: Path) -> None:
+    """Its weights and what it remembers, keys included, and what it costs to read."""
+    taught = with_training(run_config, teacher=TeacherConfig(trained_run))
+    plain, more = (needed(config, 256, ranks=2) for config in (run_config, taught))
+    loaded = load_run(trained_run)
+    weights = sum(parameter.numel() for parameter in loaded.model.parameters())
+    state = loaded.predictor.begin(2).tensors()
+    kept = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    assert more["weights"] - plain["weights"] == 4 * weights
+    assert more["memory"] - plain["memory"] == 2 * 4 * kept
+    one = Cluster(1, 1)
+    ratio = speed(taught, 256, one).compute / speed(run_config, 256, one).compute
+    assert 1.2 < ratio < 1.45
+    gone = with_training(run_config, teacher=TeacherConfig(trained_run / "gone"))
+    with pytest.raises(ValueError, match="holds no run; give the folder of one"):
+        needed(gone, 256, ranks=2)
 
 
 @pytest.mark.parametrize("stall", [1.0, 60.0, 600.0])
