@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from data.common.files import read_json
-from lm.model.compression import adopted_rank
+from lm.model.compression import USES_ATTENTION, adopted_rank
 from lm.model.model_config import LEARNED, ModelConfig
 from lm.runs.adopted_config import MemoryShape
 
@@ -102,6 +102,7 @@ def model_config(base: PreTrainedConfig, memory: MemoryShape, where: str) -> Mod
     head = getattr(base, "head_dim", None)
     learnt = memory.compressed and memory.function in LEARNED
     thin = learnt and memory.function == "conv"
+    merges = memory.compressed > 0 and memory.function not in USES_ATTENTION
     return ModelConfig(
         layers=base.num_hidden_layers,
         width=base.hidden_size,
@@ -128,6 +129,7 @@ def model_config(base: PreTrainedConfig, memory: MemoryShape, where: str) -> Mod
         reconstruction="attention" if learnt else "none",
         compression_initial="mean" if learnt else "random",
         compression_rank=adopted_rank(base.hidden_size, memory.rate) if thin else None,
+        proportional_attention=merges if memory.proportional is None else memory.proportional,
         sinks=memory.sinks,
         memory_layers=memory.memory_layers,
         **rotary(base.rope_parameters),

@@ -25,7 +25,10 @@ LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
 WINDOWED: frozenset[CompressionName] = frozenset({"conv", "dilated", "mean", "max"})
 """Compression functions with a kernel."""
 
-LATER = {"max_positions", "compression_initial", "compression_rank", "leaky_inputs", "initial"}
+LATER = {
+    *("max_positions", "compression_initial", "compression_rank", "leaky_inputs", "initial"),
+    "proportional_attention",
+}
 """Settings that joined last."""
 JOINED = {
     *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
@@ -105,6 +108,10 @@ class ModelConfig:
     max_positions: int | None = None
     """Tokens of context that the weights were trained on, which positions of memory and segment
     must not exceed; only with rotary positions. None: no bound is known."""
+    proportional_attention: bool = False
+    """Whether a compressed slot weighs as many tokens as were merged into it: the logarithm of
+    their number is added to its scores (proportional attention, Bolya et al., arXiv 2210.09461).
+    Only with rotary positions; relative ones learn such a bias."""
     backend: Backend = "auto"
     """How attention is computed, which changes no result beyond rounding. auto: the fastest way
     that there is on a device; with relative positions shift (plain, any device), blocked (for
@@ -201,6 +208,8 @@ class ModelConfig:
         for name in (n for n in asdict(self) if n.startswith("rotary_") or n == "max_positions"):
             if getattr(self, name) != getattr(ModelConfig, name):
                 return f"{name} has no effect with model.positions relative"
+        if self.proportional_attention:
+            return "proportional_attention needs rotary positions; relative ones learn such a bias"
         if self.encoded < 2 or self.encoded % 2:
             name = "width" if self.sinusoids is None else "sinusoids"
             return f"{name} must be even (sines and cosines of distances), not {self.encoded}"
@@ -273,6 +282,11 @@ class ModelConfig:
         ):
             return (
                 "compression_rank needs model.compression conv and model.compression_initial mean"
+            )
+        if self.proportional_attention and name == "most_used":
+            return (
+                "proportional_attention is for slots that are merged; most_used keeps single ones, "
+                "set it to false"
             )
         if overlap > self.memory:
             why = f"memory must hold the {overlap} slots that windows of compression {name} reach "

@@ -42,6 +42,9 @@ class MemoryShape:
     positions: Literal["rotary", "rotary_slots"] = "rotary"
     """Where compressed slots stand. rotary: at the centre of the tokens they were made from;
     rotary_slots: each counts as one token, which reaches less far beyond trained positions."""
+    proportional: bool | None = None
+    """Whether a compressed slot weighs as many tokens in attention as were merged into it; none:
+    yes, where the function merges (most_used keeps single slots)."""
 
     def __post_init__(self) -> None:
         require_ranges(self)

@@ -26,6 +26,7 @@ MEND = "put back the file as it was"
 MAY_DIFFER = (
     *("segment", "memory", "memories", "memory_layers", "compressed", "rate", "compression"),
     *("extra_kernel", "compression_initial", "compression_rank", "reconstruction", "sinks", "sink"),
+    "proportional_attention",
     *("empty", "dropout", "attention_dropout", "head_chunk", "backend", "max_positions"),
     *("rotary_base", "rotary_scaling", "rotary_factor", "rotary_trained", "rotary_bounds"),
 )

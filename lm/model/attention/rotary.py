@@ -32,6 +32,8 @@ class Rotation(NamedTuple):
 
     cos_Sr: Tensor
     sin_Sr: Tensor
+    weight_S: Tensor | None
+    """Logarithm of the tokens that each slot weighs as many as; None where all weigh as one."""
 
 
 def places(config: ModelConfig, pinned: int, device: torch.device) -> Tensor:
@@ -48,6 +50,13 @@ def places(config: ModelConfig, pinned: int, device: torch.device) -> Tensor:
     reach = config.memory + config.compressed * span
     pinned_k = torch.arange(-pinned, 0, dtype=torch.float64, device=device) - reach
     return torch.cat([pinned_k, compressed, recent])
+
+
+def merged(config: ModelConfig, pinned: int, device: torch.device) -> Tensor:
+    """How many tokens each slot was merged from, [S] float64."""
+    tokens = torch.ones(pinned + config.slots + config.segment, dtype=torch.float64, device=device)
+    tokens[pinned : pinned + config.compressed] = config.segment / config.windows
+    return tokens
 
 
 def frequencies(config: ModelConfig, device: torch.device) -> Tensor:
@@ -89,13 +98,16 @@ class RotaryAttention(MemoryAttention[Rotation]):
         place_S = places(self.config, self.pinned, device)
         angles = place_S[:, None] * frequencies(self.config, device)
         angles = torch.cat([angles, angles], dim=-1)
-        both = (table.to(weight.dtype).to(weight.device) for table in (angles.cos(), angles.sin()))
-        return Rotation(*both)
+        tables = [angles.cos(), angles.sin()]
+        if self.config.proportional_attention and self.config.compressed:
+            tables.append(merged(self.config, self.pinned, device).log())
+        placed = [table.to(weight.dtype).to(weight.device) for table in tables]
+        return Rotation(*placed[:2], placed[2] if len(placed) > 2 else None)
 
     def place(self, key_BHnd: Tensor, tables: Rotation, at: slice | Tensor) -> Tensor:
         """Keys turned to their places."""
         # A dimension for the heads.
-        return rotate(key_BHnd, *(table[at].unsqueeze(-3) for table in tables))
+        return rotate(key_BHnd, *(table[at].unsqueeze(-3) for table in tables[:2]))
 
     def lift(self, key_BHnd: Tensor, tables: Rotation, at: slice) -> Tensor:
         """Keys turned back."""
@@ -106,7 +118,10 @@ class RotaryAttention(MemoryAttention[Rotation]):
     ) -> Tensor:
         """See MemoryAttention.scores."""
         at = self.slots_of(places, query_BHtd.shape[2])
-        return content_scores(self.place(query_BHtd, tables, at), parts)
+        scores = content_scores(self.place(query_BHtd, tables, at), parts)
+        if tables.weight_S is not None:
+            scores = scores + tables.weight_S[: scores.shape[-1]]
+        return scores
 
     def read(
         self, query_BHTd: Tensor, slots: Sequence[Slots], reading: Reading
@@ -119,6 +134,8 @@ class RotaryAttention(MemoryAttention[Rotation]):
             places = Places(~seen[:, 0])
             return self.attend(query_BHTd, [Slots(key, value)], tables, places, *reading[1:])
         query = self.place(query_BHTd, tables, slice(key.shape[2] - query_BHTd.shape[2], None))
+        if tables.weight_S is not None:
+            seen = torch.where(seen, tables.weight_S, float("-inf"))
         read = F.scaled_dot_product_attention(
             query, key, value, attn_mask=seen, dropout_p=reading.dropout, scale=1.0
         )

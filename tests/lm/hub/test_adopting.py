@@ -158,3 +158,21 @@ def test_reads_in_other_numbers_with_other_lengths(models: dict[str, Path], tmp_
     assert 0 < (near - exact).abs().mean() < 0.1
     torch.testing.assert_close(near_none[:, :24], exact[:, :24], rtol=0, atol=1e-5)
     assert (near_none[:, 32:] - exact[:, 32:]).abs().max() > 1e-4
+
+
+def test_what_a_compressed_slot_weighs(models: dict[str, Path], tmp_path: Path) -> None:
+    """As many tokens as it was merged from, unless one says otherwise; single slots as one."""
+    weighed = {
+        "merges": SHORT,
+        "not": replace(SHORT, proportional=False),
+        "keeps": replace(SHORT, function="most_used"),
+    }
+    for name, shape in weighed.items():
+        adopt.main(str(models["Llama"]), tmp_path / name, shape)
+    configs = {name: load_run(tmp_path / name).model.config for name in weighed}
+    said = {name: config.proportional_attention for name, config in configs.items()}
+    assert said == {"merges": True, "not": False, "keeps": False}
+    with pytest.raises(ValueError, match="most_used keeps single ones"):
+        adopt.main(
+            str(models["Llama"]), tmp_path / "x", replace(weighed["keeps"], proportional=True)
+        )

@@ -61,6 +61,12 @@ SHAPES = {
     "few sinusoids, Transformer-XL": replace(TINY, sinusoids=4, compressed=0),
     "rotary": replace(TINY, positions="rotary", memory=7),
     "rotary, memory shorter": replace(TINY, positions="rotary", memory=2, segment=5, rate=3),
+    "rotary, proportional": replace(
+        TINY, positions="rotary", proportional_attention=True, memory=7, memory_layers=(1,), sinks=1
+    ),
+    "rotary, memory shorter, proportional": replace(
+        TINY, positions="rotary", proportional_attention=True, memory=2, segment=5, rate=3
+    ),
     "rotary, slots": replace(TINY, positions="rotary_slots"),
     "rotary, Transformer-XL": replace(TINY, positions="rotary", compressed=0),
     "rotary, most_used": replace(

@@ -165,6 +165,9 @@ class Oracle:
                     for j, slot in enumerate(slots):
                         pair = Pair(query, make_key(h, slot), i, count - 1 - j, kind)
                         scores.append(score(self, layer, h, pair))
+                        if config.proportional_attention and kind == "compressed":
+                            windows = math.ceil(config.segment / config.rate)
+                            scores[-1] = scores[-1] + math.log(config.segment / windows)
                         values.append(make_value(h, slot))
                 weights = softmax(scores)
                 reads.append(weighted_sum(weights, values))
