@@ -6,7 +6,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from data.common.files import hash_json
 from data.common.progress import Progress
 from data.common.requirements import extra, require_memory
-from lm.inference.inference_config import PLAIN, LookupConfig
+from lm.inference.adapted import AdaptedPredictor
 from lm.inference.loading import LoadedRun
 from lm.inference.predictor import Predictor
 from lm.scoring import require_finite
@@ -132,13 +132,13 @@ def restore(predictor: Predictor[Any], model: bytes, packed: bytes, file: Path) 
     return content
 
 
-def model_digest(loaded: LoadedRun, lookup: LookupConfig = PLAIN) -> bytes:
+def model_digest(loaded: LoadedRun, predictor: Predictor[Any] | None = None) -> bytes:
     """What a compressed file knows its model by, 16 bytes: weights, shape and vocabulary, and what
-    is looked up.
+    the predictor around it looks up, if anything.
     """
     parts = [loaded.weights, loaded.vocabulary.hash, loaded.model.config.shape()]
-    if lookup.method is not None:
-        parts.append(asdict(lookup.settled()))
+    if isinstance(predictor, AdaptedPredictor):
+        parts.append(predictor.identity)
     return bytes.fromhex(hash_json(parts))[:16]
 
 

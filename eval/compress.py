@@ -49,10 +49,8 @@ def main(
     others = compressors() if compare else {}
     content = file.read_bytes()
     loaded = load_run(run, checkpoint)
-    model, predictor = (
-        model_digest(loaded, coding.adapt),
-        looking_up(loaded.predictor, coding.adapt),
-    )
+    predictor = looking_up(loaded.predictor, coding.adapt)
+    model = model_digest(loaded, predictor)
     if decompress:
         made = restore(predictor, model, content, file)
     else:

@@ -238,6 +238,8 @@ class AdaptConfig(ScoreConfig):
     """Of the cache."""
     temperature: tuple[Positive, ...] = (0.03, 0.1, 0.3)
     """Of knn."""
+    datastore: Path | None = None
+    """Of knn: neighbours are looked up in this datastore too (longrange datastore)."""
     share: tuple[Share, ...] = (0.02, 0.05, 0.1, 0.2)
     """Of the cache's or the neighbours' distribution."""
     kernel: tuple[Literal["inverse", "exponential"], ...] = ("inverse", "exponential")
@@ -264,6 +266,8 @@ class AdaptConfig(ScoreConfig):
             raise ValueError(f"{min(dynamic)} needs some learning rates; give --lrs")
         if dynamic and self.precision != "float32":
             raise ValueError(f"{min(dynamic)} needs precision float32; leave --precision out")
+        if self.datastore is not None and not any("knn" in name for name in self.methods):
+            raise ValueError("datastore has no effect without method knn; leave it out")
         if not self.capacity:
             raise ValueError("capacity must be some numbers of tokens")
         if "memory" in self.methods and self.memory is not None:

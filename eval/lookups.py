@@ -7,6 +7,7 @@ is looked up costs the looking up alone.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -147,6 +148,8 @@ class Search:
         """
         parts = method.split("+")
         lookup = LookupConfig(method=method).settled()  # type: ignore[arg-type]
+        if "knn" in parts:
+            lookup = replace(lookup, datastore=self.config.datastore)
         for part in parts:
             if part in self.found and len(parts) > 1:
                 own = {name: getattr(self.found[part], name) for name in LOOKUP_DEFAULTS[part]}
@@ -155,7 +158,7 @@ class Search:
         curves = []
         for name in JOINED if known else ("capacity", *lookup.takes):
             values = getattr(self.config, name)
-            if not values or (name == "decay" and lookup.steps == 1):
+            if not values or name == "datastore" or (name == "decay" and lookup.steps == 1):
                 continue
             costs = [
                 self.nats(replace(lookup, **{name: value}), f"{method} {name} {value}")
@@ -215,4 +218,5 @@ def dynamic_config(config: AdaptConfig, method: AdaptMethod, lr: float) -> Dynam
 
 def settings_of(lookup: LookupConfig) -> dict[str, Any]:
     """What is to be given for it after --adapt., without what does not belong to the method."""
-    return {name: value for name, value in asdict(lookup).items() if value is not None}
+    given = {name: value for name, value in asdict(lookup).items() if value is not None}
+    return {n: str(each) if isinstance(each, Path) else each for n, each in given.items()}

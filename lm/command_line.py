@@ -44,6 +44,7 @@ PROGRAMS = {
     "sets": "tools.sets",
     "generate": "lm.generate",
     "library": "lm.library",
+    "datastore": "lm.datastore",
     "export": "lm.export",
     "import": "lm.import_folder",
     "compact": "tools.compact",

@@ -8,6 +8,7 @@ Shapes: B lanes, T queries, R slots of the store, K neighbours, U entries that s
 its neighbours, D width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -38,11 +39,14 @@ def cache(store: Store, queries_BTD: Tensor, count_BT: Tensor, sharpness: float)
     return masked_softmax(score_BTR, seen_BTR)
 
 
-def by_distance(found: Found, width: int, kernel: Kernel, softness: float) -> Tensor:
+def by_distance(
+    squares_BTK: Tensor, live_BTK: Tensor, width: int, kernel: Kernel, softness: float
+) -> Tensor:
     """Weights of neighbours by their distance, of sum 1.
 
     Args:
-        found: neighbours.
+        squares_BTK: squared distances.
+        live_BTK: bool, false where there is no neighbour.
         width: D.
         kernel: inverse: 1 / (softness + d² / D) (Sprechmann et al., arXiv 1802.10542);
             exponential: exp(-d² / D / softness) (Khandelwal et al., arXiv 1911.00172).
@@ -51,10 +55,10 @@ def by_distance(found: Found, width: int, kernel: Kernel, softness: float) -> Te
     Returns:
         [B, T, K], 0 where there is no neighbour.
     """
-    squares_BTK = found.squares_BTK / width
+    squares_BTK = squares_BTK / width
     if kernel == "exponential":
-        return masked_softmax(-squares_BTK / softness, found.live_BTK)
-    weights_BTK = found.live_BTK / (softness + squares_BTK)
+        return masked_softmax(-squares_BTK / softness, live_BTK)
+    weights_BTK = live_BTK / (softness + squares_BTK)
     total = weights_BTK.sum(dim=-1, keepdim=True)
     return weights_BTK / torch.where(total > 0, total, 1.0)
 
@@ -75,11 +79,14 @@ def mixed(logits_BTV: Tensor, values: Tensor, weights: Tensor, share: float) -> 
         share: lambda, between 0 and 1.
     """
     other_BTV = torch.zeros_like(logits_BTV).scatter_add_(-1, values, weights.to(logits_BTV.dtype))
-    some_BT1 = other_BTV.sum(dim=-1, keepdim=True) > 0
-    log_BTV = logits_BTV.log_softmax(dim=-1)
-    own = torch.log1p(torch.tensor(-share, dtype=torch.float64)).item()
-    both_BTV = torch.logaddexp(log_BTV + own, (share * other_BTV).log())
-    return torch.where(some_BT1, both_BTV, logits_BTV)
+    other_BTV *= share
+    told_BTV = other_BTV > 0
+    own_BTV = logits_BTV.log_softmax(dim=-1) + math.log1p(-share)
+    # Logarithms of zero are slow, and most tokens are told by nobody.
+    least = torch.finfo(other_BTV.dtype).tiny
+    both_BTV = torch.logaddexp(own_BTV, other_BTV.clamp(min=least).log())
+    mixed_BTV = torch.where(told_BTV, both_BTV, own_BTV)
+    return torch.where(told_BTV.any(dim=-1, keepdim=True), mixed_BTV, logits_BTV)
 
 
 def adapted(
@@ -112,21 +119,22 @@ def adapted(
     lane_B11 = torch.arange(store.lanes, device=found.slots_BTK.device)[:, None, None]
     entry_U, place_BTK = (found.slots_BTK + lane_B11 * slots).unique(return_inverse=True)
     keys_UD, values_U = store.keys_BRD.view(-1, width)[entry_U], store.values_BR.view(-1)[entry_U]
-    own_UV, target_UV = head(keys_UD), F.one_hot(values_U, logits_BTV.shape[-1])
-    own_UV = own_UV.to(logits_BTV.dtype)
-    error_UV = own_UV.softmax(dim=-1) - target_UV
+    own_UV = head(keys_UD).to(logits_BTV.dtype)
+    error_UV = own_UV.softmax(dim=-1)
+    error_UV[torch.arange(len(values_U), device=values_U.device), values_U] -= 1
     step_BTK = weights_BTK.to(logits_BTV.dtype) * (rate / width)
     reach_BTK = found.products_BTK.to(logits_BTV.dtype) + float(bias)
     if number == 1:
-        # Neighbours share entries: one product with the errors of these.
-        share_BTU = logits_BTV.new_zeros(*step_BTK.shape[:2], len(entry_U))
-        share_BTU.scatter_add_(-1, place_BTK, step_BTK * reach_BTK)
-        return logits_BTV - share_BTU @ error_UV
+        # The weighted sum of the neighbours' errors, no row of which is copied.
+        share_nK = (step_BTK * reach_BTK).flatten(0, 1)
+        places_nK = place_BTK.flatten(0, 1)
+        sum_nV = F.embedding_bag(places_nK, error_UV, per_sample_weights=share_nK, mode="sum")
+        return logits_BTV - sum_nV.view(logits_BTV.shape)
     keys_BTKD = keys_UD[place_BTK]
     gram_BTKK = (keys_BTKD @ keys_BTKD.transpose(-1, -2)).to(logits_BTV.dtype) + float(bias)
     change_BTKV = -step_BTK[..., None] * error_UV[place_BTK]
     for _ in range(number - 1):
         moved = (own_UV[place_BTK] + gram_BTKK @ change_BTKV).softmax(dim=-1)
-        moved = moved - target_UV[place_BTK]
+        moved.scatter_add_(-1, values_U[place_BTK][..., None], -torch.ones_like(moved[..., :1]))
         change_BTKV = (1 - decay) * change_BTKV - step_BTK[..., None] * moved
     return logits_BTV + (reach_BTK[..., None, :] @ change_BTKV)[..., 0, :]

@@ -17,6 +17,8 @@ from torch import Tensor
 from data.common.requirements import require_memory
 from lm.inference.adaptation import adapted, by_distance, cache, mixed
 from lm.inference.inference_config import LookupConfig
+from lm.inference.ivf import Datastore
+from lm.inference.model_hash import model_hash
 from lm.inference.predictor import Predictor, State
 from lm.inference.store import Store
 from lm.model.components import Head
@@ -83,14 +85,21 @@ class AdaptedPredictor(Predictor[AdaptedState]):
         """
         assert config.method is not None
         self.config = config.settled()
+        self.model: CompressiveTransformer | None = getattr(inner, "model", None)
         self.inner, self.methods = inner, config.method.split("+")
         self.vocabulary, self.segment = inner.vocabulary, inner.segment
         self.takes: dict[str, Any] = asdict(self.config)
+        self.identity = {n: each for n, each in self.takes.items() if n != "datastore"}
+        self.datastore: Datastore | None = None
+        if config.datastore is not None:
+            if self.model is None:
+                raise ValueError("a datastore is of a model of this project's; leave it out")
+            self.datastore = Datastore(config.datastore, model_hash(self.model))
+            self.identity["datastore"] = self.datastore.hash
         self.capacity: int = self.takes["capacity"]
         # Entries are those of one long pass once the first of them saw as much as its model can.
         self.warmup = inner.warmup + self.capacity
         self.at_once = inner.segment
-        self.model: CompressiveTransformer | None = getattr(inner, "model", None)
         head = None if self.model is None else self.model.head
         self.bias = isinstance(head, Head) and head.bias is not None
         if "mbpa" in self.methods and not isinstance(head, Head):
@@ -212,13 +221,22 @@ class AdaptedPredictor(Predictor[AdaptedState]):
         if takes["neighbours"] is not None:
             found = store.nearest(hidden_BTD, seen_BT, takes["neighbours"])
         if "mbpa" in self.methods:
-            weights = by_distance(found, width, takes["kernel"], takes["softness"])
+            weights = by_distance(
+                found.squares_BTK, found.live_BTK, width, takes["kernel"], takes["softness"]
+            )
             steps = (takes["rate"], takes["steps"], takes["decay"])
             logits_BTV = adapted(logits_BTV, store, found, weights, self._logits, self.bias, steps)
         if "knn" in self.methods:
-            weights = by_distance(found, width, "exponential", takes["temperature"])
             lane_B11 = torch.arange(store.lanes, device=seen_BT.device)[:, None, None]
             values = store.values_BR[lane_B11, found.slots_BTK]
+            squares, live = found.squares_BTK, found.live_BTK
+            if self.datastore is not None:
+                more = self.datastore.nearest(hidden_BTD, takes["neighbours"])
+                squares, values, live = (
+                    torch.cat(pair, dim=-1)
+                    for pair in zip((squares, values, live), more, strict=True)
+                )
+            weights = by_distance(squares, live, width, "exponential", takes["temperature"])
             logits_BTV = mixed(logits_BTV, values, weights, takes["share"])
         if "cache" in self.methods:
             weights = cache(store, hidden_BTD, seen_BT, takes["sharpness"])

@@ -23,7 +23,7 @@ from data.common.outputs import writing
 from data.common.progress import Progress
 from data.common.tensors import TensorFile, save_tensors
 from lm.inference.loading import LoadedRun
-from lm.inference.memory_file import model_hash
+from lm.inference.model_hash import model_hash
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.inference.store import Store
 from lm.model.memory import MemoryState

@@ -146,9 +146,9 @@ class GenerateConfig(SamplingConfig, Lengths, Placement):
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 LookupMethod = Literal["cache", "knn", "mbpa", "mbpa+cache", "mbpa+knn"]
-LOOKUP_DEFAULTS: dict[str, dict[str, float | int | str]] = {
+LOOKUP_DEFAULTS: dict[str, dict[str, float | int | str | None]] = {
     "cache": {"sharpness": 10.0, "share": 0.1},
-    "knn": {"neighbours": 32, "temperature": 0.1, "share": 0.1},
+    "knn": {"neighbours": 32, "temperature": 0.1, "share": 0.1, "datastore": None},
     "mbpa": {
         "neighbours": 32,
         "kernel": "inverse",
@@ -179,6 +179,8 @@ class LookupConfig:
     10."""
     temperature: Positive | None = None
     """Of knn: what the squared distance over the width is divided by; none: 0.1."""
+    datastore: Path | None = None
+    """Of knn: as many neighbours again are looked up in this datastore (longrange datastore)."""
     share: Share | None = None
     """Of the cache's or the neighbours' distribution in the mixture with the model's; none: 0.1."""
     kernel: Literal["inverse", "exponential"] | None = None
@@ -204,7 +206,7 @@ class LookupConfig:
             raise ValueError("decay has no effect on a single step; give more steps")
 
     @property
-    def takes(self) -> dict[str, float | int | str]:
+    def takes(self) -> dict[str, float | int | str | None]:
         """What the method takes besides the capacity, at its defaults."""
         parts = [] if self.method is None else self.method.split("+")
         return {name: value for part in parts for name, value in LOOKUP_DEFAULTS[part].items()}

@@ -1,41 +1,25 @@
 """Memory on disk: what a model has read, to go on from later."""
 
-from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.common.files import as_json, hash_json
+from data.common.files import as_json
 from data.common.outputs import writing
-from data.common.tensors import TensorFile, bytes_of, save_tensors
+from data.common.tensors import TensorFile, save_tensors
 from lm.inference.adapted import AdaptedPredictor, looking_up
 from lm.inference.inference_config import PLAIN, LookupConfig
 from lm.inference.loading import LoadedRun
+from lm.inference.model_hash import model_hash
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.inference.session import Session
 from lm.model.incremental import Reader
 from lm.model.memory import MemoryState
-from lm.model.model_config import JOINED, ModelConfig
-from lm.model.transformer import CompressiveTransformer
 
 KIND = "longrange-lm memory 1"
 LOOKUP, LOGITS = "lookup.", "lookup.logits"
 MEND = "read the text again and write it with --save-memory"
-
-
-def model_hash(model: CompressiveTransformer) -> str:
-    """SHA-256 of a model's configuration, lengths included, and of its weights."""
-    known = model.config.shape()
-    # Settings that have joined since do not count at their defaults, so that old memory is known.
-    kept = {n: v for n, v in known.items() if n not in JOINED or v != getattr(ModelConfig, n)}
-    config = f"ModelConfig({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
-    digest = sha256(hash_json({"config": config}).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(bytes_of(weight).numpy().data)
-    return digest.hexdigest()
 
 
 def save_memory(path: Path, session: Session[Any]) -> None:
@@ -47,7 +31,7 @@ def save_memory(path: Path, session: Session[Any]) -> None:
     if isinstance(predictor, AdaptedPredictor):
         looked_up = {LOOKUP + name: each for name, each in state.looked_up().items()}
         looked_up[LOGITS] = last_BD
-        about["lookup"] = as_json(asdict(predictor.config))
+        about["lookup"] = as_json(predictor.identity)
         predictor, state, last_BD = predictor.inner, state.inner, state.last_BD
     assert isinstance(predictor, ModelPredictor)
     model = predictor.model
@@ -90,9 +74,9 @@ def load_memory(path: Path, loaded: LoadedRun, lookup: LookupConfig = PLAIN) -> 
             "text again with this one"
         )
     predictor = looking_up(loaded.predictor, lookup)
-    settings = predictor.config if isinstance(predictor, AdaptedPredictor) else None
+    settings = as_json(predictor.identity) if isinstance(predictor, AdaptedPredictor) else None
     saved = file.about.get("lookup")
-    if saved not in (None, None if settings is None else as_json(asdict(settings))):
+    if saved not in (None, settings):
         raise ValueError(
             f"{path} was written by a text that looks up what it has read, and otherwise than this "
             "one; give the same --adapt.method and settings"

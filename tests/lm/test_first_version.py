@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from lm.inference.inference_config import SamplingConfig
 from lm.inference.loading import load_run
-from lm.inference.memory_file import load_memory, model_hash
+from lm.inference.memory_file import load_memory
+from lm.inference.model_hash import model_hash
 from lm.inference.session import Session, Writing
 from lm.model.model_config import JOINED, ModelConfig
 from lm.runs.run_config import read_config

@@ -16,7 +16,8 @@ from data.common.tensors import TensorFile, save_tensors
 from lm.inference.adapted import looking_up
 from lm.inference.inference_config import Lengths, LookupConfig, SamplingConfig
 from lm.inference.loading import LoadedRun, load_run
-from lm.inference.memory_file import load_memory, model_hash, save_memory
+from lm.inference.memory_file import load_memory, save_memory
+from lm.inference.model_hash import model_hash
 from lm.inference.session import Session, Writing, encode
 from lm.model.model_config import JOINED
 from lm.model.transformer import CompressiveTransformer
