@@ -4,17 +4,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from eval.adapting import DynamicScorer, as_read
+from eval.adapting import DynamicLookup, DynamicScorer, as_read
 from eval.eval_config import AdaptConfig, AdaptMethod
 from eval.lookups import Cost, Curve, Search, dynamic_config, settings_of, timed
 from eval.protocol import Reading, convert, record
 from eval.results import Result, lengths, spoken
 from lm.inference.adapted import AdaptedPredictor
-from lm.inference.inference_config import Lengths
+from lm.inference.inference_config import Lengths, LookupConfig
 from lm.inference.loading import load_run
 from lm.inference.predictor import ModelPredictor
 from lm.scoring import Scorer
 
+OPTIONS = {field.name for field in fields(LookupConfig)}
+"""What is given to other programs after --adapt."""
 Way = tuple[dict[str, Any], Cost, list[Curve]]
 """Settings, their cost on the split that is reported, and what was tried on validation."""
 
@@ -64,6 +66,8 @@ def scored(
             yield method, longer(reading, search, config)
         elif method in ("dynamic", "dynamic-head"):
             yield method, learning(reading, search, config, method)
+        elif method in ("dynamic+cache", "dynamic+mbpa"):
+            yield method, both(reading, search, config, method)
         else:
             lookup, curves = search.choose(method)
             predictor = AdaptedPredictor(reading.loaded.predictor, lookup)
@@ -78,8 +82,25 @@ def learning(reading: Reading, search: Search, config: AdaptConfig, method: Adap
         moving = DynamicScorer(model, search.split, dynamic_config(config, method, lr))
         nats.append(timed(moving, config.limit, f"{method} lr {lr:g}").nats)
     curve = Curve("lr", config.lrs, tuple(nats))
+    if method == "dynamic":
+        search.lr = curve.best
     best = DynamicScorer(model, reading.split, dynamic_config(config, method, curve.best))
     return {"lr": curve.best}, timed(best, config.limit, method), [curve]
+
+
+def both(reading: Reading, search: Search, config: AdaptConfig, method: AdaptMethod) -> Way:
+    """Weights that learn while what was read is looked up, each with the settings that were found
+    best of it alone; they are looked for first where that was not done.
+    """
+    lookup_method: AdaptMethod = "cache" if method == "dynamic+cache" else "mbpa"
+    lookup = search.found.get(lookup_method) or search.choose(lookup_method)[0]
+    if search.lr is None:
+        learning(reading, search, config, "dynamic")
+    assert search.lr is not None
+    how = dynamic_config(config, "dynamic", search.lr)
+    scorer = DynamicLookup(reading.loaded.model, reading.split, how, lookup)
+    settings = {"lr": search.lr, **settings_of(lookup)}
+    return settings, timed(scorer, config.limit, method), []
 
 
 def longer(reading: Reading, search: Search, config: AdaptConfig) -> Way:
@@ -120,7 +141,7 @@ def table(result: Result) -> str:
     lines.append("settings, and what was tried on validation:")
     for way in ways[1:]:
         settings = " ".join(
-            f"--adapt.{name} {value}" if "method" in way["settings"] else f"{name} {value}"
+            f"--adapt.{name} {value}" if name in OPTIONS else f"{name} {value}"
             for name, value in way["settings"].items()
         )
         lines.append(f"  {way['method']}: {settings}")

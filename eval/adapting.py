@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from data.shards import Split
 from eval.eval_config import DynamicConfig
 from eval.results import Result, spoken
-from lm.inference.inference_config import BITS
+from lm.inference.adapted import AdaptedPredictor
+from lm.inference.inference_config import BITS, LookupConfig
 from lm.inference.predictor import ModelPredictor, ModelState
+from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Segment
 from lm.scoring import ASTRAY, Score, Scorer, require_finite
@@ -21,7 +24,7 @@ WINDOWS = 50
 """Points of the curve of a pass."""
 
 
-class DynamicScorer(Scorer[ModelState]):
+class DynamicScorer(Scorer[Any]):
     """A scorer that scores a segment first and learns from it afterwards.
 
     It moves a copy of the weights, or of those of the output layer, by the gradient of the scored
@@ -48,15 +51,37 @@ class DynamicScorer(Scorer[ModelState]):
         self.optimizer: torch.optim.Optimizer = kind(self.parameters, lr=lr)
 
     @torch.enable_grad()
-    def read(self, segment: Segment, state: ModelState) -> tuple[Tensor, ModelState]:
+    def read(self, segment: Segment, state: Any) -> tuple[Tensor, Any]:
         """What a segment costs before the model learns from it."""
-        output = self.model(segment.inputs_BT, state.memory, segment.targets_BT)
+        made = self.model.read_segment(segment.inputs_BT, self.memory_of(state))
+        nats_BT = self.model.head(made.hidden_BTD, segment.targets_BT)
+        memory = ModelState(made.memory.detach())
+        hidden_BTD, plain_BT = made.hidden_BTD.detach(), nats_BT.detach()
+        told_BT, state = self.told(segment, hidden_BTD, plain_BT, memory, state)
         scored_BT = segment.scored_BT
         if scored_BT.any():
-            ((output.predictions * scored_BT).sum() / scored_BT.sum()).backward()
+            ((nats_BT * scored_BT).sum() / scored_BT.sum()).backward()
         if (self.step + 1) % self.config.every == 0:
             self._learn()
-        return output.predictions.detach(), ModelState(output.memory.detach())
+        return told_BT, state
+
+    def memory_of(self, state: Any) -> MemoryState:
+        """The model's memory in a state of this scorer."""
+        memory: MemoryState = state.memory
+        return memory
+
+    def told(
+        self,
+        _segment: Segment,
+        _hidden_BTD: Tensor,
+        nats_BT: Tensor,
+        memory: ModelState,
+        _state: Any,
+    ) -> tuple[Tensor, Any]:
+        """What the segment costs by what is told of it, and the state afterwards: here the model's
+        own.
+        """
+        return nats_BT, memory
 
     @torch.no_grad()
     def _learn(self) -> None:
@@ -66,6 +91,57 @@ class DynamicScorer(Scorer[ModelState]):
         self.optimizer.zero_grad()
         if self.config.decay:
             torch._foreach_lerp_(self.parameters, self.trained, self.config.decay)
+
+
+class Given(ModelPredictor):
+    """A model whose hidden states of the next segment are there already."""
+
+    hidden_BTD: Tensor
+    after: ModelState
+
+    def read(
+        self, tokens_Bt: Tensor, state: ModelState, counts: Sequence[int] | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """These hidden states; see Predictor."""
+        assert counts is None
+        assert tokens_Bt.shape == self.hidden_BTD.shape[:2]
+        assert state.lanes == self.after.lanes
+        return self.hidden_BTD, self.after
+
+
+class DynamicLookup(DynamicScorer):
+    """A scorer that learns from what it has scored, and also looks up what was read: states that
+    weights of that time have made.
+    """
+
+    def __init__(
+        self,
+        model: CompressiveTransformer,
+        split: Split,
+        config: DynamicConfig,
+        lookup: LookupConfig,
+    ) -> None:
+        super().__init__(model, split, config)
+        self.given = Given(self.model, split.vocabulary, keep_keys=False)
+        self.looking = AdaptedPredictor(self.given, lookup)
+        self.state = self.looking.over(self.state)
+
+    def memory_of(self, state: Any) -> MemoryState:
+        """See DynamicScorer."""
+        return super().memory_of(state.inner)
+
+    def told(
+        self,
+        segment: Segment,
+        hidden_BTD: Tensor,
+        _nats_BT: Tensor,
+        memory: ModelState,
+        state: Any,
+    ) -> tuple[Tensor, Any]:
+        """What the predictions cost that are changed by what is found."""
+        self.given.hidden_BTD, self.given.after = hidden_BTD, memory
+        logits_BTV, state = self.looking.read(segment.inputs_BT, state)
+        return self.looking.nats(logits_BTV, segment.targets_BT), state
 
 
 def one_pass(

@@ -23,7 +23,16 @@ from lm.sparse.sparse_config import Kind, Scope
 ABLATIONS = ("intact", "absent", "zeroed", "shuffled", "exchanged")
 """What may be done to compressed memory (eval.ablation)."""
 AdaptMethod = Literal[
-    "cache", "knn", "mbpa", "mbpa+cache", "mbpa+knn", "memory", "dynamic", "dynamic-head"
+    "cache",
+    "knn",
+    "mbpa",
+    "mbpa+cache",
+    "mbpa+knn",
+    "memory",
+    "dynamic",
+    "dynamic-head",
+    "dynamic+cache",
+    "dynamic+mbpa",
 ]
 ADAPT_METHODS: tuple[AdaptMethod, ...] = get_args(AdaptMethod)
 NAMES = ("segment", "memory", "compressed", "sinks")
@@ -229,7 +238,8 @@ class AdaptConfig(ScoreConfig):
     methods: tuple[AdaptMethod, ...] = ADAPT_METHODS
     """cache, knn, mbpa, mbpa+cache, mbpa+knn: what was read is looked up; memory: as many slots of
     uncompressed memory as a store has entries; dynamic, dynamic-head: weights, or those of the
-    output layer, learn."""
+    output layer, learn; dynamic+cache, dynamic+mbpa: they learn while what was read is looked up,
+    both as they are best alone."""
     capacity: tuple[Size, ...] = (500, 2000)
     """Newest tokens that are looked up."""
     neighbours: tuple[Size, ...] = (4, 16, 64)

@@ -130,6 +130,8 @@ class Search:
         self.recorded = Recorded(predictor, self.plain.hidden)
         self.known: dict[LookupConfig, float] = {}
         self.found: dict[str, LookupConfig] = {}
+        self.lr: float | None = None
+        """The best learning rate of dynamic evaluation, once it is known."""
 
     def nats(self, lookup: LookupConfig, name: str) -> float:
         """Of the split with what is looked up; `name` is what progress calls it."""
@@ -199,14 +201,15 @@ def timed(scorer: Scorer[Any], limit: int | None, name: str) -> Cost:
 
 
 def _kept(scorer: Scorer[Any]) -> int:
+    kept = 0
     if isinstance(scorer, DynamicScorer):
-        weights = sum(each.numel() * each.element_size() for each in scorer.parameters)
-        # The trained weights and Adam's two moments stand beside them.
-        return 4 * weights
-    if not isinstance(scorer.state, AdaptedState):
-        return 0
-    tensors = scorer.state.looked_up().values()
-    return sum(each.numel() * each.element_size() for each in tensors) // scorer.state.lanes
+        # The trained weights and Adam's two moments stand beside those that learn.
+        kept += 4 * sum(each.numel() * each.element_size() for each in scorer.parameters)
+    if isinstance(scorer.state, AdaptedState):
+        tensors = scorer.state.looked_up().values()
+        size = sum(each.numel() * each.element_size() for each in tensors)
+        kept += size // scorer.state.lanes
+    return kept
 
 
 def dynamic_config(config: AdaptConfig, method: AdaptMethod, lr: float) -> DynamicConfig:

@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from data.common.integrity import read_sealed
 from data.tokenizers.registry import ByteTokenizer
 from eval import adapt
-from eval.adapting import DynamicScorer
+from eval.adapting import DynamicLookup, DynamicScorer
 from eval.eval_config import AdaptConfig, DynamicConfig
 from eval.lookups import Search
 from lm.inference.adapted import AdaptedPredictor
@@ -78,6 +79,28 @@ def test_the_output_layer_learns_alone(tied: bool) -> None:
     assert scorer.result().nats < plain
 
 
+@pytest.mark.parametrize("method", ["cache", "mbpa"])
+def test_weights_that_learn_look_up_too(method: str) -> None:
+    """Without movement it is the lookup alone, and no cost depends on what follows."""
+    torch.manual_seed(0)
+    model = CompressiveTransformer(MODEL, 256).double()
+    lookup = LookupConfig(method, capacity=20)
+
+    def costs(lr: float, split=SPLIT) -> np.ndarray:
+        scorer = DynamicLookup(model, split, DynamicConfig(lrs=(lr,)), lookup)
+        scorer.token_nats = np.full(len(split.tokens), np.nan)
+        for _ in scorer:
+            pass
+        return scorer.token_nats
+
+    still = score(AdaptedPredictor(predictor(model), lookup), SPLIT, ScoringConfig(lanes=1)).nats
+    assert costs(0.0).sum() == pytest.approx(still, rel=1e-9)
+    moving = costs(1e-3)
+    assert moving.sum() < still
+    other = split_of(ByteTokenizer(), [TEXT[:100], TEXT[100:201] + b"\xff" * 102])
+    np.testing.assert_array_equal(costs(1e-3, other)[:201], moving[:201])
+
+
 def test_the_program_compares_them(trained_run: Path, tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "adapt.json"
     adapt.main(trained_run, SMALL, json=file)
@@ -91,7 +114,13 @@ def test_the_program_compares_them(trained_run: Path, tmp_path: Path, capsys: An
     loaded = load_run(trained_run)
     for name, way in ways.items():
         assert f"{way['value']:.4f}" in shown and way["tokens_per_second"] > 0
-        if "method" in way["settings"]:
+        if name.startswith("dynamic+"):
+            assert way["settings"]["lr"] == 1e-3
+            alone = {**way["settings"]}
+            del alone["lr"]
+            assert alone == ways[name.partition("+")[2]]["settings"]
+            assert way["bytes"] == ways["dynamic"]["bytes"] + ways[alone["method"]]["bytes"]
+        elif "method" in way["settings"]:
             lookup = LookupConfig(**way["settings"])
             assert lookup == lookup.settled()
             (line,) = [each for each in shown.splitlines() if each.startswith(f"  {name}: ")]
