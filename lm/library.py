@@ -1,8 +1,9 @@
 """Program: keep memories of texts in a library that other texts begin with, and list them.
 
-`longrange library add --run RUN --text BOOK --library DIR` reads a text and keeps the memory of it;
-`longrange library list --library DIR` says what is kept. `longrange generate --library DIR` and
-`longrange score --library DIR` begin each text with the memory of the one that began most like it.
+`longrange library add --run RUN --text BOOK` reads a text and keeps the memory of it in RUN/library
+or `--library DIR`; `longrange library list --run RUN` says what is kept. `longrange generate` and
+`longrange score` with `--library DIR` begin each text with the memory of the one that began most
+like it.
 """
 
 import sys
@@ -15,6 +16,9 @@ from data.common.say import plain, say
 from data.common.schema import Size
 from data.common.values import require_ranges
 from lm.inference.inference_config import Lengths, Placement
+
+LIBRARY = "library"
+"""In a run's folder, where no other place is given."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,19 @@ class LibraryConfig(Lengths, Placement):
 
 
 def add(
-    run: Path, text: Path, library: Path, reading: LibraryConfig, checkpoint: str | None = None
+    run: Path,
+    text: Path,
+    reading: LibraryConfig,
+    library: Path | None = None,
+    checkpoint: str | None = None,
 ) -> None:
     """Read a text, or each file of a folder, and keep its memory.
 
     Args:
         run: folder of the run.
         text: a file, or a folder of files.
-        library: folder of the memories; made if need be.
         reading: how the text is read.
+        library: folder of the memories, by default `library` in the run's; made if need be.
         checkpoint: name of the checkpoint, by default the newest.
     """
     from lm.inference import episodes
@@ -45,33 +53,38 @@ def add(
     from lm.inference.session import encode
     from lm.inference.writing import content, look_at, tell_unknown
 
-    check_folder(library, *parts_of(run), text)
+    shelf = library or run / LIBRARY
+    check_folder(shelf, *parts_of(run), text)
     if not text.exists():
         raise ValueError(f"{text} is not there; give a file or a folder of files")
     files = sorted(path for path in text.iterdir() if path.is_file()) if text.is_dir() else [text]
     if not files:
         raise ValueError(f"{text} holds no file; give a text")
     loaded = load_run(run, checkpoint, reading, reading)
-    library.mkdir(parents=True, exist_ok=True)
+    shelf.mkdir(parents=True, exist_ok=True)
     for file in files:
         whole = content(file)
         if loaded.vocabulary.kind != "mulaw":
             look_at(whole, str(file))
         ids = encode(loaded.vocabulary, whole, str(file))
         tell_unknown(loaded.vocabulary, whole, ids, str(file))
-        made = episodes.add(library, loaded, (whole, ids, file.name), reading.opening)
+        made = episodes.add(shelf, loaded, (whole, ids, file.name), reading.opening)
         print(f"{plain(made)}: {plain(file.name)}, {len(ids):,} tokens")
 
 
-def show(library: Path) -> None:
+def show(library: Path | None = None, run: Path | None = None) -> None:
     """Say what a library holds.
 
     Args:
         library: its folder.
+        run: folder of a run, whose own library is listed.
     """
     from lm.inference.episodes import episodes
 
-    found = [episode for episode, _ in episodes(library)]
+    if (library is None) == (run is None):
+        raise ValueError("give --library, or --run for the library in a run's folder")
+    shelf = library or (run or Path()) / LIBRARY
+    found = [episode for episode, _ in episodes(shelf)]
     models = sorted({episode.model for episode in found})
     for model in models:
         alike = [episode for episode in found if episode.model == model]

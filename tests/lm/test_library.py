@@ -44,7 +44,7 @@ def shelf(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in BOOKS.items():
         (books / name).write_bytes(text)
     folder = tmp_path_factory.mktemp("library")
-    library.add(trained_run, books, folder, LibraryConfig(opening=OPENING))
+    library.add(trained_run, books, LibraryConfig(opening=OPENING), folder)
     return folder
 
 
@@ -162,16 +162,16 @@ def test_one_of_other_weights_or_openings_is_refused(
     book = tmp_path / "book"
     book.write_bytes(BOOKS["first.txt"])
     with pytest.raises(ValueError, match=r"another model, checkpoint or other lengths"):
-        library.add(trained_run, book, shelf, LibraryConfig(memory=9, opening=OPENING))
+        library.add(trained_run, book, LibraryConfig(memory=9, opening=OPENING), shelf)
     with pytest.raises(ValueError, match=r"another model, checkpoint or other lengths"):
-        library.add(trained_run, book, shelf, LibraryConfig(opening=OPENING), "step-00000010")
+        library.add(trained_run, book, LibraryConfig(opening=OPENING), shelf, "step-00000010")
     with pytest.raises(ValueError, match="give --opening 20 or another library"):
-        library.add(trained_run, book, shelf, LibraryConfig(opening=21))
+        library.add(trained_run, book, LibraryConfig(opening=21), shelf)
     with pytest.raises(ValueError, match="another model, checkpoint or other lengths"):
         generate.main(trained_run, GenerateConfig(prompt="a", memory=9), library=shelf)
     book.write_bytes(b"short")
     with pytest.raises(ValueError, match="less than a segment of 8"):
-        library.add(trained_run, book, shelf, LibraryConfig(opening=OPENING))
+        library.add(trained_run, book, LibraryConfig(opening=OPENING), shelf)
     assert len(list(shelf.iterdir())) == 3
 
 
@@ -192,7 +192,7 @@ def test_damage_and_what_a_kill_leaves(
     # The same text once more takes the place of its file.
     book = tmp_path / "again"
     book.write_bytes(BOOKS["third.txt"])
-    library.add(trained_run, book, copy, LibraryConfig(opening=OPENING))
+    library.add(trained_run, book, LibraryConfig(opening=OPENING), copy)
     assert len(Library(copy, loaded).episodes) == 3
     save_tensors({"a": torch.zeros(1)}, copy / "other.safetensors", {"kind": KIND})
     with pytest.raises(ValueError, match=r"other\.safetensors is no memory of a library"):
@@ -233,7 +233,9 @@ def test_mistakes_in_scoring(tmp_path: Path, how, message: str) -> None:
         (["remove"], 2, "the first word must be add or list"),
         ([], 2, "the first word must be add or list"),
         (["list", "--library", "nowhere"], 2, "nowhere is no library"),
-        (["add", "--run", "r", "--text", "t"], 2, "library"),
+        (["add", "--run", "r", "--text", "t"], 2, "r holds no run"),
+        (["list"], 2, "give --library, or --run"),
+        (["list", "--run", "r"], 2, "r/library is no library"),
         (["--help"], 0, "longrange library add --run RUN"),
     ],
 )
