@@ -16,7 +16,8 @@ from data.common.tensors import TensorFile, save_tensors
 from data.tokenizers.registry import Tokenizer
 from lm.hub.configuration import refuse_foreign
 from lm.hub.weights import MEND
-from lm.model.model_config import JOINED, LATER, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.ranges import missing_together
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.adopted_config import AdoptedConfig, StoredConfig
 from lm.runs.checkpoints import LATEST, STATE, WEIGHTS, CheckpointState
@@ -50,7 +51,7 @@ def read_config(path: Path) -> tuple[StoredConfig, int]:
         refuse_foreign(values)
         names = [field.name for field in fields(ModelConfig)]
         missing = [name for name in ModelConfig().shape() if name not in values]
-        if missing and set(missing) not in (JOINED, LATER):
+        if missing and not missing_together(set(missing)):
             raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301 - ends as the others do
         model = {name: values[name] for name in names if name in values}
         kind: type[StoredConfig] = AdoptedConfig if {*exported.run} == {"base"} else RunConfig

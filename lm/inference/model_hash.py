@@ -4,7 +4,8 @@ from hashlib import sha256
 
 from data.common.files import hash_json
 from data.common.tensors import bytes_of
-from lm.model.model_config import JOINED, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.ranges import JOINED
 from lm.model.transformer import CompressiveTransformer
 
 

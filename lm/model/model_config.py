@@ -25,20 +25,6 @@ LEARNED: frozenset[CompressionName] = frozenset({"conv", "dilated"})
 WINDOWED: frozenset[CompressionName] = frozenset({"conv", "dilated", "mean", "max"})
 """Compression functions with a kernel."""
 
-LATER = {
-    *("max_positions", "compression_initial", "compression_rank", "leaky_inputs", "initial"),
-    "proportional_attention",
-}
-"""Settings that joined last."""
-JOINED = {
-    *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
-    *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
-    *("rotary_factor", "rotary_trained", "rotary_bounds", "sinks", "sink", "memories"),
-    *("embedding_scale", "head_bias"),
-    *("filters", "filter_longest"),
-    *LATER,
-}
-"""Settings that the first version did not have; what that wrote means their defaults."""
 BESIDE_MEMORY = ("memory_layers", "empty", "sinks", "sink", "memories", "leaky_inputs")
 """Settings that need memory; layers without it have their defaults."""
 

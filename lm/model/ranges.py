@@ -1,4 +1,4 @@
-"""What the numbers of ModelConfig must be, each by itself."""
+"""The settings of ModelConfig one by one: what numbers must be, and which joined when."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,3 +25,23 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 def rising(numbers: Sequence[int]) -> bool:
     """Whether each number is above the one before."""
     return all(low < high for low, high in pairwise(numbers))
+
+
+JOINED_IN_TURN = (
+    (
+        *("key_value_heads", "head_size", "query_key_norm", "attention_bias", "feedforward_bias"),
+        *("norm_kind", "norm_epsilon", "rotary_base", "rotary_share", "rotary_scaling"),
+        *("rotary_factor", "rotary_trained", "rotary_bounds", "sinks", "sink", "memories"),
+        *("embedding_scale", "head_bias"),
+    ),
+    ("max_positions", "compression_initial", "compression_rank", "leaky_inputs", "initial"),
+    ("filters", "filter_longest", "proportional_attention"),
+)
+"""Settings that the first version did not have; what is older means their defaults."""
+JOINED = {name for names in JOINED_IN_TURN for name in names}
+
+
+def missing_together(names: set[str]) -> bool:
+    """Whether a version has had all settings but these."""
+    later = [JOINED_IN_TURN[first:] for first in range(len(JOINED_IN_TURN))]
+    return any(names == {name for turn in turns for name in turn} for turns in later)

@@ -35,8 +35,9 @@ class MemoryShape:
     sinks: Count = 4
     """First tokens of a text that stay visible for ever, on which such models rest their attention
     (Xiao et al., arXiv 2309.17453)."""
-    function: CompressionName = "conv"
-    """Compression function. conv begins as the mean and may be trained."""
+    function: CompressionName = "most_used"
+    """Compression function. most_used keeps the slots that were attended to most, and reads best
+    where nothing was trained; conv begins as the mean and may be trained."""
     memory_layers: tuple[Count, ...] | None = None
     """Layers, counted from 0, that have memory; the others read their segment only. None: all."""
     positions: Literal["rotary", "rotary_slots"] = "rotary"

@@ -1,5 +1,6 @@
 """Small random models of transformers as it saves them, and ways to read what is made of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ SHAPES: dict[str, PreTrainedConfig] = {
     "Qwen3": Qwen3Config(**SIZES, head_dim=16),
     "Mistral": MistralConfig(**SIZES, sliding_window=200),
 }
-SHORT = MemoryShape(segment=8, memory=16, compressed=8, rate=4, sinks=2)
-COVERING = MemoryShape(segment=8, memory=40, compressed=8, rate=4, sinks=2)
+SHORT = MemoryShape(segment=8, memory=16, compressed=8, rate=4, sinks=2, function="conv")
+COVERING = replace(SHORT, memory=40)
 TOKENS = 40
 
 

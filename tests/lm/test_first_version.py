@@ -13,7 +13,8 @@ from lm.inference.loading import load_run
 from lm.inference.memory_file import load_memory
 from lm.inference.model_hash import model_hash
 from lm.inference.session import Session, Writing
-from lm.model.model_config import JOINED, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.ranges import JOINED
 from lm.runs.run_config import read_config
 
 SIZES = """\

@@ -21,7 +21,8 @@ from lm import export, import_folder
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 from lm.inference.loading import load_run
-from lm.model.model_config import JOINED, ModelConfig
+from lm.model.model_config import ModelConfig
+from lm.model.ranges import JOINED_IN_TURN
 from tests.damage import flips
 
 
@@ -335,12 +336,14 @@ def test_a_flipped_bit_of_any_file_of_an_export_is_found(
     import_folder.main(tmp_path / "model", tmp_path / "run")
 
 
-def test_an_export_of_the_first_version_becomes_a_run(folder: Path) -> None:
+@pytest.mark.parametrize("had", range(len(JOINED_IN_TURN)))
+def test_an_export_of_an_earlier_version_becomes_a_run(
+    trained_run: Path, folder: Path, had: int
+) -> None:
     """Its config.json has not the settings that joined since, and nothing of it has hashes."""
-    config = {name: value for name, value in config_of(folder).items() if name not in JOINED}
+    since = {name for names in JOINED_IN_TURN[had:] for name in names}
+    config = {name: value for name, value in config_of(folder).items() if name not in since}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
     import_folder.main(folder, folder.parent / "run")
-    assert load_run(folder.parent / "run").model.config == ModelConfig(
-        **{name: value for name, value in config.items() if name in FIELDS}
-    )
+    assert load_run(folder.parent / "run").model.config == load_run(trained_run).model.config

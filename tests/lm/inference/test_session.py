@@ -19,7 +19,7 @@ from lm.inference.loading import LoadedRun, load_run
 from lm.inference.memory_file import load_memory, save_memory
 from lm.inference.model_hash import model_hash
 from lm.inference.session import Session, Writing, encode
-from lm.model.model_config import JOINED
+from lm.model.ranges import JOINED
 from lm.model.transformer import CompressiveTransformer
 from tests.damage import flips
 from tests.lm.model.cases import SHAPES

@@ -61,7 +61,9 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Mistral, wide window": lambda: MistralConfig(**SIZES, sliding_window=100),
 }
 SEGMENT, SEGMENTS, LANES = 8, 5, 2
-MEMORY = MemoryShape(segment=SEGMENT, memory=SEGMENT * SEGMENTS, compressed=4, sinks=2)
+MEMORY = MemoryShape(
+    segment=SEGMENT, memory=SEGMENT * SEGMENTS, compressed=4, sinks=2, function="conv"
+)
 
 
 class ExactRotary(nn.Module):
