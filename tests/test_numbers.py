@@ -21,7 +21,8 @@ ZERO = {
     *("warmup", "lrs", "decay", "memory", "compressed", "sparsities", "seed", "extra_kernel"),
     *("sinks", "filters", "memory_layers", "dropout", "attention_dropout", "floor", "weight_decay"),
     *("accumulate", "temperature", "tokens", "profile", "exploration", "penalty"),
-    *("stop_exploration", "restart_minutes"),
+    *("stop_exploration", "restart_minutes", "nats", "agreement", "default", "hide", "weight"),
+    *("memory_weight",),
 }
 # Settings without which an option would have no effect, by the beginning of its key.
 CONTEXT: dict[str, dict[str, str]] = {

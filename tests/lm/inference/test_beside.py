@@ -136,7 +136,7 @@ def test_what_the_local_reading_sees_is_settled() -> None:
 def test_memory_may_count_for_more(
     trained_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A weight of 1 is the model itself, in a conversation too; a local reading is named."""
+    """A weight of 1 is the model itself; what the second reading sees may be named."""
 
     def text_of(save_memory: Path | None = None, **options: Any) -> str:
         generate.main(trained_run, GenerateConfig(**options), save_memory=save_memory)

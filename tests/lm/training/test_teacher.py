@@ -13,8 +13,10 @@ from torch import Tensor
 from data.shards import Shards
 from lm.inference.loading import load_run
 from lm.objectives.objective import Likelihood, Segment, SegmentRead, read_once, total_loss
+from lm.objectives.readings_config import ReadingsConfig
 from lm.objectives.teacher_config import TeacherConfig
 from lm.objectives.teaching import Teaching
+from lm.runs.gating import GateConfig
 from lm.runs.run_config import RunConfig
 from lm.training import dist, engine
 from lm.training.trainer import Trainer
@@ -162,6 +164,23 @@ def test_it_resumes_to_the_bit_with_the_teacher_s_memory(
     again = Trainer(changed, shards, dist.join(), folder)
     assert [again.train_step(12) for _ in range(3)] == expected
     assert "mixture" in expected[1] and "teacher" not in expected[2]
+
+
+def test_readings_teachers_and_gates_go_together(
+    config: RunConfig, shards: Shards, tmp_path: Path
+) -> None:
+    """Over two segments, in parts, in bfloat16; and resume to the bit."""
+    readings = ReadingsConfig(local="segment", far=True, every=2, agreement=0.3, default=0.1)
+    gate = GateConfig("project", ("teacher", "agreement"), "layer")
+    changes = {"unroll": 2, "micro_batches": 2, "precision": "bf16"}
+    all_of_it = with_training(config, readings=readings, gate=gate, **changes)
+    whole = Trainer(all_of_it, shards, dist.join())
+    first = whole.train_step(12)
+    assert {"teacher", "agreement", "worth", "nats_far", "gate_cosine"} <= first.keys()
+    folder = saved(whole, tmp_path)
+    expected = [whole.train_step(12) for _ in range(2)]
+    again = Trainer(all_of_it, shards, dist.join(), folder)
+    assert [again.train_step(12) for _ in range(2)] == expected
 
 
 def test_a_teacher_that_is_gone_leaves_the_plain_run(config: RunConfig, shards: Shards) -> None:
