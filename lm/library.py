@@ -25,8 +25,9 @@ LIBRARY = "library"
 class LibraryConfig(Lengths, Placement):
     """How a text is read; lengths default to those of training."""
 
-    opening: Size = 512
-    """First tokens of a text that it is found by; a library has one such number."""
+    opening: Size | None = None
+    """First tokens of a text that it is found by; a library has one such number; none: a quarter of
+    what memories span, 512 at most and a segment at least."""
 
     def __post_init__(self) -> None:
         require_ranges(self)
@@ -61,6 +62,7 @@ def add(
     if not files:
         raise ValueError(f"{text} holds no file; give a text")
     loaded = load_run(run, checkpoint, reading, reading)
+    opening = reading.opening or episodes.usual_opening(loaded.predictor)
     shelf.mkdir(parents=True, exist_ok=True)
     for file in files:
         whole = content(file)
@@ -68,7 +70,7 @@ def add(
             look_at(whole, str(file))
         ids = encode(loaded.vocabulary, whole, str(file))
         tell_unknown(loaded.vocabulary, whole, ids, str(file))
-        made = episodes.add(shelf, loaded, (whole, ids, file.name), reading.opening)
+        made = episodes.add(shelf, loaded, (whole, ids, file.name), opening)
         print(f"{plain(made)}: {plain(file.name)}, {len(ids):,} tokens")
 
 

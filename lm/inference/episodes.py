@@ -1,9 +1,11 @@
 """Recall of episodes: memories of whole texts, kept in a folder and found again by the content of
 another text's beginning (after Ritter et al., arXiv 1805.09692).
 
-A file holds the memory of one text at its end and a key, the mean of the final hidden states of its
-opening, read with empty memory. A text that begins has empty slots: the memory of the text whose
-key is nearest fills them, and it goes on as if it followed that text.
+A file holds the memory of one text at its end and two keys: mean final hidden states of its
+opening, read with empty memory, and of the whole text, so that a text is found by one that begins
+like it and by one that goes on from it. A text that begins has empty slots: the memory of the text
+one of whose keys is nearest fills them, and it goes on as if it followed that text. Memory is first
+in, first out, so what is found stays for as long as memory of that age does.
 
 Shapes: B texts, N memories, D width.
 """
@@ -29,7 +31,7 @@ from lm.inference.store import Store
 from lm.model.memory import MemoryState
 
 KIND = "longrange-lm episode 1"
-SUFFIX = ".safetensors"
+SUFFIX, KEYS = ".safetensors", "found_by"
 MEND = "remove it and add its text again (longrange library add)"
 OF_WEIGHTS = ("keys", "values")
 """What memory keeps beside its content, and is made of it anew."""
@@ -45,7 +47,7 @@ class Episode:
     tokens: int
     """That it has."""
     opening: int
-    """First tokens that its key is made of, or would be if it had as many."""
+    """First tokens that it is found by, or would be if it had as many."""
     text: str
     """SHA-256 of the text."""
     model: str
@@ -103,14 +105,14 @@ def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], op
         folder: the library; it is there.
         loaded: the model.
         text: its bytes, its tokens, and what it is called.
-        opening: first tokens that its key is made of.
+        opening: first tokens that it is found by.
 
     Returns:
         The file; one of the same text by the same model is replaced.
 
     Raises:
         ValueError: it is shorter than a segment, or the library is of another model or has keys of
-            openings of another length.
+            openings of another length, or an opening takes all slots.
     """
     (content, ids, name), predictor = text, loaded.predictor
     model = model_hash(loaded.model)
@@ -124,12 +126,23 @@ def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], op
             f"{name} has {len(ids):,} tokens, less than a segment of {segment:,}: nothing of it "
             "enters memory"
         )
+    rounded = -(-opening // segment) * segment
+    if rounded >= predictor.warmup:
+        raise ValueError(
+            f"an opening of {rounded:,} tokens takes all slots of memories that reach back "
+            f"{predictor.warmup:,}, and nothing of what is found would be left; give a shorter "
+            "--opening"
+        )
     state = predictor.begin(1)
+    total_D = torch.zeros(loaded.model.config.width, dtype=torch.float64)
     with Progress(f"read {name}", whole, "token", scale=True) as bar:
         for part in inputs_1T[:, :whole].split(segment, dim=1):
-            _, state = predictor.read(part, state)
+            hidden_1TD, state = predictor.read(part, state)
+            total_D += hidden_1TD[0].cpu().double().sum(dim=0)
             bar.update(segment)
-    tensors = without_keys(state.memory).tensors() | {"key": key_of(predictor, ids, opening)}
+    opened_D = key_of(predictor, ids, opening).cpu()
+    keys_2D = torch.stack([opened_D, (total_D / whole).float()])
+    tensors = without_keys(state.memory).tensors() | {KEYS: keys_2D}
     digest = sha256(content).hexdigest()
     about = {
         "kind": KIND,
@@ -143,6 +156,11 @@ def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], op
     with writing(target) as place:
         save_tensors({n: each.cpu().contiguous() for n, each in tensors.items()}, place, about)
     return target
+
+
+def usual_opening(predictor: ModelPredictor) -> int:
+    """A quarter of what memories span, so that most of a found memory stays; a segment at least."""
+    return max(predictor.segment, min(512, predictor.warmup // 4))
 
 
 def require_alike(episode: Episode, model: str, opening: int | None = None) -> None:
@@ -184,11 +202,11 @@ class Library:
         for episode in self.episodes:
             require_alike(episode, model, self.opening)
         width = loaded.model.config.width
-        keys_ND = torch.stack([file.take("key", torch.float32, (width,)) for file in self.files])
-        keys_1ND = keys_ND[None].to(self.predictor.device)
-        number = len(self.files)
-        self.store = Store.empty(1, number, number, keys_1ND[0, 0])
-        order_1N = torch.arange(number, device=keys_1ND.device)[None]
+        keys_N2D = torch.stack([file.take(KEYS, torch.float32, (2, width)) for file in self.files])
+        keys_1ND = keys_N2D.flatten(0, 1)[None].to(self.predictor.device)
+        count = keys_1ND.shape[1]
+        self.store = Store.empty(1, count, count, keys_1ND[0, 0])
+        order_1N = torch.arange(count, device=keys_1ND.device)[None] // 2
         self.store.add(keys_1ND, order_1N, torch.ones_like(order_1N, dtype=torch.bool))
 
     @property
@@ -202,7 +220,7 @@ class Library:
         return {"library": self.hash, "opening": self.opening}
 
     def find(self, ids: np.ndarray) -> int:
-        """The number of the memory whose text began most like this one."""
+        """The number of the memory whose text is most like this one's beginning."""
         query_D = key_of(self.predictor, ids, self.opening)
         found = self.store.nearest(query_D[None, None], self.store.written_B[:, None], 1)
         return int(self.store.values_BR[0, found.slots_BTK[0, 0, 0]])

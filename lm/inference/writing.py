@@ -135,6 +135,11 @@ def recalled(
 ) -> Session[Any]:
     """A session of texts that begin with the memories whose texts began most like them."""
     predictor = looking_up(loaded.predictor, lookup)
+    if (longest := max(map(len, ids))) >= loaded.predictor.warmup:
+        warn(
+            f"{longest:,} tokens to begin with take all slots of memories that reach back "
+            f"{loaded.predictor.warmup:,}: little of what is found stays"
+        )
     inner, found = Library(library, loaded).begun(ids)
     for number, episode in enumerate(found, 1):
         name = "the text" if len(found) == 1 else f"text {number}"

@@ -29,7 +29,7 @@ BOOKS = {
     "second.txt": b"0123456789 ABCDEFGHIJ 0123456789 !!!! 0123456789 " * 3,
     "third.txt": b"zzzz yyyy xxxx wwww vvvv uuuu tttt ssss rrrr qqqq pppp " * 2,
 }
-OPENING = 20
+OPENING = 8
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_list_says_what_is_there(shelf: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     for name, text in BOOKS.items():
         assert name in shown and f"{len(text):,} tokens" in shown
-    assert "first 20 tokens" in shown
+    assert "first 8 tokens" in shown
     assert {path.suffix for path in shelf.iterdir()} == {".safetensors"}
 
 
@@ -116,7 +116,7 @@ def test_it_is_written_from_there(
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_score_goes_on_from_there(loaded: LoadedRun, shelf: Path, lanes: int) -> None:
     """Against a loop: the opening as it is, the rest after the memory and the opening again."""
-    texts = [b"zzzz yyyy xxxx wwww vvvv 0123456789 zzzz", b"0123 short", BOOKS["second.txt"][:61]]
+    texts = [b"zzzz yyyy xxxx wwww vvvv 0123456789 zzzz", b"0123", BOOKS["second.txt"][:61]]
     split, found = split_of(loaded.vocabulary, texts), Library(shelf, loaded)
     config = ScoringConfig(lanes=lanes, warmup=64, reset_documents=True)
     scorer = RecallingScorer(found, split, config)
@@ -124,7 +124,7 @@ def test_a_score_goes_on_from_there(loaded: LoadedRun, shelf: Path, lanes: int) 
     for _ in scorer:
         pass
     predictor, expected = loaded.predictor, []
-    opening = 24
+    opening = 8
     for text, name in zip(texts, ("third.txt", "", "second.txt"), strict=True):
         targets = torch.tensor([list(text)])
         plain, _ = predictor.read(inputs(loaded, text[:-1]), predictor.begin(1))
@@ -165,10 +165,12 @@ def test_one_of_other_weights_or_openings_is_refused(
         library.add(trained_run, book, LibraryConfig(memory=9, opening=OPENING), shelf)
     with pytest.raises(ValueError, match=r"another model, checkpoint or other lengths"):
         library.add(trained_run, book, LibraryConfig(opening=OPENING), shelf, "step-00000010")
-    with pytest.raises(ValueError, match="give --opening 20 or another library"):
-        library.add(trained_run, book, LibraryConfig(opening=21), shelf)
+    with pytest.raises(ValueError, match="give --opening 8 or another library"):
+        library.add(trained_run, book, LibraryConfig(opening=7), shelf)
     with pytest.raises(ValueError, match="another model, checkpoint or other lengths"):
         generate.main(trained_run, GenerateConfig(prompt="a", memory=9), library=shelf)
+    with pytest.raises(ValueError, match="takes all slots of memories that reach back 16"):
+        library.add(trained_run, book, LibraryConfig(opening=9), tmp_path / "new")
     book.write_bytes(b"short")
     with pytest.raises(ValueError, match="less than a segment of 8"):
         library.add(trained_run, book, LibraryConfig(opening=OPENING), shelf)
@@ -245,6 +247,23 @@ def test_its_command_line(words: list[str], status: int, said: str) -> None:
     assert done.returncode == status
     shown = done.stdout + done.stderr
     assert said in shown and "Traceback" not in shown
+
+
+def test_a_long_beginning_is_warned_of(
+    trained_run: Path, shelf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate.main(trained_run, GenerateConfig(prompt="a" * 16, tokens=1), library=shelf)
+    assert "16 tokens to begin with take all slots" in capsys.readouterr().err
+
+
+def test_a_text_that_goes_on_is_found_by_the_whole(loaded: LoadedRun, shelf: Path) -> None:
+    found = Library(shelf, loaded)
+    whole = inputs(loaded, BOOKS["third.txt"])
+    size = whole.shape[1] // 8 * 8
+    hidden, _ = loaded.predictor.read(whole[:, :size], loaded.predictor.begin(1))
+    keys = found.store.keys_BRD[0, :6].view(3, 2, -1)
+    number = [episode.name for episode in found.episodes].index("third.txt")
+    torch.testing.assert_close(keys[number, 1], hidden[0].mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
 def test_keys_are_means_of_hidden_states(loaded: LoadedRun) -> None:
