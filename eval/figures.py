@@ -231,8 +231,9 @@ def position(results: Results) -> Figure:
 
 def attention(result: dict[str, Any], name: str) -> Figure:
     """Share of attention by age of what is attended to, oldest first (paper, figure 2)."""
-    figure, axes = axes_of(f"Attention of {name}", "from old to new", "share of attention")
-    place = 0
+    figure, axes = axes_of(f"Attention of {name}", "tokens ago", "share of attention")
+    place, spans = 0, result["attention"].get("spans", {})
+    ticks: dict[int, str] = {}
     for store, layers in result["attention"]["ages"].items():
         buckets = len(layers[0])
         if not buckets:
@@ -242,8 +243,16 @@ def attention(result: dict[str, Any], name: str) -> Figure:
         axes.bar(places, mean, label=drawn(f"{store}, mean over layers"))
         for layer in layers:
             axes.plot(places, layer, ".", color="black", markersize=3)
+        if store in spans:
+            newest, oldest = spans[store]
+            # Of a bucket's edges the older; the newest edge is that of the next store.
+            step = (oldest - newest) / buckets
+            ticks |= {place + n: f"{oldest - n * step:,.0f}" for n in range(buckets)}
         place += buckets
-    axes.set_xticks([])
+    # At the older edge of each bar.
+    axes.set_xticks([at - 0.5 for at in ticks], [*ticks.values()], rotation=60, fontsize=7)
+    if not ticks:
+        axes.set_xlabel("from old to new")
     add_legend(axes)
     return figure
 
@@ -332,10 +341,12 @@ def distance(results: Results) -> Figure:
     reaches = [result["distance"]["reach"] for result in results.values()]
     # What one run sees says nothing of another that sees further.
     reach = reaches[0] if all(each == reaches[0] for each in reaches) else {}
-    for number, (store, far) in enumerate(reach.items()):
-        axes.axvline(far, color="black", linewidth=0.8, linestyle=(0, (number + 1, 2)))
-        axes.annotate(drawn(store), (far, 1.02), rotation=45, fontsize=8, annotation_clip=False)
+    for number, (store, far) in enumerate(sorted(reach.items(), key=lambda each: each[1])):
+        label = drawn(f"reach: {store} ({far:,})")
+        dashes: Any = (0, (number + 1, 2))
+        axes.axvline(far, color="black", linewidth=0.8, linestyle=dashes, label=label)
     axes.set_xscale("log", base=2)
-    axes.set_ylim(0, 1)
-    add_legend(axes)
+    axes.set_ylim(-0.02, 1.02)
+    # Beside the axes, where nothing is drawn.
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     return figure

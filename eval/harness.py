@@ -26,7 +26,13 @@ def main() -> None:
     with extra("harness", "eval.harness"):
         from lm_eval.__main__ import cli_evaluate
     register()
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except AssertionError as error:
+        # So do the harness's tasks say what they lack.
+        if not str(error):
+            raise
+        raise ValueError(f"lm-evaluation-harness: {error}") from error
 
 
 if __name__ == "__main__":

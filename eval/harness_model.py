@@ -51,17 +51,20 @@ class LongRangeLM(LM):  # type: ignore[misc]
             memory: slots of memory in each layer, likewise.
             compressed: slots of compressed memory in each layer, likewise.
             sinks: first tokens of a text that stay visible for ever, likewise.
-            more: `precision`, float32 or bfloat16; the harness's `device`, cpu, cuda or mps; and
-                its largest batch size, which the run decides itself.
+            more: `precision`, float32 or bfloat16; the harness's `device`, cpu, cuda or mps; its
+                largest batch size, which the run decides itself; and `tokenizer` or `pretrained`,
+                a tokenizer of transformers, such as an export of the run, by which tasks that make
+                their own texts (RULER) find how long these are.
 
         Raises:
             ValueError: no such run, or arguments that do not exist.
         """
         super().__init__()
-        if strange := set(more) - {"max_batch_size", "precision", "device"}:
+        known = {"max_batch_size", "precision", "device", "tokenizer", "pretrained"}
+        if strange := set(more) - known:
             raise ValueError(
                 f"the model longrange has no argument {min(strange)}; it has run, checkpoint, "
-                "segment, memory, compressed, sinks, precision and device"
+                "segment, memory, compressed, sinks, precision, device and tokenizer"
             )
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a number of texts, not {batch_size}")

@@ -12,7 +12,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
-svg { max-width: 100%; height: auto; }
+svg { width: 100%; height: auto; }
+pre { background: #f6f6f6; padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; }
+pre { white-space: pre-wrap; }
 """
 
 
@@ -23,7 +25,9 @@ def escape(text: str) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence or two, a table and a figure, each of which may be absent."""
+    """A heading, a sentence or two, lines as they are, a table and a figure, each of which may be
+    absent.
+    """
 
     title: str
     text: str = ""
@@ -31,6 +35,8 @@ class Section:
     rows: tuple[tuple[str, ...], ...] = ()
     figure: str = ""
     """SVG."""
+    code: str = ""
+    """Lines that are shown as they are."""
 
 
 def with_files(sections: list[Section]) -> Iterator[tuple[str, Section]]:
@@ -49,6 +55,9 @@ def markdown(title: str, sections: list[Section]) -> str:
         parts.append(f"## {marked(section.title)}")
         if section.text:
             parts.append(marked(section.text))
+        if section.code:
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", section.code)), default=0))
+            parts.append(f"{fence}\n{in_plain_lines(section.code)}\n{fence}")
         if section.rows:
             rule = ("---", *("---:",) * (len(section.header) - 1))
             head, *rows = [list(map(marked, row)) for row in (section.header, *section.rows)]
@@ -56,6 +65,11 @@ def markdown(title: str, sections: list[Section]) -> str:
         if section.figure:
             parts.append(f"![{marked(section.title)}]({file})")
     return "\n\n".join(parts) + "\n"
+
+
+def in_plain_lines(text: str) -> str:
+    """Lines of a text, each without what a page or terminal cannot show."""
+    return "\n".join(map(plain, text.splitlines()))
 
 
 def in_lines(section: Section) -> str:
@@ -73,10 +87,19 @@ def in_lines(section: Section) -> str:
 def html(title: str, sections: list[Section]) -> str:
     """The report as one page with its figures inside."""
     parts = [f"<h1>{escape(title)}</h1>"]
-    for section in sections:
+    links = [
+        f'<li><a href="#part-{number}">{escape(section.title)}</a></li>'
+        for number, section in enumerate(sections, 1)
+    ]
+    if len(sections) > 1:
+        parts.append("\n".join(["<nav>\n<ol>", *links, "</ol>\n</nav>"]))
+    for number, section in enumerate(sections, 1):
+        parts.append(f'<a id="part-{number}"></a>')
         parts.append(f"<h2>{escape(section.title)}</h2>")
         if section.text:
             parts.append(f"<p>{escape(section.text)}</p>")
+        if section.code:
+            parts.append(f"<pre>{markup.escape(in_plain_lines(section.code))}</pre>")
         if section.rows:
             head = "".join(f"<th>{escape(cell)}</th>" for cell in section.header)
             body = [

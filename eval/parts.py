@@ -17,11 +17,13 @@ from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.keeping import read_to_end
 from eval.per_word import by_frequency, counts_line_ends, training_counts
 from eval.protocol import Reading, convert
+from eval.reach import reach
 from eval.results import Result, bits_named, bits_of, spoken
 from lm.inference.attention_mass import AttentionMass
 from lm.inference.inference_config import BITS
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.compression import LossSum
+from lm.model.model_config import ModelConfig
 from lm.objectives.objective import Segment
 from lm.scoring import Scorer
 
@@ -151,6 +153,19 @@ def attention(mass: AttentionMass) -> dict[str, Any]:
         "stores": {name: shares.tolist() for name, shares in mass.by_store().items()},
         "ages": {name: shares.tolist() for name, shares in mass.by_age().items()},
         "segments": int(mass.lanes),
+        "spans": spans(mass.model.config),
+    }
+
+
+def spans(config: ModelConfig) -> dict[str, list[int]]:
+    """Tokens ago at which each store ends and begins, seen from the end of a segment. Pinned slots
+    have no age.
+    """
+    far = reach(config)
+    edges = [far["compressed"], far["memory"], far["segment"], 0]
+    names = ("compressed", "memory", "segment")
+    return {
+        name: [newer, older] for name, (older, newer) in zip(names, pairwise(edges), strict=True)
     }
 
 

@@ -31,6 +31,8 @@ def main(
         anyway: compare results that were scored under different protocols.
     """
     from data.common.say import plain
+    from eval.provenance import command as made_by
+    from eval.provenance import configurations, samples
     from eval.tables import (
         KINDS,
         compression,
@@ -71,6 +73,8 @@ def main(
         for name, result in packed.items():
             require_same_weights(name, results[name], result, anyway)
         sections.append(compression(packed, split))
+    sections += [*samples(folders), *configurations(folders)]
+    sections.append(made_by(run, beside or [], split, out, anyway))
     write(out, f"{', '.join(folders)}: {split} text", sections)
     print(out / "report.html")
 

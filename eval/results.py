@@ -23,6 +23,8 @@ LENGTHS = (
     *("lanes", "warmup", "reset_documents", "opening", "dynamic"),
 )
 """How the text was read."""
+Pair = Field(min_length=2, max_length=2)
+
 Result = dict[str, Any]
 """A file's content, once it is known to be as one of the records here says."""
 
@@ -53,6 +55,8 @@ class Attention(Record):
     stores: dict[str, Annotated[list[float], Some]] = Field(default_factory=dict)
     ages: dict[str, Annotated[list[list[float]], Some]] = Field(default_factory=dict)
     segments: Count = 0
+    spans: dict[str, Annotated[list[Count], Pair]] = Field(default_factory=dict)
+    """Tokens ago at which a store ends and begins, at a segment's end; empty in older files."""
 
     @model_validator(mode="after")
     def _alike(self) -> Self:

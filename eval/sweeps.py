@@ -13,7 +13,7 @@ from data.common.say import plain
 from data.shards import Split
 from eval.eval_config import NAMES
 from eval.protocol import LEVEL
-from eval.results import Result, lengths, spoken
+from eval.results import Result, digits, lengths, spoken
 from lm.training import dist
 
 
@@ -32,7 +32,7 @@ def sweep_table(swept: dict[str, Any]) -> str:
     for number, point in enumerate(points):
         tried = "".join(f"{point.get(name, 0):>12}" for name in names)
         mark = "  <- chosen" if number == swept["best"] else ""
-        lines.append(f"{tried}{point['value']:10.4f}{mark}")
+        lines.append(f"{tried}{digits(point['unit'], point['value']):>10}{mark}")
     return "\n".join(lines)
 
 
@@ -79,16 +79,17 @@ def compressors(split: Split) -> dict[str, float]:
 def table(result: Result) -> str:
     """A result in a few lines, protocol included."""
     protocol, bounds = result["protocol"], result["interval"]["bounds"]
-    lines = [f"{plain(protocol['corpus'])} {protocol['split']}: {result['value']:.4f}"]
-    lines[0] += f" {spoken(protocol['unit'])}"
+    value = f"{digits(protocol['unit'], result['value'])} {spoken(protocol['unit'])}"
+    lines = [f"{plain(protocol['corpus'])} {protocol['split']}: {value}"]
     if bounds:
-        lines[0] += f" ({LEVEL:.0%} of resampled documents: {bounds[0]:.4f} to {bounds[1]:.4f})"
-    rows = [(spoken(name), value) for name, value in result["units"].items()]
+        low, high = (digits(protocol["unit"], bound) for bound in bounds)
+        lines[0] += f" ({LEVEL:.0%} of resampled documents: {low} to {high})"
+    rows = [(spoken(name), digits(name, value)) for name, value in result["units"].items()]
     rows += [
-        (f"{name}, bits per byte", value) for name, value in result.get("compressors", {}).items()
+        (f"{name}, bits per byte", digits("bits_per_byte", value))
+        for name, value in result.get("compressors", {}).items()
     ]
-    # The word perplexity of a text with few words may have hundreds of digits.
-    lines += [f"  {name:<24}{value:10{'.4f' if value < 1e6 else '.4g'}}" for name, value in rows]
+    lines += [f"  {name:<24}{value:>10}" for name, value in rows]
     official = "the published count" if result["official_words"] else "its own count"
     lines.append(
         f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "

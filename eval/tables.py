@@ -20,6 +20,7 @@ from eval.results import (
     Dynamic,
     Result,
     bits_named,
+    digits,
     lengths,
     read_result,
     spoken,
@@ -97,7 +98,7 @@ def summary(result: Result, metrics: list[Line]) -> list[tuple[str, str]]:
         ("training", in_words(trained(metrics))),
         (
             f"{plain(protocol['corpus'])} {protocol['split']}",
-            f"{result['value']:.4f} {spoken(protocol['unit'])}",
+            f"{digits(protocol['unit'], result['value'])} {spoken(protocol['unit'])}",
         ),
     ]
     for name, value in result.get("compressors", {}).items():
@@ -124,8 +125,9 @@ def scores(results: Results) -> Section:
     header = ("run", *map(spoken, units), "95 % interval", "parameters", "protocol")
     rows = []
     for name, result in results.items():
-        bounds = " to ".join(f"{bound:.4g}" for bound in result["interval"]["bounds"])
-        values = (f"{result['units'][u]:.4f}" if u in result["units"] else "" for u in units)
+        unit = result["protocol"]["unit"]
+        bounds = " to ".join(digits(unit, bound) for bound in result["interval"]["bounds"])
+        values = (digits(u, result["units"][u]) if u in result["units"] else "" for u in units)
         parameters = f"{result['model']['parameters']:,}"
         rows.append((name, *values, bounds, parameters, lengths(result)))
     protocol = next(iter(results.values()))["protocol"]
@@ -172,7 +174,8 @@ def sweeps(results: Results) -> list[Section]:
             rows = [
                 (
                     *(str(point[length]) for length in header[:3]),
-                    f"{point['value']:.4f}" + (" (chosen)" if n == swept["best"] else ""),
+                    digits(point["unit"], point["value"])
+                    + (" (chosen)" if n == swept["best"] else ""),
                 )
                 for n, point in enumerate(swept["points"])
             ]
@@ -246,7 +249,7 @@ def dynamics(results: Results, split: str) -> list[Section]:
         rows = []
         for each in found["passes"]:
             weights = "fixed weights" if each["lr"] is None else f"learning rate {each['lr']:g}"
-            rows.append((weights, f"{each['value']:.4f}"))
+            rows.append((weights, digits(found["unit"], each["value"])))
         text = f"{found['optimizer']}, a step every {found['every']} segments, each pass from the "
         text += f"trained weights, decay {found['decay']:g} towards them."
         title = f"Dynamic evaluation of {name} ({split})"

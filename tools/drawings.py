@@ -145,8 +145,17 @@ def pruning(results: Results) -> Figure:
         points = [(point["zero"], point["value"]) for point in result["pruning"]]
         label = drawn(f"{name} (alpha {result['alpha']:g})")
         axes.plot(*zip(*points, strict=True), "o-", label=label)
+    # The last points cost many times what the first do.
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(plain_numbers)
+    axes.yaxis.set_minor_formatter(plain_numbers)
     add_legend(axes)
     return figure
+
+
+def plain_numbers(value: float, _: float) -> str:
+    """A number at an axis without powers of ten."""
+    return f"{value:g}"
 
 
 def memory(lines: list[dict[str, Any]]) -> Figure:

@@ -18,7 +18,7 @@ from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.generation import MemoryGeneration
 from lm.hub.padding import check_ids, check_positions, compacted, mean_loss, real_columns, spread
-from lm.hub.weights import check_hashes, forget_hashes
+from lm.hub.weights import check_hashes, forget_hashes, open_weights
 from lm.model.incremental import Reader
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Term, add_terms, total_loss
@@ -101,9 +101,12 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
         return (model, found) if wanted else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As everywhere in transformers; what an export listed there does not count any more."""
+        """As everywhere in transformers, with the permissions of the umask; what an export listed
+        there does not count any more.
+        """
         forget_hashes(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+        open_weights(save_directory)
 
     def resize_token_embeddings(  # type: ignore[override]
         self, new_num_tokens: int | None = None, *_: Any, **__: Any

@@ -5,6 +5,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from data.common.files import follow_umask
 from data.common.integrity import SUMS, check_sums
 from data.common.tensors import HASHES, TensorFile
 
@@ -38,3 +39,11 @@ def check_hashes(folder: Any) -> None:
 def forget_hashes(folder: Any) -> None:
     """Take away the list of a folder whose files transformers is about to write anew."""
     (Path(folder) / SUMS).unlink(missing_ok=True)
+
+
+def open_weights(folder: Any) -> None:
+    """Give weights that transformers has written the permissions of the umask: its library makes
+    files that only their owner may read.
+    """
+    for path in Path(folder).glob("*.safetensors"):
+        follow_umask(path)

@@ -30,3 +30,19 @@ def test_a_missing_run_gets_one_sentence(
         command.run(harness.main, argv=[])
     assert end.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("eval: error: nowhere holds no run")
+
+
+def test_what_a_task_lacks_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = pytest.importorskip("lm_eval.__main__", reason="the extra `harness` is not installed")
+
+    def lacking() -> None:
+        raise AssertionError("No tokenizer or pretrained provided.")
+
+    monkeypatch.setattr(main, "cli_evaluate", lacking)
+    with pytest.raises(SystemExit) as end:
+        command.run(harness.main, argv=[])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("lm-evaluation-harness: No tokenizer or pretrained provided.")

@@ -100,8 +100,10 @@ def test_generation_stops_where_it_is_told(model: LongRangeLM) -> None:
 
 
 def test_mistakes(trained_run: Path) -> None:
-    with pytest.raises(ValueError, match="no argument pretrained"):
-        LongRangeLM(str(trained_run), pretrained="gpt2")
+    with pytest.raises(ValueError, match="no argument parallelize"):
+        LongRangeLM(str(trained_run), parallelize="true")
+    # Those of tasks that size their own texts.
+    LongRangeLM(str(trained_run), tokenizer="folder", pretrained="other")
     with pytest.raises(ValueError, match="number of texts, not auto"):
         LongRangeLM(str(trained_run), batch_size="auto")
     with pytest.raises(ValueError, match="holds no run"):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from data.common.files import write_json
-from eval import breakdown, dynamic, report, score
+from eval import breakdown, dynamic, figures, report, score
 from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.pages import Section, html, markdown
-from eval.results import Breakdown, read_result
+from eval.results import Breakdown, Distance, read_result
 from lm.inference.inference_config import Lengths
 
 
@@ -107,6 +107,7 @@ def add_distance(folder: Path) -> None:
         "reconstruction",
         "ablation",
         "reconstruction_relative",
+        "worth",
     ):
         del result[key]
     result["distance"] = {"reach": {"segment": 8, "memory": 16}, "buckets": rows}
@@ -139,7 +140,7 @@ def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_
     for name in shown:
         assert (out / name).read_text().startswith("<svg")
     page = Page((out / "report.html").read_text())
-    assert page.tags.count("svg") == 11 and page.tags.count("h2") == 12
+    assert page.tags.count("svg") == 11 and page.tags.count("h2") == 16
     # Nothing is fetched: links inside figures point into the page.
     assert all(link.startswith("#") for link in page.links)
     before = (out / "report.html").read_bytes()
@@ -160,6 +161,41 @@ def test_runs_that_cannot_be_compared(two_runs: list[Path], tmp_path: Path, caps
     (first / "breakdown-validation.json").write_text("{")
     with pytest.raises(ValueError, match=r"breakdown-validation\.json is not valid JSON"):
         report.main(first, [second], out=tmp_path / "r", anyway=True)
+
+
+def test_a_page_says_what_it_is_made_of(two_runs: list[Path], tmp_path: Path) -> None:
+    first, second = two_runs
+    (first / "samples").mkdir(exist_ok=True)
+    (first / "samples" / "step-99999999.txt").write_text("Once <b> upon\n``` a time\n")
+    report.main(first, [second], out=tmp_path / "page", anyway=True)
+    (first / "samples" / "step-99999999.txt").unlink()
+    text = (tmp_path / "page/report.md").read_text()
+    page = (tmp_path / "page/report.html").read_text()
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert page.count('<li><a href="#part-') == len(titles) == page.count('<a id="part-')
+    assert titles[-1] == "Command" and f"--beside '[{second}]'" in text
+    assert "--anyway true" in text and f"longrange report --run {first}" in text
+    assert text.count("feedforward: 32") == 2 and page.count("feedforward: 32") == 2
+    assert "````\nOnce <b> upon\n``` a time\n````" in text and "Once &lt;b&gt; upon" in page
+    assert "svg { width: 100%" in page
+
+
+def test_attention_has_ages_and_reaches_are_named_beside_the_axes(two_runs: list[Path]) -> None:
+    result = read_result(two_runs[0] / "breakdown-validation.json", Breakdown)
+    spans = result["attention"]["spans"]
+    assert spans == {"segment": [0, 8], "memory": [8, 16], "compressed": [16, 24]}
+    (axes,) = figures.attention(result, "a").axes
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert ticks[0] == "24" and "16" in ticks and "8" in ticks and axes.get_xlabel() == "tokens ago"
+    figure = figures.distance({"a": read_result(two_runs[0] / "distance-test.json", Distance)})
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend()
+    assert [each.get_text() for each in legend.get_texts()] == [
+        "a",
+        "reach: segment (8)",
+        "reach: memory (16)",
+    ]
+    assert legend.get_window_extent().x0 >= figure.axes[0].get_window_extent().x1
 
 
 def test_pages_escape_what_would_be_markup() -> None:

@@ -214,6 +214,10 @@ def test_every_file_of_an_export_and_of_an_import_follows_the_umask(
     try:
         export.main(trained_run, tmp_path / "out" / "model", max_shard_size="20KB")
         import_folder.main(tmp_path / "out" / "model", tmp_path / "out" / "run")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out" / "model", trust_remote_code=True
+        )
+        model.save_pretrained(tmp_path / "out" / "again")
     finally:
         os.umask(before)
     paths = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
