@@ -12,6 +12,7 @@ from eval import breakdown, dynamic, figures, report, score
 from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.pages import Section, html, markdown
 from eval.results import Breakdown, Distance, read_result
+from eval.score_record import Score
 from lm.inference.inference_config import Lengths
 
 
@@ -100,16 +101,8 @@ def add_distance(folder: Path) -> None:
         {"from": first, "to": 2 * first, "answers": 2, "bytes": 9, "accuracy": share, "whole": 0.0}
         for first, share in ((16, 1.0), (32, 0.04))
     ]
-    for key in (
-        "frequency",
-        "position",
-        "attention",
-        "reconstruction",
-        "ablation",
-        "reconstruction_relative",
-        "worth",
-    ):
-        del result[key]
+    for key in Breakdown.model_fields.keys() - Score.model_fields.keys():
+        result.pop(key, None)
     result["distance"] = {"reach": {"segment": 8, "memory": 16}, "buckets": rows}
     write_json(folder / "distance-test.json", result)
 
