@@ -18,6 +18,7 @@ def main(
     max_shard_size: str = "5GB",
     plain: bool = False,
     precision: Literal["float32", "bfloat16"] | None = None,
+    license: str | None = None,
 ) -> None:
     """Write a trained model as a folder that AutoModelForCausalLM loads with trust_remote_code.
 
@@ -35,6 +36,7 @@ def main(
             library knows it; weights that nothing has trained are the same bits.
         precision: numbers that weights are written in; none: those of the checkpoint, bfloat16
             where most of its weights are.
+        license: the hub's identifier of the weights' licence, such as apache-2.0, for the card.
     """
     from lm.hub.card import model_card
     from lm.hub.exporting import check_shard_size, has_tokenizer, quiet_deepspeed, write_folder
@@ -45,8 +47,9 @@ def main(
     check_folder(out, *pieces(run))
     check_shard_size(max_shard_size)
     if plain:
-        if title is not None:
-            raise ValueError("title has no effect on a --plain model, which gets no card")
+        if title is not None or license is not None:
+            name = "license" if title is None else "title"
+            raise ValueError(f"{name} has no effect on a --plain model, which gets no card")
         if precision is not None:
             raise ValueError(
                 "precision has no effect on a --plain model, whose weights keep their own"
@@ -64,7 +67,7 @@ def main(
     with new_folder(out, "--out") as place:
         write_folder(loaded, place, max_shard_size)
         tokenizer = has_tokenizer(loaded.vocabulary)
-        card = model_card(loaded, run, title or run.resolve().name, tokenizer)
+        card = model_card(loaded, run, title or run.resolve().name, tokenizer, license)
         (place / "README.md").write_text(card, encoding="utf-8")
         # Weights have theirs in their files, and the card may be edited.
         paths = [path for path in place.rglob("*") if path.is_file()]

@@ -6,20 +6,15 @@ from typing import Any
 
 from pydantic import ConfigDict, JsonValue
 
-from data.common.say import marked
+from data.common.say import marked, plain
 from data.common.schema import Record, read_record
+from data.common.yamlfile import dump_yaml
+from data.sources import ON_HUB
 from lm.inference.loading import LoadedRun
 from lm.runs.adopted_config import AdoptedConfig
 
-HEAD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- compressive-transformer
-- long-context
----
-"""
+DATA_SETS = {corpus: place.name for corpus, place in ON_HUB.items()}
+"""Names on the hub of the benchmarks' texts, all of them English."""
 USE = """\
 ## Use
 
@@ -82,7 +77,9 @@ class Scored(Record):
     checkpoint: Weights
 
 
-def model_card(loaded: LoadedRun, run: Path, title: str, tokenizer: bool) -> str:
+def model_card(
+    loaded: LoadedRun, run: Path, title: str, tokenizer: bool, license: str | None = None
+) -> str:
     """Markdown of the card of a run's checkpoint.
 
     Args:
@@ -90,6 +87,7 @@ def model_card(loaded: LoadedRun, run: Path, title: str, tokenizer: bool) -> str
         run: folder with results of eval.score, of which those for exactly these weights are told.
         title: name of the model.
         tokenizer: whether the folder has one.
+        license: the hub's identifier of the weights' licence; none: the card does not say.
 
     Raises:
         ValueError: a result has changed since it was written, or is none.
@@ -117,15 +115,52 @@ def model_card(loaded: LoadedRun, run: Path, title: str, tokenizer: bool) -> str
     }
     rows = "\n".join(_row(name, value) for name, value in facts.items())
     table = f"| | |\n|---|---|\n{rows}\n"
-    scores, use = _scores(run, loaded.weights), USE if tokenizer else USE_IDS
-    return "\n".join([HEAD, f"# {marked(title)}\n", f"{sizes}.\n", table, scores, use, END])
+    scores, use = scores_of(run, loaded.weights), USE if tokenizer else USE_IDS
+    head = metadata(loaded, plain(title), scores, license)
+    told = _scores(scores)
+    return "\n".join([head, f"# {marked(title)}\n", f"{sizes}.\n", table, told, use, END])
 
 
-def _scores(run: Path, sha256: str) -> str:
-    """The results in a run's folder that belong to weights of this hash, as a table."""
+def metadata(loaded: LoadedRun, title: str, scores: list[Scored], license: str | None) -> str:
+    """What the hub reads of a card: between two lines of dashes, with scores as a model-index."""
+    config = loaded.config
+    about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    about["tags"] = ["compressive-transformer", "long-context"]
+    about |= {} if license is None else {"license": license}
+    if isinstance(config, AdoptedConfig):
+        about |= {"base_model": config.base.name} if "/" in config.base.name else {}
+    elif config.data.corpus in DATA_SETS:
+        about |= {"language": "en", "datasets": [DATA_SETS[config.data.corpus]]}
+    if scores:
+        results = [_indexed(score) for score in scores]
+        about["model-index"] = [{"name": title, "results": results}]
+    return f"---\n{dump_yaml(about)}---\n"
+
+
+def _indexed(score: Scored) -> dict[str, Any]:
+    """A score as the hub shows it; the protocol stands in the card."""
+    protocol = score.protocol
+    family = next((name for name in DATA_SETS if protocol.corpus.startswith(name)), None)
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {
+            "name": plain(protocol.corpus),
+            "type": DATA_SETS.get(family or "", plain(protocol.corpus)),
+            "split": protocol.split,
+        },
+        "metrics": [{"type": protocol.unit, "value": score.value}],
+    }
+
+
+def scores_of(run: Path, sha256: str) -> list[Scored]:
+    """The results in a run's folder that belong to weights of this hash."""
     mend = "remove it, or score again with python -m eval.score"
     results = [read_record(Scored, path, mend) for path in sorted(run.glob("score-*.json"))]
-    scores = [score for score in results if score.checkpoint.sha256 == sha256]
+    return [score for score in results if score.checkpoint.sha256 == sha256]
+
+
+def _scores(scores: list[Scored]) -> str:
+    """The same as a table."""
     if not scores:
         return "## Scores\n\nNone was measured with these weights before the export.\n"
     lines = ["## Scores\n", "| corpus, split | value | unit | protocol |", "|---|---|---|---|"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -209,7 +210,7 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
         (other := trained_run / "score-validation.json").write_text(
             json.dumps(score | {"value": 1.5, "checkpoint": {"sha256": "else"}})
         )
-        export.main(run, tmp_path / "out", title="A <small> one")
+        export.main(run, tmp_path / "out", title="A <small> one", license="apache-2.0")
     finally:
         path.unlink()
         other.unlink()
@@ -217,6 +218,12 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
     assert r"| a\|\*text\*, test | 2.3457 | bits per byte | memory 8; text a1a1a1a1a1a1 |" in card
     assert "1.5000" not in card and r"# A \<small\> one" in card and weights in card
     assert card.startswith("---\nlibrary_name: transformers\n")
+    # As the hub reads it.
+    about = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert about.license == "apache-2.0" and about.pipeline_tag == "text-generation"
+    (result,) = about.eval_results
+    assert (result.metric_type, result.metric_value) == ("bits_per_byte", 2.345678)
+    assert (result.dataset_name, result.dataset_split) == ("a|*text*", "test")
 
 
 def vocabularies() -> dict[str, Tokenizer]:
