@@ -39,6 +39,10 @@ class Reading:
     config: ScoreConfig
     warmup: int
     """Tokens that each lane reads unscored before its part."""
+    state_bytes: int
+    """Of what is kept of one text between segments."""
+    vocabulary: str
+    """SHA-256 of the vocabulary."""
 
 
 def open_reading(
@@ -58,8 +62,15 @@ def open_reading(
             f"{opened.path} has another vocabulary ({opened.vocabulary.name}) than the model "
             f"({loaded.vocabulary.name}); prepare the text with the model's"
         )
-    warmup = resolved_warmup(config, loaded.predictor)
-    return Reading(loaded, opened, opened.split(split), config, warmup)
+    return Reading(
+        loaded,
+        opened,
+        opened.split(split),
+        config,
+        warmup=resolved_warmup(config, loaded.predictor),
+        state_bytes=state_bytes(loaded.predictor),
+        vocabulary=loaded.vocabulary.hash,
+    )
 
 
 def record(reading: Reading, score: Score) -> Result:
@@ -78,11 +89,11 @@ def record(reading: Reading, score: Score) -> Result:
             "layers": model.config.layers,
             "width": model.config.width,
             "vocabulary": loaded.vocabulary.name,
-            "vocabulary_sha256": loaded.vocabulary.hash,
+            "vocabulary_sha256": reading.vocabulary,
             "training_flops_per_token": training_flops(
                 model.config, model.vocabulary, loaded.lanes, readings=loaded.readings
             ).total,
-            "state_bytes": state_bytes(loaded.predictor),
+            "state_bytes": reading.state_bytes,
             "reach": model.config.range,
         },
         "checkpoint": {"name": loaded.checkpoint.name, "sha256": loaded.weights},

@@ -321,10 +321,15 @@ def _read_layer(
     attention, inputs, places = block.attention, block.inputs(*stream), part.places
     query, key, value = attention.queries_keys_values(inputs)
     key = attention.place(key, tables, attention.slots_of(places, key.shape[2]))
-    part.write(key, layer.segment.key_BKnd, 2)
-    part.write(value, layer.segment.value_BKnd, 2)
-    part.write(inputs, layer.inputs_BTD, 1)
-    parts, counts = layer.parts(part.length), layer.received_BS is not None
+    rooms = (layer.segment.key_BKnd, layer.segment.value_BKnd, layer.inputs_BTD)
+    for values, room, dimension in zip((key, value, inputs), rooms, (2, 2, 1), strict=True):
+        if part.rows is None:
+            number = values.shape[dimension]
+            room.narrow(dimension, part.length - number, number).copy_(values)
+        else:
+            part.scatter(values, room, dimension)
+    segment, counts = layer.segment.narrow(0, part.length), layer.received_BS is not None
+    parts = [layer.memory, segment] if layer.memory.number else [segment]
     read, received = attention.attend(query, parts, tables, places, received=counts)
     if layer.received_BS is not None and received is not None:
         layer.received_BS[:, : received.shape[1]] += received

@@ -27,11 +27,6 @@ class OpenLayer:
     levels_BP: Tensor | None
     """What the filters hold after them, if there are any."""
 
-    def parts(self, length: int) -> list[Slots]:
-        """What attention reads where so many tokens are open."""
-        segment = self.segment.narrow(0, length)
-        return [self.memory, segment] if self.memory.number else [segment]
-
     def rooms(self) -> dict[str, Tensor]:
         """What belongs to the open segment, by name, lane first."""
         key, value = self.segment
@@ -58,22 +53,17 @@ class Part(NamedTuple):
     """Lane, column and place in the open segment of each token that is there, [n] int64 each; None
     where every lane reads all columns, from one place on."""
 
-    def write(self, values: Tensor, room: Tensor, dimension: int) -> None:
-        """Put what belongs to the tokens into the open segments.
+    def scatter(self, values: Tensor, room: Tensor, dimension: int) -> None:
+        """Put what belongs to the tokens into the open segments, where `rows` says.
 
         Args:
             values: of the tokens, lane first.
             room: that of the open segments.
             dimension: along which tokens lie.
         """
-        if self.rows is None:
-            number = values.shape[dimension]
-            room.narrow(dimension, self.length - number, number).copy_(values)
-        else:
-            lanes, columns, places = self.rows
-            room.transpose(1, dimension)[lanes, places] = values.transpose(1, dimension)[
-                lanes, columns
-            ]
+        assert self.rows is not None
+        lanes, columns, places = self.rows
+        room.transpose(1, dimension)[lanes, places] = values.transpose(1, dimension)[lanes, columns]
 
     def newest(self, values_Btx: Tensor, before_Bx: Tensor) -> Tensor:
         """Of values of the tokens that of the last one each lane reads; those before if none.
