@@ -19,13 +19,15 @@ class FilterBank(nn.Module):
 
     Of the inputs x of attention each filter makes
 
-        u = W x,   m_t = g m_{t-1} + sqrt(1 - g^2) u_t,   g = exp(-1 / time constant)
+        u = relu(W x),   m_t = g m_{t-1} + sqrt(1 - g^2) u_t,   g = exp(-1 / time constant)
 
-    and another map of m is added to what attention gives (Low-pass Recurrent Neural Networks,
-    Stepleton et al., arXiv 1805.04955; a state space layer with fixed diagonal decay). The root is
-    the unit that each filter is kept in: with the paper's 1 - g those of thousands of tokens would
-    hold numbers too small for the map behind them to learn from; the root keeps the variance of
-    noise. Time constants are log-spaced from the longest down to one token.
+    and another map of m, which begins at zero, is added to what attention gives (Low-pass Recurrent
+    Neural Networks, Stepleton et al., arXiv 1805.04955; a state space layer with fixed diagonal
+    decay). The root is the unit that each filter is kept in: with the paper's 1 - g those of
+    thousands of tokens would hold numbers too small for the map behind them to learn from; the root
+    keeps the variance of noise. What is always there would fill a slow filter, sqrt(2 time
+    constant) times as much as of one token; the rectifier lets a filter hear nothing of it
+    (docs/papers.md). Time constants are log-spaced from the longest down to one token.
 
     What the filters hold is carried from segment to segment without gradient. Its cost does not
     depend on how far they reach, and since they are fixed, what they hold at the start of a segment
@@ -71,7 +73,7 @@ class FilterBank(nn.Module):
             before_BP: what the filters hold before them.
             hidden_B: lanes in which that is not read, though it is held on; bool, none: no lane.
         """
-        u_BTP = self.write(x_BTD).to(before_BP.dtype)
+        u_BTP = torch.relu(self.write(x_BTD)).to(before_BP.dtype)
         # The decay of the slowest filters is next to 1.
         rate_P = 1 / self.times(exact_device(x_BTD.device))
         share_P, gain_P = torch.exp(-rate_P), torch.sqrt(-torch.expm1(-2 * rate_P))

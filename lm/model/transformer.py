@@ -16,6 +16,7 @@ from lm.model.adaptive import AdaptiveEmbedding, AdaptiveHead
 from lm.model.attention.base import joined
 from lm.model.components import Embedding, Head, Linear, VocabularyHead, make_norm
 from lm.model.compression import Compression, LossSum, stack_losses
+from lm.model.filters import FilterBank
 from lm.model.layer import Block
 from lm.model.memory import MemoryState, View, advance_counts, live_mask
 from lm.model.model_config import LEARNED, ModelConfig
@@ -78,6 +79,7 @@ class CompressiveTransformer(nn.Module):
         | biases | 0; of gates, what keeps the layer close to the identity |
         | norms | gain 1, bias 0 (torch's default) |
         | convolutions that begin as the mean | 0 (of low rank: the outer factor) |
+        | maps that read filters | 0 |
         | learnt sinks | truncated normal, variance 1, as what norms make |
 
         With initial authors, as in their code, what truncation takes is made up for, so that linear
@@ -105,6 +107,8 @@ class CompressiveTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Compression):
                 module.begin()
+            elif isinstance(module, FilterBank):
+                nn.init.zeros_(module.read.weight)
 
     @property
     def layers(self) -> list[Block]:

@@ -296,7 +296,7 @@ class Oracle:
         write, read = (self.get(layer, f"filters.{name}.weight") for name in ("write", "read"))
         results = []
         for x in inputs:
-            written = [*written, write @ x]
+            written = [*written, (write @ x).clamp(min=0)]
             terms = [g**age * u for age, u in enumerate(reversed(written))]
             level = torch.sqrt(1 - g * g) * sum(terms[1:], terms[0])
             results.append((read @ level, level))

@@ -29,7 +29,7 @@ def closed_form(filters: FilterBank, x_BTD: Tensor, before_BP: Tensor) -> Tensor
     g_P = torch.exp(-1 / filters.times(x_BTD.device))
     age_TT = torch.arange(steps)[:, None] - torch.arange(steps)
     response_PTT = torch.where(age_TT >= 0, g_P[:, None, None] ** age_TT.clamp(min=0), 0.0)
-    u_BTP = filters.write(x_BTD) * torch.sqrt(1 - g_P**2)
+    u_BTP = filters.write(x_BTD).clamp(min=0) * torch.sqrt(1 - g_P**2)
     kept_TP = g_P ** torch.arange(1, steps + 1)[:, None]
     return torch.einsum("pts,bsp->btp", response_PTT, u_BTP) + kept_TP * before_BP[:, None]
 
@@ -68,9 +68,9 @@ def test_noise_keeps_its_variance_in_every_filter() -> None:
     with torch.no_grad():
         filters.write.weight.copy_(torch.eye(6, 8))
         _, levels = filters(torch.randn(40, 400, 8).double(), torch.zeros(40, 6).double())
-    torch.testing.assert_close(
-        levels[:, 300:].var((0, 1)), torch.ones(6).double(), rtol=0.35, atol=0
-    )
+    # Of the positive half of a normal variable.
+    wanted = torch.full((6,), 0.5 - 0.5 / math.pi).double()
+    torch.testing.assert_close(levels[:, 300:].var((0, 1)), wanted, rtol=0.35, atol=0)
 
 
 def test_a_token_is_felt_far_beyond_all_memory_and_no_gradient_goes_there() -> None:
