@@ -22,7 +22,9 @@ ZERO = {
     *("sinks", "filters", "memory_layers", "dropout", "attention_dropout", "floor", "weight_decay"),
     *("accumulate", "temperature", "tokens", "profile", "exploration", "penalty"),
     *("stop_exploration", "restart_minutes", "nats", "agreement", "default", "hide", "weight"),
-    *("memory_weight",),
+    *("memory_weight", "share"),
+    # By their whole key, where another option of the name must be above 0.
+    *("scoring.rate", "adapt.rate", "coding.adapt.rate"),
 }
 # Settings without which an option would have no effect, by the beginning of its key.
 CONTEXT: dict[str, dict[str, str]] = {
@@ -108,7 +110,7 @@ def cases() -> list[Any]:
                 continue
             tried.add((option.key, str(option.annotation)))
             last = option.key.rpartition(".")[2]
-            for number in (*BAD, *(() if last in ZERO else ("0",))):
+            for number in (*BAD, *(() if {last, option.key} & ZERO else ("0",))):
                 name = f"{program} {option.name} {number[:12]}"
                 found.append(pytest.param(program, option.name, number, id=name))
     return found
