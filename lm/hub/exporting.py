@@ -58,7 +58,9 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
     config = CompressiveTransformerConfig.of(
         loaded.model.config, vocabulary.size, run=origin(loaded)
     )
-    model = CompressiveTransformerForCausalLM(config).to(loaded.model.embedding.weight.dtype)
+    model = CompressiveTransformerForCausalLM(config)
+    # transformers' own `to` is typed as if it were a function.
+    torch.nn.Module.to(model, loaded.model.embedding.weight.dtype)
     classes = {"AutoConfig": type(config), "AutoModelForCausalLM": type(model)}
     config.auto_map = {name: _reference(kind) for name, kind in classes.items()}
     model.model.load_state_dict(loaded.model.state_dict())

@@ -98,11 +98,14 @@ class RotaryAttention(MemoryAttention[Rotation]):
         place_S = places(self.config, self.pinned, device)
         angles = place_S[:, None] * frequencies(self.config, device)
         angles = torch.cat([angles, angles], dim=-1)
-        tables = [angles.cos(), angles.sin()]
+
+        def placed(table: Tensor) -> Tensor:
+            return table.to(weight.dtype).to(weight.device)
+
+        number_S = None
         if self.config.proportional_attention and self.config.compressed:
-            tables.append(merged(self.config, self.pinned, device).log())
-        placed = [table.to(weight.dtype).to(weight.device) for table in tables]
-        return Rotation(*placed[:2], placed[2] if len(placed) > 2 else None)
+            number_S = placed(merged(self.config, self.pinned, device).log())
+        return Rotation(placed(angles.cos()), placed(angles.sin()), number_S)
 
     def place(self, key_BHnd: Tensor, tables: Rotation, at: slice | Tensor) -> Tensor:
         """Keys turned to their places."""
