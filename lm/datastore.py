@@ -1,4 +1,4 @@
-"""Program: a datastore of a run's hidden states on a split, searched by inverted lists, for kNN-LM.
+"""Program: a run's hidden states of a split, searched by inverted lists, for kNN-LM.
 
 It is made once, memory-mapped, and looked up by `--adapt.method knn --adapt.datastore DIR` in
 `longrange generate` and `longrange compress`, and by `longrange adapt --datastore DIR`. What its

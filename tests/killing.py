@@ -25,7 +25,7 @@ from lm.training import dist, engine, trainer, writer
 Function = tuple[Any, str]
 
 EVERY_RANK: dict[str, Function] = {
-    "between forward and backward": (trainer.Trainer, "_loss"),
+    "between forward and backward": (trainer.Trainer, "_backward"),
     "before an update": (engine.Engine, "update"),
     "before a snapshot": (trainer.Trainer, "snapshot"),
     "before a file of a checkpoint": (writer, "save_tensors"),
