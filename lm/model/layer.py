@@ -251,11 +251,11 @@ class Block(nn.Module):
         after = {"memory": recent, "compressed": compressed}
         if "keys" in memory:
             after |= self._move_kept(memory, entering.slots, new_kept)
+        for part in self.pinned_memories:
+            after |= part.commit(memory, counts.before, entering.inputs_BTD.detach())
         if entering.levels_BP is not None:
             # Of its own, lest all levels of the segment be kept.
             after["filters"] = entering.levels_BP.detach().clone()
-        for part in self.pinned_memories:
-            after |= part.commit(memory, counts.before, entering.inputs_BTD.detach())
         return after, block
 
     def _move_kept(
