@@ -139,11 +139,15 @@ def test_a_result_that_is_not_whole_is_refused_in_a_sentence(
         with pytest.raises(ValueError, match="not the result of a score"):
             read_result(file)
     file.write_text(text)
-    for digit in random.Random(0).sample([m.start() for m in re.finditer(r"\d", text)], 20):
+    # Without the name of its hash a file is one of an earlier version, which a line says.
+    digits = [m.start() for m in re.finditer(r"\d(?!\w*\":)", text)]
+    for digit in random.Random(0).sample(digits, 20):
         # Another digit in place of this one.
         whole = flip(file, 8 * digit)
-        with pytest.raises(ValueError, match=r"score\.json .*eval\.score --json"):
-            read_result(file)
+        # The seventeenth digit of a number may say nothing.
+        if json.loads(file.read_text()) != json.loads(text):
+            with pytest.raises(ValueError, match=r"score\.json .*eval\.score --json"):
+                read_result(file)
         file.write_bytes(whole)
     rewrite(file, format=1)
     with pytest.raises(ValueError, match="another version"):
