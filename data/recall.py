@@ -1,7 +1,8 @@
 """Program: made-up text whose answers stand at known distances behind what they are about.
 
-Writes train.jsonl, validation.jsonl and test.jsonl for data.prepare (corpus text, vocabulary
-bytes), a document a line: `text`, and `answers`, each [first byte, bytes, distance in bytes].
+Writes train.jsonl, validation.jsonl and test.jsonl for data.prepare (corpus text, any vocabulary
+that gives back what it reads), a document a line: `text`, and `answers`, each [first byte, bytes,
+distance in bytes].
 
 | task | a document |
 |---|---|
@@ -9,12 +10,19 @@ bytes), a document a line: `text`, and `answers`, each [first byte, bytes, dista
 | needle | words with a code among them; the code is asked for at the end |
 | associative | pairs of a letter and a value, digits, then every letter again with its value |
 | cue | one of four letters at a random place among dots, which a question mark asks for |
+| key_value | sentences of who lives where among words; one of them again, for its last word |
+| chain | one lives in a town, one with him, one with her: the town of the last |
+
+The last two are in words, so that models of subwords can be asked without being trained on them;
+they are the kinds "multi-key needle" and "variable tracking" of RULER (Hsieh et al., arXiv
+2404.06654, section 3).
 """
 
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Literal, NamedTuple
@@ -30,13 +38,27 @@ WORDS = tuple(SENTENCE.split())
 KEY = 8
 """Letters of a string or code."""
 PAIRS = 8
-"""Pairs of an associative document."""
+"""Pairs of an associative document, and people of one of key_value."""
 CUES = "ABCD"
 """Letters that a cue may be."""
 PLACES = 64
 """Dots before a cue, at most."""
+WHO = (
+    "Adam Anna Carl Clara Daniel Diana Edward Ellen Frank Fiona George Grace "
+    "Henry Helen Jacob Jane Martin Mary Oliver Olga Peter Paula Victor Vera"
+)
+PEOPLE = tuple(WHO.split())
+WHERE = (
+    "Athens Berlin Boston Cairo Dublin Geneva Havana Lisbon London Madrid Milan Moscow "
+    "Naples Oslo Paris Prague Rome Seville Sydney Tokyo Turin Venice Vienna Warsaw"
+)
+TOWNS = tuple(WHERE.split())
+LINKS = 2
+"""People of a chain behind the one whose town is told."""
 
-TaskName = Literal["copy", "needle", "associative", "cue"]
+TaskName = Literal["copy", "needle", "associative", "cue", "key_value", "chain"]
+SHORTEST: dict[TaskName, int] = {"chain": 96}
+"""The least distance in bytes where a task needs more than twice a key."""
 
 
 class Answer(NamedTuple):
@@ -52,7 +74,7 @@ class RecallConfig:
     """What is asked, and how far back the answers are."""
 
     task: TaskName = "copy"
-    """copy, needle, associative or cue."""
+    """copy, needle, associative, cue, key_value or chain."""
     distances: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     """Bytes between an answer and what it is about, at least; each document has one of them."""
     documents: Size = 4000
@@ -63,8 +85,9 @@ class RecallConfig:
     """Of all that is drawn."""
 
     def __post_init__(self) -> None:
-        if not self.distances or min(self.distances) < 2 * KEY:
-            raise ValueError(f"distances must be some of at least {2 * KEY} bytes")
+        least = SHORTEST.get(self.task, 2 * KEY)
+        if not self.distances or min(self.distances) < least:
+            raise ValueError(f"distances of {self.task} must be some of at least {least} bytes")
         require_ranges(self)
 
     def count(self, split: str) -> int:
@@ -162,12 +185,90 @@ def cue(draws: random.Random, distance: int) -> tuple[str, list[Answer]]:
     return f"{text}{letter}\n", [Answer(len(text), 1, distance)]
 
 
+def key_value(draws: random.Random, distance: int) -> tuple[str, list[Answer]]:
+    """One of several sentences is asked for; others stand before it and, where there is room,
+    behind it, so that the last town is rarely the right one.
+    """
+    (who, *people), (town, *towns) = draws.sample(PEOPLE, PAIRS), draws.sample(TOWNS, PAIRS)
+    others = [lives(*pair) for pair in zip(people, towns, strict=True)]
+    before, behind = apart(draws, others, distance - len(f"{town}. {who} lives in "))
+    text = scattered(draws, before, len("".join(before)) + draws.randrange(60))
+    return asked(draws, text, who, town, behind, who, distance)
+
+
+def chain(draws: random.Random, distance: int) -> tuple[str, list[Answer]]:
+    """The town stands `distance` bytes back, the links between; another chain stands beside it,
+    begun before or, where there is room, behind.
+    """
+    people, (town, other) = draws.sample(PEOPLE, 2 * LINKS + 2), draws.sample(TOWNS, 2)
+    mine, theirs = people[: LINKS + 1], people[LINKS + 1 :]
+    room = distance - len(f"{town}. {''.join(linked(mine))}{mine[-1]} lives in ")
+    begun = draws.choice((True, False)) or len(lives(theirs[0], other)) > room
+    text = words(draws, draws.randrange(60)) + (lives(theirs[0], other) if begun else "")
+    second = ([] if begun else [lives(theirs[0], other)]) + linked(theirs)
+    while len("".join(second)) > room:
+        second.pop()
+    queues, turns = (linked(mine), second), [0] * LINKS + [1] * len(second)
+    draws.shuffle(turns)
+    between = [queues[turn].pop(0) for turn in turns]
+    return asked(draws, text, mine[0], town, between, mine[-1], distance)
+
+
+def lives(who: str, town: str) -> str:
+    """A sentence that tells a town."""
+    return f"{who} lives in {town}. "
+
+
+def linked(people: list[str]) -> list[str]:
+    """Sentences of each who lives with the one before."""
+    return [f"{who} lives with {whom}. " for whom, who in pairwise(people)]
+
+
+def apart(draws: random.Random, sentences: list[str], room: int) -> tuple[list[str], list[str]]:
+    """Sentences for before and for behind, where at most `room` bytes fit."""
+    before: list[str] = []
+    behind: list[str] = []
+    for sentence in sentences:
+        fits = len("".join(behind) + sentence) <= room
+        (behind if fits and draws.choice((True, False)) else before).append(sentence)
+    return before, behind
+
+
+def asked(
+    draws: random.Random,
+    text: str,
+    who: str,
+    town: str,
+    between: list[str],
+    whose: str,
+    distance: int,
+) -> tuple[str, list[Answer]]:
+    """A document in which who lives where is told after `text`, and whose town asked for."""
+    first = len(text) + len(f"{who} lives in ")
+    question = f"{whose} lives in "
+    text += lives(who, town)
+    text += scattered(draws, between, distance - len(f"{town}. {question}")) + question
+    return f"{text}{town}.\n", [Answer(len(text), len(town), len(text) - first)]
+
+
+def scattered(draws: random.Random, sentences: list[str], least: int) -> str:
+    """Sentences in their order at random places among words, at least so many bytes."""
+    filler = words(draws, least - len("".join(sentences))).split()
+    places = sorted(draws.randrange(len(filler) + 1) for _ in sentences)
+    pieces = [f"{word} " for word in filler]
+    for sentence, place in reversed(list(zip(sentences, places, strict=True))):
+        pieces.insert(place, sentence)
+    return "".join(pieces)
+
+
 Task = Callable[[random.Random, int], tuple[str, list[Answer]]]
 TASKS: dict[TaskName, Task] = {
     "copy": copy,
     "needle": needle,
     "associative": associative,
     "cue": cue,
+    "key_value": key_value,
+    "chain": chain,
 }
 
 

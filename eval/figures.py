@@ -334,7 +334,7 @@ def regret(results: Results) -> Figure:
 
 def distance(results: Results) -> Figure:
     """Share of answers' bytes that are known, by the distance to what they need."""
-    figure, axes = axes_of("Recall", "distance in bytes, from", "bytes right")
+    figure, axes = axes_of("Recall", "distance in tokens, from", "tokens right")
     for name, result in results.items():
         rows = result["distance"]["buckets"]
         axes.plot([r["from"] for r in rows], [r["accuracy"] for r in rows], "o-", label=drawn(name))

@@ -36,13 +36,13 @@ class RecallScorer(Scorer[StateT]):
 
 
 def read_answers(path: Path, split: Split) -> np.ndarray:
-    """First token in the split, tokens, and distance of every answer, [answers, 3].
+    """First token in the split, tokens, and distance in tokens of every answer, [answers, 3].
+
+    Tokens of an answer are all that hold a byte of it, such as a town with the space before it.
 
     Raises:
-        ValueError: the file is not that of the split, or the split's tokens are not bytes.
+        ValueError: the file is not that of the split.
     """
-    if split.vocabulary.kind != "bytes":
-        raise ValueError(f"answers are counted in bytes; prepare {path.parent} with them")
     if not path.is_file():
         raise ValueError(f"{path} is not there; make it with python -m data.recall")
     try:
@@ -52,27 +52,37 @@ def read_answers(path: Path, split: Split) -> np.ndarray:
     except (KeyError, TypeError, AttributeError, ValueError):
         texts = []
     require_text(path, texts, split)
-    rows = [
-        (begin + first, count, distance)
-        for begin, asked in zip(split.documents["offset"], answers, strict=True)
-        for first, count, distance in asked
-    ]
+    rows = []
+    for ids, begin, asked in zip(
+        documents_of(split), split.documents["offset"], answers, strict=True
+    ):
+        ends = split.vocabulary.token_bytes[ids].cumsum()
+        for first, count, distance in asked:
+            bytes_3 = [first, first + count - 1, first - distance]
+            here, last, there = ends.searchsorted(bytes_3, side="right").tolist()
+            rows.append((begin + here, last - here + 1, here - there))
     return np.array(rows, dtype=np.int64)
 
 
-def require_text(path: Path, texts: list[bytes], split: Split) -> None:
-    """ValueError where the documents of a file are not those of a split of bytes."""
+def documents_of(split: Split) -> list[np.ndarray]:
+    """The tokens of each document."""
     begins, sizes = split.documents["offset"], split.documents["tokens"]
-    if texts != [
-        bytes(split.tokens[begin : begin + size]) for begin, size in zip(begins, sizes, strict=True)
-    ]:
+    return [
+        np.asarray(split.tokens[begin : begin + size])
+        for begin, size in zip(begins, sizes, strict=True)
+    ]
+
+
+def require_text(path: Path, texts: list[bytes], split: Split) -> None:
+    """ValueError where the documents of a file are not those of a split."""
+    if texts != [split.vocabulary.decode(ids) for ids in documents_of(split)]:
         raise ValueError(
             f"{path} is not the text of the split {split.name!r}; give the file that was prepared"
         )
 
 
 def buckets(known_N: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
-    """Share of known bytes, and of answers known whole, by distance in powers of two."""
+    """Share of known tokens, and of answers known whole, by distance in powers of two."""
     power = np.log2(rows[:, 2]).astype(int)
     found = []
     for each in np.unique(power):
@@ -84,7 +94,7 @@ def buckets(known_N: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
                 "from": int(2**each),
                 "to": int(2 ** (each + 1)),
                 "answers": len(inside),
-                "bytes": len(known),
+                "tokens": len(known),
                 "accuracy": float(known.mean()),
                 "whole": float(np.mean([answer.all() for answer in right])),
             }
@@ -108,12 +118,12 @@ def reach(config: ModelConfig) -> dict[str, int]:
 
 def table(found: dict[str, Any]) -> str:
     """The accuracies in lines, with what each distance needs."""
-    lines = [f"{'distance':>16}{'answers':>9}{'bytes right':>13}{'all right':>11}"]
+    lines = [f"{'distance':>16}{'answers':>9}{'tokens right':>14}{'all right':>11}"]
     seen = [(name, found["reach"][name]) for name in ("segment", "memory", "compressed", "model")]
     for row in found["buckets"]:
         needed = next((name for name, far in seen if row["from"] < far), "out of range")
         lines.append(
-            f"{row['from']:>7} to {row['to'] - 1:<5}{row['answers']:>9}{row['accuracy']:>13.1%}"
+            f"{row['from']:>7} to {row['to'] - 1:<5}{row['answers']:>9}{row['accuracy']:>14.1%}"
             f"{row['whole']:>11.1%}  {needed}"
         )
     return "\n".join(lines)

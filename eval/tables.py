@@ -272,7 +272,7 @@ def distances(results: Results, split: str) -> list[Section]:
         for name, here in found.items()
     ]
     figure = figures.svg(figures.distance(results))
-    text = "Share of the answers' bytes that are right, by distance in bytes."
+    text = "Share of the answers' tokens that are right, by distance in tokens."
     return [Section(f"Recall ({split})", text, header, tuple(rows), figure)]
 
 

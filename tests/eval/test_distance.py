@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from data import recall
 from data.options import DataConfig
 from data.prepare import prepare
-from data.recall import TASKS, RecallConfig, cue
-from data.tokenizers.registry import ByteTokenizer
+from data.recall import PEOPLE, SHORTEST, TASKS, TOWNS, RecallConfig, TaskName, cue
+from data.tokenizers.registry import ByteTokenizer, SentencePieceTokenizer
 from eval import distance
 from eval.eval_config import ScoreConfig
 from eval.reach import RecallScorer, buckets, read_answers
@@ -26,8 +27,8 @@ from tests.texts import TEXT, split_of
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("far", [16, 100, 1000])
-def test_what_is_asked_stands_so_far_back(task: str, far: int) -> None:
-    draws = random.Random(1)
+def test_what_is_asked_stands_so_far_back(task: TaskName, far: int) -> None:
+    draws, far = random.Random(1), max(far, SHORTEST.get(task, 0))
     for _ in range(20):
         text, answers = TASKS[task](draws, far)
         assert answers
@@ -46,6 +47,64 @@ def test_a_cue_is_told_by_nothing_but_itself() -> None:
     for text in texts:
         letter = text.strip(".")[0]
         assert text.strip(".") == f"{letter}{'.' * 38}?{letter}\n"
+
+
+def followed(text: str, who: str) -> str:
+    """The town of one who lives in it, or with somebody who does."""
+    told = dict(re.findall(r"(\w+) lives (?:in|with) (\w+)[.]", text))
+    while who in told:
+        who = told[who]
+    return who
+
+
+@pytest.mark.parametrize("task", ["key_value", "chain"])
+@pytest.mark.parametrize("far", [96, 200, 1000])
+def test_towns_are_told_once_and_not_by_their_place(task: TaskName, far: int) -> None:
+    """What is asked follows from the sentences, and neither the first nor the last town is it."""
+    draws, first, last, asked = random.Random(3), 0, 0, set()
+    for _ in range(300):
+        text, [answer] = TASKS[task](draws, far)
+        town = text[answer.first : answer.first + answer.bytes]
+        before, question = text[: answer.first], text[: answer.first].split()[-3]
+        assert question in PEOPLE
+        assert town in TOWNS
+        assert before.endswith(f"{question} lives in ")
+        assert followed(before, question) == town
+        towns = [word for word in re.findall(r"\w+", before) if word in TOWNS]
+        assert len(set(towns)) == len(towns) == (8 if task == "key_value" else 2)
+        first, last = first + (towns[0] == town), last + (towns[-1] == town)
+        asked.add(town)
+    assert asked == set(TOWNS)
+    # At short distances others only fit before, so that the last is right more often.
+    assert first < 200
+    assert last < (200 if far > 96 else 301)
+
+
+def test_answers_are_found_in_subwords(tmp_path: Path) -> None:
+    """Tokens of an answer hold all its bytes; a distance is counted from where it was told."""
+    written = [TASKS[task](random.Random(4), 300) for task in ("needle", "key_value", "chain")]
+    texts = [text.encode() for text, _ in written]
+    lines = [" ".join(text.split()) for text, _ in written]
+    split = split_of(SentencePieceTokenizer.train(iter(lines * 9), 400, "bpe"), texts)
+    path = tmp_path / "test.jsonl"
+    records = [json.dumps({"text": text, "answers": answers}) for text, answers in written]
+    path.write_text("\n".join(records))
+    rows, pieces = read_answers(path, split), [split.vocabulary.pieces[i] for i in split.tokens]
+    assert len(pieces) < len(b"".join(texts)) / 2
+    for (first, count, back), (text, [answer]) in zip(rows, written, strict=True):
+        town = text[answer.first : answer.first + answer.bytes].encode()
+        assert town in b"".join(pieces[first : first + count])
+        inner = (
+            b"".join(pieces[first + 1 : first + count]),
+            b"".join(pieces[first : first + count - 1]),
+        )
+        assert not any(town in each for each in inner)
+        told = first - back
+        assert town in b"".join(pieces[told : told + count + len(town)])
+        assert b"".join(pieces[told:first]).count(town) == 1
+    path.write_text(records[0])
+    with pytest.raises(ValueError, match="is not the text of the split"):
+        read_answers(path, split)
 
 
 def test_every_document_is_another_and_splits_differ(tmp_path: Path) -> None:
@@ -89,12 +148,12 @@ def test_buckets_by_powers_of_two() -> None:
     known = np.array([1, 1, 0, 1, 1, 1, 0, 0], dtype=bool)
     rows = np.array([[0, 2, 16], [2, 2, 31], [4, 3, 32]])
     assert buckets(known, rows) == [
-        {"from": 16, "to": 32, "answers": 2, "bytes": 4, "accuracy": 0.75, "whole": 0.5},
+        {"from": 16, "to": 32, "answers": 2, "tokens": 4, "accuracy": 0.75, "whole": 0.5},
         {
             "from": 32,
             "to": 64,
             "answers": 1,
-            "bytes": 3,
+            "tokens": 3,
             "accuracy": pytest.approx(2 / 3),
             "whole": 0.0,
         },
@@ -126,5 +185,7 @@ def test_the_program(trained_run: Path, tmp_path: Path, capsys) -> None:
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="at least 16 bytes"):
         RecallConfig(distances=(8,))
+    with pytest.raises(ValueError, match="chain must be some of at least 96"):
+        RecallConfig(task="chain", distances=(95, 200))
     with pytest.raises(ValueError, match="at least 1"):
         RecallConfig(held_out=0)
