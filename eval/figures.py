@@ -333,7 +333,7 @@ def regret(results: Results) -> Figure:
 
 
 def distance(results: Results) -> Figure:
-    """Share of answers' bytes that are known, by the distance to what they need."""
+    """Share of answers' tokens that are known, by the distance to what they need."""
     figure, axes = axes_of("Recall", "distance in tokens, from", "tokens right")
     for name, result in results.items():
         rows = result["distance"]["buckets"]

@@ -41,10 +41,15 @@ def read_answers(path: Path, split: Split) -> np.ndarray:
     Tokens of an answer are all that hold a byte of it, such as a town with the space before it.
 
     Raises:
-        ValueError: the file is not that of the split.
+        ValueError: the file is not that of the split, or its vocabulary loses some of the text.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not there; make it with python -m data.recall")
+    if not split.exact:
+        raise ValueError(
+            f"answers cannot be found in {split.vocabulary.name}, which loses some of the text; "
+            f"prepare {path.parent} with another vocabulary, such as bytes"
+        )
     try:
         records = [json_lib.loads(line) for line in path.read_text().splitlines()]
         texts = [record["text"].encode() for record in records]
