@@ -201,6 +201,10 @@ def _compression(config: ModelConfig, lanes: float) -> list[Product]:
     """Products of the compression function; old memory is a constant to it."""
     width, trained = config.width, config.reconstruction != "none"
     products = []
+    if config.compression == "most_used" and config.positions != "relative":
+        # Which attention it received is found by scoring the block that leaves once more.
+        block = (config.segment, config.head_width, config.segment)
+        products.append(Product(*block, 1, lanes * config.heads))
     if config.compression == "dilated":
         slots, times = config.windows * config.rate + config.overlap, 2
         for dilation in DILATIONS:

@@ -101,7 +101,8 @@ class Attended(NamedTuple):
     slots: tuple[Slots, ...]
     """What was read, in parts, oldest first; the last is the segment."""
     received_BS: Tensor | None
-    """Attention that each key received, summed over heads and queries, if compression asks."""
+    """Attention that each key received, summed over heads and queries, if compression asks; a
+    scheme may leave 0 for slots that do not leave memory with this segment."""
 
 
 TablesT = TypeVar("TablesT")

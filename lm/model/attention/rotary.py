@@ -133,13 +133,51 @@ class RotaryAttention(MemoryAttention[Rotation]):
         tables, seen = self.tables(), visible(reading.live_BN, query_BHTd.shape[2])
         key, value = joined(slots).for_heads(self.config.heads)
         key = self.place(key, tables, slice(None))
-        if reading.received:
+        if reading.received and (query_BHTd.device.type != "cpu" or reading.dropout):
             places = Places(~seen[:, 0])
             return self.attend(query_BHTd, [Slots(key, value)], tables, places, *reading[1:])
         query = self.place(query_BHTd, tables, slice(key.shape[2] - query_BHTd.shape[2], None))
+        if reading.received:
+            first = self.pinned + self.config.compressed
+            leaving = slice(first, first + self.config.segment)
+            return read_and_received(query, Slots(key, value), seen, leaving)
         if tables.weight_S is not None:
             seen = torch.where(seen, tables.weight_S, float("-inf"))
         read = F.scaled_dot_product_attention(
             query, key, value, attn_mask=seen, dropout_p=reading.dropout, scale=1.0
         )
         return read, None
+
+
+def read_and_received(
+    query_BHTd: Tensor, slots: Slots, seen_B1TS: Tensor, leaving: slice
+) -> tuple[Tensor, Tensor]:
+    """What queries read by torch's fused attention for CPUs, [B, H, T, d], and the attention
+    [B, S] that some slots received; the others have 0.
+
+    The kernel also returns the logarithm of each query's sum of exponentials, which makes weights
+    of the scores of these slots alone.
+
+    Args:
+        query_BHTd: scaled queries with their positions.
+        slots: what they read, with theirs, for as many heads.
+        seen_B1TS: bool, what may be seen.
+        leaving: the slots in question.
+    """
+    hidden = torch.zeros_like(seen_B1TS, dtype=query_BHTd.dtype).masked_fill(~seen_B1TS, -math.inf)
+    read, norm_BHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query_BHTd, *slots, attn_mask=hidden, scale=1.0
+    )
+    with torch.no_grad():
+        # In place, and in float32 where queries are in bfloat16: scores in the tens, rounded to
+        # eight bits, would make weights that are wrong by a tenth.
+        exact, tokens = norm_BHT.dtype, slots.number - query_BHTd.shape[2]
+        weights = query_BHTd.to(exact) @ slots.key_BKnd[:, :, leaving].to(exact).mT
+        weights.sub_(norm_BHT.unsqueeze(-1)).exp_()
+        weights[..., tokens - leaving.start :].masked_fill_(
+            ~seen_B1TS[..., tokens : leaving.stop], 0.0
+        )
+        # The last query sees all that any may see.
+        received_BS = weights.new_zeros(len(read), slots.number)
+        received_BS[:, leaving] = weights.sum(dim=(1, 2)) * seen_B1TS[:, 0, -1, leaving]
+    return read, received_BS

@@ -39,6 +39,23 @@ def full_model(config: ModelConfig, training: bool):
     return model, tokens, memory
 
 
+def count_products() -> FlopCounterMode:
+    """A counter that knows torch's fused attention for CPUs as what plain attention does."""
+
+    def forward(query, key, value, *_, **__) -> int:
+        return 2 * query[:-1].numel() * key[-2] * (query[-1] + value[-1])
+
+    def backward(_, *shapes, **options) -> int:
+        return 2 * forward(*shapes, **options)
+
+    aten = torch.ops.aten
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
+
+
 def bias_products(model: CompressiveTransformer) -> int:
     """Operations of the bias of positions with all encoded distances, which the plain way of
     attention has apart from those of queries, once for all lanes.
@@ -63,7 +80,7 @@ def shares(config: ModelConfig, targets) -> list[float] | None:
 def test_training_does_the_products_that_are_counted(name):
     config = CASES[name]
     model, tokens, memory = full_model(config, training=True)
-    counter = FlopCounterMode(display=False)
+    counter = count_products()
     with sdpa_kernel(SDPBackend.MATH), counter:
         output = model(tokens[:, :-1], memory, tokens[:, 1:])
         loss = output.predictions.sum()
@@ -85,7 +102,7 @@ def test_further_readings_are_further_lanes(name, every, gated):
     readings = Readings(made)
     every_one = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
     segment = Segment(tokens[:, :-1], tokens[:, 1:], every_one, every_one[:, 0])
-    counter = FlopCounterMode(display=False)
+    counter = count_products()
     with sdpa_kernel(SDPBackend.MATH), counter:
         read = readings.read(model, segment, memory, False, 0)
         terms = terms_of([Likelihood(), readings], read)
@@ -108,7 +125,7 @@ def test_fixed_weights_have_no_products_of_their_gradients(name, learn):
     for key, parameter in model.named_parameters():
         norms = learn == "lora" and "norm" in key
         parameter.requires_grad_(".compression." in key or norms)
-    counter = FlopCounterMode(display=False)
+    counter = count_products()
     with sdpa_kernel(SDPBackend.MATH), counter:
         output = model(tokens[:, :-1], memory, tokens[:, 1:])
         loss = output.auxiliary["reconstruction"].total
@@ -124,7 +141,7 @@ def test_scoring_does_the_products_that_are_counted(name, kept):
     config = CASES[name]
     model, tokens, memory = full_model(config, training=False)
     memory = model.keep_keys(memory) if kept else memory
-    counter = FlopCounterMode(display=False)
+    counter = count_products()
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(tokens[:, :-1], memory, tokens[:, 1:])
     counted = scoring_flops(config, VOCABULARY, LANES, kept)
