@@ -23,7 +23,7 @@ from data.tokenizers.hub_files import NAMED, SETTINGS
 from data.tokenizers.registry import HuggingFaceTokenizer, Tokenizer
 from lm.hub.byte_tokenizer import HubByteTokenizer
 from lm.hub.configuration import CompressiveTransformerConfig
-from lm.hub.modeling import CompressiveTransformerForCausalLM
+from lm.hub.modeling import CompressiveTransformerForCausalLM, CompressiveTransformerModel
 from lm.hub.subword_tokenizer import HubSentencePieceTokenizer
 from lm.hub.tokenization import HubTokenizer
 from lm.hub.word_tokenizer import HubWordTokenizer
@@ -61,7 +61,11 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
     model = CompressiveTransformerForCausalLM(config)
     # transformers' own `to` is typed as if it were a function.
     torch.nn.Module.to(model, loaded.model.embedding.weight.dtype)
-    classes = {"AutoConfig": type(config), "AutoModelForCausalLM": type(model)}
+    classes = {
+        "AutoConfig": type(config),
+        "AutoModel": CompressiveTransformerModel,
+        "AutoModelForCausalLM": type(model),
+    }
     config.auto_map = {name: _reference(kind) for name, kind in classes.items()}
     model.model.load_state_dict(loaded.model.state_dict())
     model.generation_config.bos_token_id = vocabulary.start

@@ -14,19 +14,19 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from lm.hub.backbone import Backbone, TextRead, check_options, read_layers
 from lm.hub.cache import CACHE, CompressiveCache
 from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.generation import MemoryGeneration
 from lm.hub.padding import check_ids, check_positions, compacted, mean_loss, real_columns, spread
 from lm.hub.weights import check_hashes, forget_hashes, open_weights
+from lm.model.components import Head
 from lm.model.incremental import Reader
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Term, add_terms, total_loss
 
 PART = 4096
 """Tokens of each lane whose hidden states are held at once where only the last ones are wanted."""
-KNOWN = {"num_items_in_batch", "position_ids", "token_type_ids", "return_dict"}
-"""What else forward takes."""
 
 
 class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, GenerationMixin):
@@ -60,8 +60,15 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
         """The token embedding."""
         return self.model.embedding
 
-    def get_output_embeddings(self) -> None:
-        """None: the head has no matrix alone, and shares the embedding's where it is tied."""
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        """The head, with its weight [V, D] and bias, or None where it has several (adaptive)."""
+        head = self.model.head
+        return head if isinstance(head, Head) else None
+
+    @property
+    def base_model(self) -> Backbone:
+        """What makes hidden states of a text, for programs that call the head themselves."""
+        return Backbone(self)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -150,31 +157,12 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
         Raises:
             ValueError: a token outside the vocabulary, a cache in training, or what it cannot do.
         """
-        if input_ids is None or kwargs.get("inputs_embeds") is not None:
-            raise ValueError("text comes in as input_ids; inputs_embeds are not read")
-        _check_options(kwargs)
-        cache = past_key_values if cache is None else cache
-        if cache is not None:
-            self.check_cache(cache, len(input_ids))
-        real = self._real(input_ids, attention_mask, 0 if cache is None else cache.columns)
-        if kwargs.get("position_ids") is not None:
-            check_positions(kwargs["position_ids"], real)
+        check_options(kwargs)
         self._check_labels(labels, use_cache, logits_to_keep)
-        if use_cache is None:
-            use_cache = cache is not None or not torch.is_grad_enabled()
-            use_cache = use_cache and not self.training
-        auxiliary = input_ids.new_zeros((), dtype=self.dtype)
+        cache = past_key_values if cache is None else cache
         last = isinstance(logits_to_keep, int) and logits_to_keep == 1
-        if use_cache:
-            cache = CompressiveCache() if cache is None else cache
-            hidden = self._read(input_ids, real, cache, last)
-        elif cache is not None:
-            raise ValueError(
-                "a cache is read in evaluation only, and not with use_cache False: call "
-                "model.eval(), or leave the cache out"
-            )
-        else:
-            hidden, auxiliary = self._segments(input_ids, real)
+        read = self.read_texts(input_ids, attention_mask, cache, use_cache, last, kwargs)
+        hidden = read.hidden_BLD
         if isinstance(logits_to_keep, Tensor):
             hidden = hidden[:, logits_to_keep]
         elif logits_to_keep:
@@ -183,9 +171,63 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
         loss = None
         if labels is not None:
             items = kwargs.get("num_items_in_batch")
-            loss = mean_loss(logits, labels, real, auxiliary, items)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})  # type: ignore[arg-type]
+            loss = mean_loss(logits, labels, read.real_BL, read.auxiliary, items)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=read.layers,
+            **{CACHE: read.cache},  # type: ignore[arg-type]
+        )
         return output.to_tuple() if kwargs.get("return_dict") is False else output
+
+    def read_texts(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: CompressiveCache | None,
+        use_cache: bool | None,
+        last: bool,
+        options: dict[str, Any],
+    ) -> TextRead:
+        """Read tokens after what a cache has read, without the head; see `forward`.
+
+        Args:
+            input_ids: [B, L].
+            attention_mask: see `forward`.
+            cache: what was read before.
+            use_cache: see `forward`.
+            last: whether the last column's final hidden states are enough.
+            options: position_ids and output_hidden_states.
+        """
+        if input_ids is None or options.get("inputs_embeds") is not None:
+            raise ValueError("text comes in as input_ids; inputs_embeds are not read")
+        if cache is not None:
+            self.check_cache(cache, len(input_ids))
+        real = self._real(input_ids, attention_mask, 0 if cache is None else cache.columns)
+        if options.get("position_ids") is not None:
+            check_positions(options["position_ids"], real)
+        every = options.get("output_hidden_states")
+        every = bool(self.config.output_hidden_states if every is None else every)
+        if every and (use_cache or cache is not None):
+            raise ValueError(
+                "hidden states of every layer come of whole texts: leave out the cache and "
+                "use_cache, or output_hidden_states"
+            )
+        if use_cache is None:
+            use_cache = cache is not None or not (torch.is_grad_enabled() or every)
+            use_cache = use_cache and not self.training
+        if use_cache:
+            cache = CompressiveCache() if cache is None else cache
+            hidden = self._read(input_ids, real, cache, last)
+            return TextRead(hidden, None, real, hidden.new_zeros(()), cache)
+        if cache is not None:
+            raise ValueError(
+                "a cache is read in evaluation only, and not with use_cache False: call "
+                "model.eval(), or leave the cache out"
+            )
+        hidden, auxiliary = self._segments(input_ids, real, every)
+        layers = hidden.split(self.config.width, dim=-1) if every else None
+        return TextRead(layers[-1] if layers else hidden, layers, real, auxiliary, None)
 
     def _check_labels(
         self, labels: Tensor | None, use_cache: bool | None, logits_to_keep: int | Tensor
@@ -234,8 +276,11 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
             cache.reader.read(tokens[:, first : first + PART], taken)
         return cache.reader.last_BD[:, None]
 
-    def _segments(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Final hidden states [B, L, D] of whole texts, and the auxiliary losses' means.
+    def _segments(
+        self, input_ids: Tensor, real: Tensor, every: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Final hidden states [B, L, D] of whole texts, or those of every layer side by side, and
+        the auxiliary losses' means.
 
         A lane reads as many segments as it has. The last, which it may not fill, moves no memory
         and has no part in the losses of compression, as if the text went on.
@@ -243,7 +288,7 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
         model, segment = self.model, self.config.segment
         tokens, counts, column = compacted(input_ids, real)
         tokens = F.pad(tokens, (0, -tokens.shape[1] % segment))
-        read = model.read_segment
+        read: Any = partial(read_layers, model) if every else model.read_segment
         if self.gradient_checkpointing and self.training:
             read = partial(self._gradient_checkpointing_func, read)
         lanes, hidden = list(range(len(tokens))), []
@@ -270,19 +315,19 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
                 hidden.append(states)
             lanes = whole
         if not hidden:
-            nothing = model.embedding.weight.new_zeros(*real.shape, self.config.width)
+            width = self.config.width * (self.config.layers + 1 if every else 1)
+            nothing = model.embedding.weight.new_zeros(*real.shape, width)
             return nothing, nothing.new_zeros(())
         auxiliary = total_loss(sums) if sums else hidden[0].new_zeros(())
         return spread(torch.cat(hidden, dim=1), column), auxiliary
 
 
-def _check_options(kwargs: dict[str, Any]) -> None:
-    """ValueError for what is asked of forward and cannot be done."""
-    if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
-        raise ValueError("only logits come out; leave out output_hidden_states and _attentions")
-    for name, value in kwargs.items():
-        if name not in KNOWN and value is not None and value is not False:
-            raise ValueError(f"forward knows no {name}; leave it out")
+class CompressiveTransformerModel(CompressiveTransformerForCausalLM):
+    """The same with hidden states for logits, as AutoModel loads it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See Backbone.forward."""
+        return Backbone(self)(*args, **kwargs)
 
 
 def tied_weights(model: CompressiveTransformer) -> dict[str, str]:

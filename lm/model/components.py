@@ -8,11 +8,12 @@ Shapes: B lanes, T tokens, n tokens of any lanes, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -68,6 +69,40 @@ class Linear(nn.Linear, LinearMap):
     def matrix(self) -> Tensor:
         """The parameter itself."""
         return self.weight
+
+
+def rows_of(
+    linear: nn.Module, inputs: Sequence[Tensor], first: int, constant: bool = False
+) -> list[Tensor]:
+    """What a linear map makes of several inputs, its outputs from `first` on: each [..., in] ->
+    [..., out - first].
+
+    Args:
+        linear: a LinearMap, or one that another library has wrapped (an adapter of peft), which is
+            called as it is and computes the other outputs for nothing.
+        inputs: one or more.
+        first: the first output.
+        constant: let no gradient reach the weights.
+    """
+    if isinstance(linear, LinearMap):
+        rows = linear.rows(inputs, first, constant)
+        bias: Tensor | None = linear.bias  # type: ignore[assignment]
+        if bias is None:
+            return rows
+        added = bias[first:].detach() if constant else bias[first:]
+        return [row + added for row in rows]
+    fixed = {name: weight.detach() for name, weight in linear.named_parameters() if constant}
+    return [functional_call(linear, fixed, (x,))[..., first:] for x in inputs]
+
+
+def matrix_of(linear: nn.Module) -> Tensor:
+    """The matrix [out, in] of a linear map without a bias, also of one that has been wrapped."""
+    if isinstance(linear, LinearMap):
+        return linear.matrix()
+    like, inputs = next(linear.parameters()), cast(int, linear.in_features)
+    unit = torch.eye(inputs, dtype=like.dtype, device=like.device)
+    matrix: Tensor = linear(unit).mT
+    return matrix
 
 
 def total_penalty(module: nn.Module) -> Tensor | None:

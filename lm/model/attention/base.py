@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.components import Linear, exact_device
+from lm.model.components import Linear, exact_device, rows_of
 from lm.model.compression import USES_ATTENTION
 from lm.model.model_config import ModelConfig
 
@@ -244,11 +244,7 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
             stored_BnD: the parts.
             detached: let no gradient reach the weights.
         """
-        first, bias = self.query_width, self.query_key_value.bias
-        projected = self.query_key_value.rows(stored_BnD, first, constant=detached)
-        if bias is not None:
-            added = bias[first:].detach() if detached else bias[first:]
-            projected = [both + added for both in projected]
+        projected = rows_of(self.query_key_value, stored_BnD, self.query_width, detached)
         parts = [map(self.split_heads, both.chunk(2, dim=-1)) for both in projected]
         return [Slots(self.normed_keys(key, detached), value) for key, value in parts]
 

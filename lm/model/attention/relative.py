@@ -32,7 +32,7 @@ from lm.model.attention.base import (
 )
 from lm.model.attention.blocked import BlockedAttention
 from lm.model.attention.fused import System, attend_widened
-from lm.model.components import Linear, LinearMap
+from lm.model.components import Linear, LinearMap, matrix_of
 from lm.model.model_config import FUSED_WIDTH, Backend, ModelConfig
 
 
@@ -160,7 +160,7 @@ class RelativeAttention(MemoryAttention[Distances]):
         config = self.config
 
         def by_head(projection: LinearMap) -> Tensor:
-            return projection.matrix().unflatten(0, (config.heads, -1))
+            return matrix_of(projection).unflatten(0, (config.heads, -1))
 
         near = torch.arange(-config.memory, config.segment, device=device)
         first = self.pinned + config.compressed
