@@ -46,6 +46,7 @@ PROGRAMS = {
     "library": "lm.library",
     "datastore": "lm.datastore",
     "export": "lm.export",
+    "serve": "lm.serve",
     "import": "lm.import_folder",
     "compact": "tools.compact",
 }

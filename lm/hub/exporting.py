@@ -69,6 +69,8 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
     config.auto_map = {name: _reference(kind) for name, kind in classes.items()}
     model.model.load_state_dict(loaded.model.state_dict())
     model.generation_config.bos_token_id = vocabulary.start
+    if isinstance(vocabulary, HuggingFaceTokenizer) and vocabulary.ends:
+        model.generation_config.eos_token_id = list(vocabulary.ends)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     for path in folder.glob("*.safetensors"):
         # The same, with the hash of each weight.

@@ -40,7 +40,11 @@ class MemoryGeneration(GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, next_sequence_length: int | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As everywhere in transformers, where no new column (0) means all of them."""
+        """As everywhere in transformers, where no new column (0) means all of them.
+
+        The tokenizer that generate was given for stop strings comes along, and is not for forward.
+        """
+        kwargs.pop("tokenizer", None)
         if next_sequence_length == 0:
             input_ids, next_sequence_length = input_ids[:, input_ids.shape[1] :], None
         above: Any = super()

@@ -2,6 +2,11 @@
 transformers works, or is refused in a sentence.
 """
 
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,7 @@ from transformers import (
     pipeline,
 )
 
-from lm import export
+from lm import export, serve
 
 TEXT = "the book of memory was read by one who had time for a long book and no memory. " * 4
 
@@ -108,6 +113,21 @@ def test_what_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="do not make 300 of them"):
         model.resize_token_embeddings(300)
     assert model.resize_token_embeddings(len(tokenizer_of(folder))) is model.model.embedding
+
+
+def test_stop_strings(folder: Path) -> None:
+    """generate hands the tokenizer that they need on to the model's forward."""
+    model, tokenizer, inputs = load(folder), tokenizer_of(folder), read(folder)
+
+    def written(**options: Any) -> str:
+        torch.manual_seed(0)
+        ids = model.generate(**inputs, max_new_tokens=40, do_sample=True, **options)
+        return str(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :]))
+
+    whole = written()
+    stop = next(letter for letter in whole if letter.isascii() and letter != whole[0])
+    end = written(tokenizer=tokenizer, stop_strings=[stop])
+    assert end == whole[: whole.index(stop) + 1] != whole
 
 
 def test_a_compiled_model(folder: Path) -> None:
@@ -224,3 +244,60 @@ def test_distillation_of_trl(hf_folder: Path, tmp_path: Path) -> None:
         trainer.train()
         losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
         assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_the_server_of_transformers(hf_folder: Path) -> None:
+    """A client of OpenAI's interface gets what generate writes, whole and in pieces."""
+    openai = pytest.importorskip("openai", reason="needs the extra serve")
+    port = free_port()
+    command = [sys.executable, "-m", "lm.serve", "--folder", str(hf_folder), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        client = openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none")
+        answers(port)
+        asked: Any = {
+            "model": str(hf_folder),
+            "messages": [{"role": "user", "content": "The cat of line 3"}],
+            "max_tokens": 12,
+            "temperature": 0,
+        }
+        whole = client.chat.completions.create(**asked).choices[0].message.content
+        pieces = client.chat.completions.create(**asked, stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
+    finally:
+        server.kill()
+        server.communicate()
+    tokenizer = tokenizer_of(hf_folder)
+    inputs = tokenizer.apply_chat_template(
+        asked["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    written = load(hf_folder).generate(**inputs, max_new_tokens=12, do_sample=False)
+    new = written[0, inputs["input_ids"].shape[1] :]
+    assert len(new) == 12 and whole == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return int(listening.getsockname()[1])
+
+
+def answers(port: int) -> None:
+    """Wait until a server does."""
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"http://localhost:{port}/health").close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise TimeoutError
+
+
+@pytest.mark.bad_input("lm.serve")
+def test_what_cannot_be_served(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no model; write one with python -m lm\.export"):
+        serve.main(tmp_path)
+    with pytest.raises(ValueError, match="is our own, and transformers' server writes with"):
+        serve.main(folder)
