@@ -1,4 +1,4 @@
-"""What models are made of: linear maps, norms, the feed-forward sub-layer, gates, and the token
+"""What models are made of: linear maps, norms, the feed-forward sub-layer, and the token
 embedding and output projection over the whole vocabulary (adaptive.py has those of large ones).
 
 The model calls its matrices through `LinearMap` alone, so that one whose weights are kept in
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lm.model.model_config import GATED, Activation, GateName, ModelConfig
+from lm.model.model_config import GATED, Activation, ModelConfig
 
 OPTIONS = getattr(nn, "LinearCrossEntropyOptions", None)
 """Of torch's chunked cross-entropy, from torch 2.13 on."""
@@ -157,105 +157,12 @@ class FeedForward(nn.Module):
 class Residual(nn.Module):
     """What joins a sub-layer to the residual stream: x + y, no gate.
 
-    The others are those of GTrXL (Parisotto et al., arXiv 1910.06764, section 3.2). A gate takes
-    the stream x and the sub-layer's output y, [B, T, D] each, and y passes a ReLU first: with the
-    norm on the sub-layer's input two linear maps would follow each other otherwise. The bias b
-    starts so that the layer is close to the identity: at 2 in the GRU gate and at 1 in the others.
-    To add one, write it and enter it in GATES.
+    x is the stream and y the sub-layer's output, [B, T, D] each; gates.py has others.
     """
 
     def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
         """Join both."""
         return x_BTD + y_BTD
-
-
-class ReluGate(nn.Module):
-    """x + relu(y): TrXL-I, which has no gate."""
-
-    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """Join both."""
-        return x_BTD + F.relu(y_BTD)
-
-
-class InputGate(nn.Module):
-    """sigmoid(W x) x + y."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.stream = Linear(width, width, bias=False)
-
-    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """Join both."""
-        return torch.sigmoid(self.stream(x_BTD)) * x_BTD + F.relu(y_BTD)
-
-
-class OutputGate(nn.Module):
-    """x + sigmoid(W x - b) y."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.stream = Linear(width, width, bias=False)
-        self.bias = nn.Parameter(torch.ones(width))
-
-    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """Join both."""
-        return x_BTD + torch.sigmoid(self.stream(x_BTD) - self.bias) * F.relu(y_BTD)
-
-
-class HighwayGate(OutputGate):
-    """z x + (1 - z) y with z = sigmoid(W x + b)."""
-
-    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """Join both."""
-        carry = torch.sigmoid(self.stream(x_BTD) + self.bias)
-        return carry * x_BTD + (1 - carry) * F.relu(y_BTD)
-
-
-class SigmoidTanhGate(nn.Module):
-    """x + sigmoid(W y - b) tanh(U y)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.sublayer = Linear(width, 2 * width, bias=False)
-        self.bias = nn.Parameter(torch.ones(width))
-
-    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """Join both."""
-        opening, candidate = self.sublayer(F.relu(y_BTD)).chunk(2, dim=-1)
-        return x_BTD + torch.sigmoid(opening - self.bias) * torch.tanh(candidate)
-
-
-class GruGate(nn.Module):
-    """(1 - z) x + z h with r = sigmoid(W_r y + U_r x), z = sigmoid(W_z y + U_z x - b) and
-    h = tanh(W_h y + U_h (r x)).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.sublayer = Linear(width, 3 * width, bias=False)
-        self.stream = Linear(width, 2 * width, bias=False)
-        self.reset_stream = Linear(width, width, bias=False)
-        self.bias = nn.Parameter(torch.full((width,), 2.0))
-
-    def forward(self, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-        """Join both."""
-        y_r, y_z, y_h = self.sublayer(F.relu(y_BTD)).chunk(3, dim=-1)
-        x_r, x_z = self.stream(x_BTD).chunk(2, dim=-1)
-        reset = torch.sigmoid(y_r + x_r)
-        update = torch.sigmoid(y_z + x_z - self.bias)
-        candidate = torch.tanh(y_h + self.reset_stream(reset * x_BTD))
-        return (1 - update) * x_BTD + update * candidate
-
-
-GATES: dict[GateName, Callable[[int], nn.Module]] = {
-    "none": lambda _: Residual(),
-    "relu": lambda _: ReluGate(),
-    "input": InputGate,
-    "output": OutputGate,
-    "highway": HighwayGate,
-    "sigmoid_tanh": SigmoidTanhGate,
-    "gru": GruGate,
-}
 
 
 def embedding_scale(config: ModelConfig) -> float:

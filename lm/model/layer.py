@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lm.model.attention.base import Attended, MemoryAttention, Slots, section
 from lm.model.attention.relative import RelativeAttention
 from lm.model.attention.rotary import RotaryAttention
-from lm.model.components import GATES, FeedForward, LeakyAverage, make_norm, total_penalty
+from lm.model.components import FeedForward, LeakyAverage, make_norm, total_penalty
 from lm.model.compression import (
     COMPRESSIONS,
     Decoder,
@@ -23,6 +23,7 @@ from lm.model.compression import (
     auto_encoding,
 )
 from lm.model.filters import FilterBank
+from lm.model.gates import GATES
 from lm.model.memory import Counts, LayerMemory, evict, live_mask, push, queue
 from lm.model.model_config import ModelConfig
 from lm.model.pinned import PinnedMemory, pinned_memories

@@ -37,10 +37,9 @@ def main(
     part: Size = 2048,
     full: Size | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    threads: Size = 1,
     json: Path | None = None,
 ) -> None:
-    """Read a text in parts, one at a time, and write on from its end.
+    """Read a text in parts, one at a time, and write on from its end, on one core.
 
     Args:
         run: an adopted model.
@@ -50,7 +49,6 @@ def main(
         part: tokens that are read at once, and timed.
         full: tokens that transformers reads at most; none: the positions that the model knows.
         precision: numbers that weights, memory and cache are held in.
-        threads: of the processor.
         json: file for the result.
 
     Raises:
@@ -62,12 +60,12 @@ def main(
     ids = torch.tensor(read.tolist())
     if len(ids) < part:
         raise ValueError(f"{text} has {len(ids):,} tokens, less than a part of {part:,}")
-    asked = (ids, part, written, precision, threads)
+    asked = (ids, part, written, precision)
     result: dict[str, Any] = {"memory": alone(with_memory, run, *asked)}
     with tempfile.TemporaryDirectory() as place:
         export.main(run, folder := Path(place) / "plain", plain=True)
         result["cache"] = alone(with_cache, folder, *asked, full)
-    report(result | {"precision": precision} | machine(torch.device("cpu")), json)
+    report(result | machine(torch.device("cpu")) | {"precision": precision, "threads": 1}, json)
 
 
 def alone(work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
@@ -76,11 +74,9 @@ def alone(work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
         return pool.apply(work, given)
 
 
-def with_memory(
-    run: Path, ids: Tensor, part: int, written: int, precision: Any, threads: int
-) -> dict[str, Any]:
+def with_memory(run: Path, ids: Tensor, part: int, written: int, precision: Any) -> dict[str, Any]:
     """A run's own reader; see `timed`."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     predictor = load_run(run, placement=Placement("cpu", precision)).predictor
     before = held()
     session = Session.begin(predictor, lanes=1)
@@ -101,13 +97,12 @@ def with_cache(
     part: int,
     written: int,
     precision: str,
-    threads: int,
     full: int | None,
 ) -> dict[str, Any]:
     """The library's own model and cache; see `timed`."""
     from transformers import AutoModelForCausalLM, DynamicCache
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     kind: Any = AutoModelForCausalLM
     model = kind.from_pretrained(folder, dtype=getattr(torch, precision)).eval()
     most = full or model.config.max_position_embeddings - written

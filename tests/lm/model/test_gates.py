@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lm.model.components import GATES
+from lm.model.gates import GATES
 from lm.model.model_config import GateName
 
 CARRIED = {"output": 0.27, "highway": 0.27, "sigmoid_tanh": 0.27, "gru": 0.12}
