@@ -1,5 +1,6 @@
 """Program: serve an exported model to clients of OpenAI's interface with transformers' server."""
 
+import socket
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from pydantic import Field
 from data.common import command
 from data.common.requirements import extra
 from data.tokenizers.registry import load_tokenizer
+from lm.inference.inference_config import Placement
 
 
 def main(
@@ -29,7 +31,8 @@ def main(
         device: processor that computes; none: a GPU of CUDA if there is one, else the CPU.
 
     Raises:
-        ValueError: no such model there, or the server's packages are missing.
+        ValueError: no such model or device there, the server's packages are missing, or something
+            listens at the port already.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model; write one with python -m lm.export")
@@ -43,8 +46,20 @@ def main(
         import openai  # noqa: F401
         import uvicorn  # noqa: F401
     from lm.hub.serving import serve
+    from lm.inference.loading import device_of
 
-    serve(folder, host, port, device)
+    place = device_of(Placement(device))
+    require_port(host, port)
+    serve(folder, host, port, place)
+
+
+def require_port(host: str, port: int) -> None:
+    """ValueError where nothing can listen, before a model is loaded for nothing."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ValueError(f"nothing can listen at {host}:{port}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

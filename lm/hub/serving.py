@@ -12,16 +12,15 @@ from lm.hub.configuration import CompressiveTransformerConfig
 from lm.hub.modeling import CompressiveTransformerForCausalLM
 
 
-def serve(folder: Path, host: str, port: int, device: str | None) -> None:
+def serve(folder: Path, host: str, port: int, device: torch.device) -> None:
     """Run transformers' server for one exported model until the process is stopped."""
     from transformers.cli.serve import Serve
 
     register()
     # Clients ask which models there are, and the server looks where downloads are kept.
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     say(f"serving {folder} at http://{host}:{port}/v1")
-    Serve(str(folder.resolve()), host=host, port=port, device=place)
+    Serve(str(folder.resolve()), host=host, port=port, device=str(device))
 
 
 def register() -> None:

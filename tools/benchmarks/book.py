@@ -55,7 +55,12 @@ def main(
         ValueError: the run was not adopted, or the text is shorter than a part.
     """
     check_output(json)
-    require_base(run)
+    try:
+        require_base(run)
+    except ValueError:
+        raise ValueError(
+            f"{run} was not adopted: no model of transformers is to be beside it"
+        ) from None
     read = encode(load_run(run).vocabulary, text.read_bytes(), text.name)[:tokens]
     ids = torch.tensor(read.tolist())
     if len(ids) < part:

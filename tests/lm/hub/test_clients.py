@@ -296,8 +296,16 @@ def answers(port: int) -> None:
 
 
 @pytest.mark.bad_input("lm.serve")
-def test_what_cannot_be_served(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_served(folder: Path, hf_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no model; write one with python -m lm\.export"):
         serve.main(tmp_path)
     with pytest.raises(ValueError, match="is our own, and transformers' server writes with"):
         serve.main(folder)
+    pytest.importorskip("openai", reason="needs the extra serve")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            serve.main(hf_folder, device="cuda")
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"nothing can listen at localhost:{port}: Address"):
+            serve.main(hf_folder, port=port)
