@@ -90,6 +90,8 @@ class Backbone(nn.Module):
 
 def check_options(kwargs: dict[str, Any]) -> None:
     """ValueError for what is asked of forward and cannot be done."""
+    if kwargs.get("inputs_embeds") is not None:
+        raise ValueError("text comes in as input_ids; inputs_embeds are not read")
     if kwargs.get("output_attentions"):
         raise ValueError("weights of attention are not kept; leave out output_attentions")
     for name, value in kwargs.items():

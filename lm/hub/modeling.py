@@ -199,7 +199,7 @@ class CompressiveTransformerForCausalLM(PreTrainedModel, MemoryGeneration, Gener
             last: whether the last column's final hidden states are enough.
             options: position_ids and output_hidden_states.
         """
-        if input_ids is None or options.get("inputs_embeds") is not None:
+        if input_ids is None:
             raise ValueError("text comes in as input_ids; inputs_embeds are not read")
         if cache is not None:
             self.check_cache(cache, len(input_ids))

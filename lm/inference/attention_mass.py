@@ -48,7 +48,7 @@ class AttentionMass:
         self._before = [attention.counts_attention for attention in attentions]
         self._hooks = []
         for layer, attention in enumerate(attentions):
-            attention.counts_attention = True
+            attention.counts_attention = attention.counts_every_key = True
             self._hooks.append(attention.register_forward_hook(self._noting(layer)))
         return self
 
@@ -60,6 +60,7 @@ class AttentionMass:
     ) -> None:
         for block, counts, hook in zip(self.model.layers, self._before, self._hooks, strict=True):
             block.attention.counts_attention = counts
+            block.attention.counts_every_key = False
             hook.remove()
 
     def _noting(self, layer: int) -> Callable[[nn.Module, object, Attended], None]:

@@ -101,8 +101,8 @@ class Attended(NamedTuple):
     slots: tuple[Slots, ...]
     """What was read, in parts, oldest first; the last is the segment."""
     received_BS: Tensor | None
-    """Attention that each key received, summed over heads and queries, if compression asks; a
-    scheme may leave 0 for slots that do not leave memory with this segment."""
+    """Attention that each key received, summed over heads and queries, if compression asks; unless
+    every key is counted, a scheme may leave 0 for slots that do not leave memory now."""
 
 
 TablesT = TypeVar("TablesT")
@@ -118,6 +118,8 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
         self.before = pinned + config.slots
         """Slots before the segment, N."""
         self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
+        self.counts_every_key = False
+        """Whether the attention of all keys is wanted, not of those alone that compression needs."""
         self.query_width = config.heads * config.head_width
         self.head_counts = [config.heads, config.stored_heads, config.stored_heads]
         """Heads of queries, keys and values."""

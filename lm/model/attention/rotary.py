@@ -133,7 +133,8 @@ class RotaryAttention(MemoryAttention[Rotation]):
         tables, seen = self.tables(), visible(reading.live_BN, query_BHTd.shape[2])
         key, value = joined(slots).for_heads(self.config.heads)
         key = self.place(key, tables, slice(None))
-        if reading.received and (query_BHTd.device.type != "cpu" or reading.dropout):
+        plain = query_BHTd.device.type != "cpu" or reading.dropout or self.counts_every_key
+        if reading.received and plain:
             places = Places(~seen[:, 0])
             return self.attend(query_BHTd, [Slots(key, value)], tables, places, *reading[1:])
         query = self.place(query_BHTd, tables, slice(key.shape[2] - query_BHTd.shape[2], None))

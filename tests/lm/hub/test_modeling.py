@@ -309,8 +309,8 @@ def test_what_cannot_be_read_is_refused(model: CompressiveTransformerForCausalLM
         model(text, labels=text, logits_to_keep=1)
     with pytest.raises(ValueError, match="input_ids"):
         model.generate(inputs_embeds=torch.zeros(1, 3, 8), max_new_tokens=2)
-    with pytest.raises(ValueError, match="only logits"):
-        model(text, output_hidden_states=True)
+    with pytest.raises(ValueError, match="weights of attention are not kept"):
+        model(text, output_attentions=True)
     with pytest.raises(ValueError, match="one kind"):
         model.generate(text, cache_implementation="static", max_new_tokens=2)
     with pytest.raises(ValueError, match="stateful"):

@@ -155,7 +155,7 @@ IDS = stream(2, 2, TINY)
         ({"position_ids": torch.arange(4)[None]}, "position_ids are of 4 columns"),
         ({"position_ids": torch.arange(8)}, "position_ids must be"),
         ({"inputs_embeds": torch.zeros(2, 8, 8)}, "inputs_embeds are not read"),
-        ({"output_attentions": True}, "only logits"),
+        ({"output_attentions": True}, "weights of attention are not kept"),
         ({"cu_seq_lens_q": torch.tensor([0, 4])}, "knows no cu_seq_lens_q"),
         ({"shift_labels": IDS}, "knows no shift_labels"),
         ({"num_logits_to_keep": 1}, "knows no num_logits_to_keep"),

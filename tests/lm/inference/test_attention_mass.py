@@ -9,7 +9,7 @@ from lm.inference.attention_mass import AttentionMass
 from lm.model.attention.relative import RelativeAttention
 from lm.model.model_config import ModelConfig
 from tests.lm.model import oracle
-from tests.lm.model.cases import TINY, build, run, stream
+from tests.lm.model.cases import SHAPES, TINY, build, run, stream
 
 CASES = {
     "relative": replace(TINY, memory=7, compressed=6),
@@ -19,6 +19,7 @@ CASES = {
     "memory in one layer": replace(TINY, memory_layers=(1,)),
     "sinks": replace(TINY, sinks=2, memory=7, compressed=6),
     "most used": replace(TINY, compression="most_used", reconstruction="none"),
+    "rotary, most used": SHAPES["rotary, most_used"],
 }
 
 
