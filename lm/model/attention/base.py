@@ -119,7 +119,7 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
         """Slots before the segment, N."""
         self.counts_attention = config.compressed > 0 and config.compression in USES_ATTENTION
         self.counts_every_key = False
-        """Whether the attention of all keys is wanted, not of those alone that compression needs."""
+        """Whether the attention of all keys is wanted, beyond what compression asks for."""
         self.query_width = config.heads * config.head_width
         self.head_counts = [config.heads, config.stored_heads, config.stored_heads]
         """Heads of queries, keys and values."""
