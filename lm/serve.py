@@ -55,8 +55,9 @@ def main(
 
 def require_port(host: str, port: int) -> None:
     """ValueError where nothing can listen, before a model is loaded for nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=family):
             pass
     except OSError as error:
         raise ValueError(f"nothing can listen at {host}:{port}: {error.strerror}") from None

@@ -329,6 +329,10 @@ class CompressiveTransformerModel(CompressiveTransformerForCausalLM):
         """See Backbone.forward."""
         return Backbone(self)(*args, **kwargs)
 
+    def generate(self, *_: Any, **__: Any) -> Any:
+        """ValueError: there is no head to write with."""
+        raise ValueError("AutoModel has no head to write with; load AutoModelForCausalLM instead")
+
 
 def tied_weights(model: CompressiveTransformer) -> dict[str, str]:
     """Names of parameters that are others by a second name, and those others'."""

@@ -67,6 +67,8 @@ def test_a_model_without_its_head(folder: Path) -> None:
             whole.base_model(**inputs).last_hidden_state,
         ):
             torch.testing.assert_close(whole.get_output_embeddings().logits(hidden), logits)
+    with pytest.raises(ValueError, match="AutoModel has no head to write with"):
+        bare.generate(**inputs)
 
 
 def test_hidden_states_of_every_layer(folder: Path) -> None:
