@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data.mixtures import Source, predictions, windowed
+from data.probes import spelled
 from data.shards import Split
 from eval.reach import reach, require_text
 from lm.inference.predictor import StateT
@@ -53,14 +54,12 @@ class ProbeScorer(Scorer[StateT]):
         return nats.view(targets_BT.shape), state
 
 
-def read_episodes(path: Path, split: Split) -> tuple[Source, np.ndarray]:
-    """The source of a probe and its episodes [E, N] as numbers.
+def read_probe(path: Path) -> tuple[Source, np.ndarray]:
+    """The source of a probe, and its episodes [E, N] as numbers.
 
     Raises:
-        ValueError: the file is not that of the split, or the split's tokens are not bytes.
+        ValueError: the file is not there, or no program wrote it that writes probes.
     """
-    if split.vocabulary.kind != "bytes":
-        raise ValueError(f"symbols are bytes; prepare {path.parent} with --vocabulary bytes")
     if not path.is_file():
         raise ValueError(f"{path} is not there; make it with python -m data.probes")
     try:
@@ -75,7 +74,19 @@ def read_episodes(path: Path, split: Split) -> tuple[Source, np.ndarray]:
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(f"{path} is no probe; make it with python -m data.probes") from None
-    require_text(path, [text.encode() for text in texts], split)
+    return source, episodes_EN
+
+
+def read_episodes(path: Path, split: Split) -> tuple[Source, np.ndarray]:
+    """The source and the episodes [E, N] of a probe that a split was prepared from.
+
+    Raises:
+        ValueError: the file is not that of the split, or the split's tokens are not bytes.
+    """
+    if split.vocabulary.kind != "bytes":
+        raise ValueError(f"symbols are bytes; prepare {path.parent} with --vocabulary bytes")
+    source, episodes_EN = read_probe(path)
+    require_text(path, [spelled(symbols_N).encode() for symbols_N in episodes_EN], split)
     return source, episodes_EN
 
 

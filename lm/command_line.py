@@ -33,6 +33,7 @@ PROGRAMS = {
     "compress": "eval.compress",
     "distance": "eval.distance",
     "bayes": "eval.bayes",
+    "recurrent": "tools.recurrent",
     "dynamic": "eval.dynamic",
     "adapt": "eval.adapt",
     "prune": "eval.prune",
