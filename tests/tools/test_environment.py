@@ -86,17 +86,19 @@ def test_changed_dependencies_are_installed(ensure, checkout, name):
 
 
 def test_an_extra_is_installed_for_those_who_need_it(ensure, checkout):
-    ensure()
+    assert "installing dependencies (" in ensure()[0].stdout
     assert ensure("harness")[1] == ["pip"]
     assert ensure("harness")[1] == ensure()[1] == []
+    # What is there is not installed again beside what is missing.
+    assert "installing dependencies [test] (" in ensure("harness", "test")[0].stdout
     with (checkout / "constraints.txt").open("a") as file:
         file.write("# changed\n")
     assert ensure()[1] == ["pip"]
-    result, calls = ensure("harness")
+    result, calls = ensure("test", "harness")
     assert calls == ["pip"] and "[test,harness]" in result.stdout
     # A fresh environment, at once with the extra.
     shutil.rmtree(checkout / ".venv")
-    assert ensure("harness")[1] == ["venv", "pip", "pip"]
+    assert ensure("harness")[1] == ["venv", "pip"]
 
 
 def test_an_interrupted_install_is_made_anew(ensure, checkout):
