@@ -69,3 +69,12 @@ def test_a_baseline_differs_in_its_memory_alone(name):
         ours.optim,
         ours.training,
     )
+
+
+def test_no_preset_asks_a_processor_for_bfloat16_that_may_not_have_it() -> None:
+    """What a preset of one processor states holds for every processor: most emulate bfloat16."""
+    small = [*CONFIGS.glob("*small*.yaml"), *CONFIGS.glob("experiments/*.yaml")]
+    small += [CONFIGS / "quickstart.yaml"]
+    assert len(small) > 10
+    asked = {path.name: read_yaml(path)["training"].get("precision", "float32") for path in small}
+    assert set(asked.values()) <= {"float32", "auto"}, asked
