@@ -17,10 +17,12 @@ from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Likelihood, Segment, terms_of
 from lm.objectives.readings import Readings
 from lm.objectives.readings_config import ReadingsConfig
+from lm.runs.adapters import LoraConfig
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import SparseConfig
 from lm.sparse.topkast import kind_of
 from lm.training.engine import bucket_elements
+from lm.training.learning import maps_of
 from tools.cluster import Cluster
 from tools.teaching import teacher_bytes, teacher_flops
 
@@ -31,6 +33,7 @@ LASTING = 1e-6
 MOMENTS = 2 * FLOAT32
 """AdamW's two moments of a parameter."""
 PLAIN = ReadingsConfig()
+ADAPTERS = LoraConfig()
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,13 @@ class Size:
 
 @cache
 def size(
-    config: ModelConfig, vocabulary: int, sparse: SparseConfig, learn: Learning = "all"
+    config: ModelConfig,
+    vocabulary: int,
+    sparse: SparseConfig,
+    learn: Learning = "all",
+    lora: LoraConfig = ADAPTERS,
 ) -> Size:
-    """Count a model's parameters, dense or sparse."""
+    """Count a model's parameters, dense or sparse, with the adapters of `lora` where they learn."""
     with torch.device("meta"):
         model = CompressiveTransformer(config, vocabulary)
     kept = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -62,6 +69,11 @@ def size(
             values = round(sum(sparse.shares(kind)) * module.weight.numel())
             kept[f"{name}.weight"] = values
             indices += values
+    if learn == "lora":
+        for name in maps_of(model, lora):
+            linear = model.get_submodule(name)
+            assert isinstance(linear, Linear)
+            kept[f"{name}.lora_"] = lora.rank * (linear.in_features + linear.out_features)
     blocks: dict[str, int] = {}
     for name, count in kept.items():
         if name.startswith("blocks."):
@@ -81,8 +93,8 @@ def passed(config: RunConfig) -> Learning:
 
 
 def learns(name: str, learn: Learning) -> bool:
-    """Whether a parameter of a model moves; adapters of lora, which are small, do not count."""
-    return learn == "all" or ".compression." in name or ".decoder." in name
+    """Whether a parameter of a model moves."""
+    return learn == "all" or any(part in name for part in (".compression.", ".decoder.", ".lora_"))
 
 
 @cache
@@ -229,7 +241,8 @@ def states(config: RunConfig, of: Size, ranks: int) -> dict[str, float]:
 
 def sized(config: RunConfig, vocabulary: int) -> Size:
     """`size` of a run's model."""
-    return size(config.model, vocabulary, config.sparse, config.training.learn)
+    training = config.training
+    return size(config.model, vocabulary, config.sparse, training.learn, training.lora)
 
 
 def check_lanes(lanes: int, ranks: int, micro_batches: int = 1) -> None:
