@@ -229,6 +229,21 @@ def position(results: Results) -> Figure:
     return figure
 
 
+def in_context(results: Results) -> Figure:
+    """Gain over the first segment of the same documents, by place."""
+    figure, axes = axes_of(
+        "What reading on is worth",
+        "tokens from the document's beginning",
+        f"gain in {bits_named(row for result in results.values() for row in result['context'])}",
+    )
+    for name, result in results.items():
+        rows = result["context"]
+        axes.plot([r["to"] for r in rows], [r["gain"] for r in rows], "o-", label=drawn(name))
+    axes.set_xscale("log", base=2)
+    add_legend(axes)
+    return figure
+
+
 def attention(result: dict[str, Any], name: str) -> Figure:
     """Share of attention by age of what is attended to, oldest first (paper, figure 2)."""
     figure, axes = axes_of(f"Attention of {name}", "tokens ago", "share of attention")

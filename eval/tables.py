@@ -205,6 +205,8 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         sections.append(
             Section(f"Place in the document ({split})", figure=figures.svg(figures.position(found)))
         )
+    if found := {name: result for name, result in results.items() if result.get("context")}:
+        sections.append(in_context(found, split))
     for name, result in having("attention").items():
         figure = figures.svg(figures.attention(result, name))
         sections.append(Section(f"Attention of {name} ({split})", figure=figure))
@@ -239,6 +241,21 @@ def breakdowns(results: Results, split: str) -> list[Section]:
         )
         sections.append(by_run(f"Memory's worth ({split})", cells, text))
     return sections
+
+
+def in_context(results: Results, split: str) -> Section:
+    """What reading on is worth, by place."""
+    cells = {
+        name: {f"{p['from']:,} to {p['to'] - 1:,}": f"{p['gain']:+.4f}" for p in result["context"]}
+        for name, result in results.items()
+    }
+    bits = bits_named(row for result in results.values() for row in result["context"])
+    text = (
+        f"Gain in {bits} over the first segment of the documents that are so long, by place in "
+        "tokens: what the model has learnt of them by reading."
+    )
+    figure = figures.svg(figures.in_context(results))
+    return by_run(f"What reading on is worth ({split})", cells, text, figure)
 
 
 def dynamics(results: Results, split: str) -> list[Section]:

@@ -120,6 +120,7 @@ def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_
         "Lengths of second",
         "Words by frequency (validation)",
         "Place in the document (validation)",
+        "What reading on is worth (validation)",
         "Attention of first (validation)",
         "Attention of second (validation)",
         "Reconstruction by layer (validation)",
@@ -129,11 +130,13 @@ def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_
     ):
         assert f"## {title}\n" in text
     shown = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if "![" in line]
-    assert len(shown) == 11
+    assert len(shown) == 12
     for name in shown:
         assert (out / name).read_text().startswith("<svg")
+    gains = read_result(first / "breakdown-validation.json", Breakdown)["context"]
+    assert f"{gains[-1]['gain']:+.4f}" in text and len(gains) > 1
     page = Page((out / "report.html").read_text())
-    assert page.tags.count("svg") == 11 and page.tags.count("h2") == 16
+    assert page.tags.count("svg") == 12 and page.tags.count("h2") == 17
     # Nothing is fetched: links inside figures point into the page.
     assert all(link.startswith("#") for link in page.links)
     before = (out / "report.html").read_bytes()
