@@ -2,6 +2,7 @@
 transformers works, or is refused in a sentence.
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -249,7 +250,7 @@ def test_distillation_of_trl(hf_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_server_of_transformers(hf_folder: Path) -> None:
+def test_the_server_of_transformers(hf_folder: Path, tmp_path: Path) -> None:
     """A client of OpenAI's interface gets what generate writes, whole and in pieces."""
     openai = pytest.importorskip("openai", reason="needs the extra serve")
     port = free_port()
@@ -267,6 +268,9 @@ def test_the_server_of_transformers(hf_folder: Path) -> None:
         whole = client.chat.completions.create(**asked).choices[0].message.content
         pieces = client.chat.completions.create(**asked, stream=True)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
+        told = chatted(hf_folder, port, tmp_path, asked["messages"][0]["content"])
+        # It shows what it gets as Markdown, in lines.
+        assert letters(whole) and letters(whole) in letters(told)
     finally:
         server.kill()
         server.communicate()
@@ -277,6 +281,28 @@ def test_the_server_of_transformers(hf_folder: Path) -> None:
     written = load(hf_folder).generate(**inputs, max_new_tokens=12, do_sample=False)
     new = written[0, inputs["input_ids"].shape[1] :]
     assert len(new) == 12 and whole == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def chatted(folder: Path, port: int, place: Path, said: str) -> str:
+    """What `transformers chat` shows of a conversation of one turn."""
+    program = str(Path(sys.executable).parent / "transformers")
+    command = [program, "chat", str(folder), f"http://localhost:{port}"]
+    command += ["max_new_tokens=12", "do_sample=False"]
+    # It asks whether to go on where the limit of tokens is reached.
+    typed = f"{said}\nn\n!exit\n"
+    # Offline it asks nobody, not this machine either.
+    surroundings = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    told = subprocess.run(
+        command, input=typed, capture_output=True, text=True, cwd=place, env=surroundings,
+        check=False, timeout=240,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+def letters(text: str) -> str:
+    """Letters and digits of a text, in their order."""
+    return "".join(filter(str.isalnum, text))
 
 
 def free_port() -> int:
