@@ -1,4 +1,4 @@
-"""Made-up text on disk: what data.recall and data.probes, which draw it, have in common."""
+"""Made-up text on disk: what data.recall, data.probes and data.series have in common."""
 
 import shutil
 from collections.abc import Callable

@@ -11,7 +11,8 @@ import torch
 from data import probes
 from data.probes import ProbeConfig
 from tools import recurrent
-from tools.recurrent import LSTM, LSTMConfig, learn, segments, training
+from tools.lstm import LSTM, learn, segments, training
+from tools.lstm_config import LSTMConfig
 
 SMALL = LSTMConfig(width=8, layers=1, segment=4, lanes=4, steps=20)
 

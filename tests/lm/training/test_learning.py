@@ -21,12 +21,13 @@ from lm.model.transformer import CompressiveTransformer
 from lm.runs.adapters import LoraConfig
 from lm.runs.merging import merged
 from lm.runs.run_config import OptimConfig, RunConfig, write_config
-from lm.sparse.sparse_config import PackingConfig
+from lm.sparse.sparse_config import PackingConfig, SparseConfig
 from lm.training import dist, learning
 from lm.training.learning import adapt, choose_learning
 from lm.training.tasks import learn_all
 from lm.training.trainer import Trainer
 from tests.runs import saved, with_training
+from tools.planning import size, sized
 
 pytestmark = pytest.mark.usefixtures("partition_everything")
 COMPRESSION = {"learn": "compression"}
@@ -263,3 +264,17 @@ def test_weights_that_are_packed_must_all_learn(run_config: RunConfig, tmp_path:
     config = with_training(run_config, learn="compression")
     with pytest.raises(ValueError, match=r"training\.learn must be all, not compression"):
         learn_all(tmp_path, [], config, PackingConfig())
+
+
+@pytest.mark.parametrize("targets", [("all-linear",), ("queries", "output")])
+def test_a_plan_counts_adapters(run_config: RunConfig, targets: tuple[str, ...]) -> None:
+    pytest.importorskip("peft")
+    lora = LoraConfig(rank=3, targets=targets)
+    config = with_training(run_config, learn="lora", lora=lora)
+    model = CompressiveTransformer(run_config.model, 100)
+    choose_learning(model, config)
+    counted = sized(config, 100)
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    assert counted.parameters == sum(p.numel() for p in model.parameters())
+    assert counted.trained == sum(trained)
+    assert size(run_config.model, 100, SparseConfig(), "compression").trained < counted.trained

@@ -23,12 +23,10 @@ from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.readings_config import ReadingsConfig
 from lm.objectives.teacher_config import TeacherConfig
-from lm.runs.adapters import LoraConfig
 from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import sparsify
 from lm.training import dist
-from lm.training.learning import choose_learning
 from tests.processes import write_config
 from tests.runs import with_training
 from tools.cluster import SHAPES, Cluster, PlanConfig, shaped
@@ -40,7 +38,6 @@ from tools.planning import (
     needed,
     saved_for_backward,
     size,
-    sized,
     speed,
     traffic,
 )
@@ -147,22 +144,6 @@ def test_sparse_sizes_are_the_sparse_models() -> None:
     counted = size(TINY, 100, sparse)
     assert counted.parameters == sum(p.numel() for p in model.parameters())
     assert counted.indices == size(TINY, 100, SparseConfig(density=0.5)).indices
-
-
-@pytest.mark.parametrize("targets", [("all-linear",), ("queries", "output")])
-def test_sizes_with_adapters_are_those_of_the_models(
-    run_config: RunConfig, targets: tuple[str, ...]
-) -> None:
-    pytest.importorskip("peft")
-    lora = LoraConfig(rank=3, targets=targets)
-    config = with_training(replace(run_config, model=TINY), learn="lora", lora=lora)
-    model = CompressiveTransformer(TINY, 100)
-    choose_learning(model, config)
-    counted = sized(config, 100)
-    trained = [p.numel() for p in model.parameters() if p.requires_grad]
-    assert counted.parameters == sum(p.numel() for p in model.parameters())
-    assert counted.trained == sum(trained)
-    assert size(TINY, 100, SparseConfig(), "compression").trained < counted.trained
 
 
 def test_activations_on_the_meta_device_are_those_of_the_same_backend() -> None:
