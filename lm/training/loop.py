@@ -185,8 +185,9 @@ class Loop:
         record = {"step": step, **self.score[1]}
         if split.unknown_words is not None:
             record["validation_unknown_words"] = split.unknown_words
-        value = in_unit(split, score.nats / score.tokens)
-        if split.unit != "bits_per_byte":
+        value = score.bits
+        if split.unit not in (score.unit, "bits_per_byte"):
+            value = in_unit(split, score.nats / score.tokens)
             record[f"validation_{split.unit}"] = value
         self.write(record | attention)
         return {"valid": f"{value:.3f}"}

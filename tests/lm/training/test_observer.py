@@ -12,16 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from data.common.files import parse_json
 from data.shards import Shards
+from data.tokenizers.fixed import ByteTokenizer
 from lm.inference.attention_mass import AttentionMass
 from lm.inference.inference_config import ScoringConfig
 from lm.runs.run_config import ReportConfig, RunConfig
 from lm.runs.runlog import MetricsLog, read_metrics
-from lm.scoring import score
+from lm.scoring import Score, score
 from lm.training import dist, engine
 from lm.training.loggers import ProfileWindow, open_sinks
 from lm.training.loop import Loop
@@ -29,6 +31,7 @@ from lm.training.meter import in_unit
 from lm.training.observer import Observer
 from lm.training.trainer import Trainer
 from tests.predictors import predictor
+from tests.texts import split_of
 
 
 def with_report(config: RunConfig, **changes: Any) -> RunConfig:
@@ -128,6 +131,23 @@ def test_a_run_shows_itself_and_is_the_same_run(
         r"mfu (?:\d+%|not measured), memory [\d.]+ GiB$",
         line,
     )
+
+
+@pytest.mark.parametrize("unit", ["bits_per_byte", "word_perplexity"])
+def test_what_is_shown_of_a_validation_is_what_is_logged(unit: str) -> None:
+    """Though the part that is scored has fewer bytes a token than the split."""
+    split = split_of(ByteTokenizer(), [b"a b c d"], unit)
+    # A nat a token.
+    score = Score(nats=10.0, tokens=10, bytes=4, document_nats=np.zeros(1))
+    expected = {"validation_bits_per_byte": 10 / math.log(2) / 4}
+    if unit == "word_perplexity":
+        expected[f"validation_{unit}"] = math.exp(7 / 4)
+    written: list[dict[str, float]] = []
+    observer = types.SimpleNamespace(validate=lambda: score, split=split)
+    trainer = types.SimpleNamespace(step=3)
+    loop: Any = types.SimpleNamespace(observer=observer, trainer=trainer, write=written.append)
+    assert Loop.validate(loop, {}) == {"valid": f"{expected[f'validation_{unit}']:.3f}"}
+    assert written == [{"step": 3} | expected]
 
 
 def test_losses_come_in_the_corpuss_unit(shards: Shards) -> None:
