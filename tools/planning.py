@@ -22,7 +22,7 @@ from lm.runs.run_config import RunConfig
 from lm.sparse.sparse_config import SparseConfig
 from lm.sparse.topkast import kind_of
 from lm.training.engine import bucket_elements
-from lm.training.learning import maps_of
+from lm.training.learning import adapter_sizes
 from tools.cluster import Cluster
 from tools.teaching import teacher_bytes, teacher_flops
 
@@ -70,10 +70,7 @@ def size(
             kept[f"{name}.weight"] = values
             indices += values
     if learn == "lora":
-        for name in maps_of(model, lora):
-            linear = model.get_submodule(name)
-            assert isinstance(linear, Linear)
-            kept[f"{name}.lora_"] = lora.rank * (linear.in_features + linear.out_features)
+        kept |= adapter_sizes(model, lora)
     blocks: dict[str, int] = {}
     for name, count in kept.items():
         if name.startswith("blocks."):

@@ -84,6 +84,16 @@ def maps_of(model: CompressiveTransformer, lora: LoraConfig) -> list[str]:
     return found
 
 
+def adapter_sizes(model: CompressiveTransformer, lora: LoraConfig) -> dict[str, int]:
+    """How many values the adapter of each map would have."""
+    maps = {name: model.get_submodule(name) for name in maps_of(model, lora)}
+    return {
+        f"{name}.lora_": lora.rank * (linear.in_features + linear.out_features)
+        for name, linear in maps.items()
+        if isinstance(linear, Linear)
+    }
+
+
 def _adapted_kind() -> type[nn.Module]:
     """The class of a linear map with an adapter; made when peft is at hand."""
     from peft.tuners.lora.layer import Linear as PeftLinear
