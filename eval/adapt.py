@@ -21,6 +21,7 @@ def main(
     shards: Path | None = None,
     checkpoint: str | None = None,
     json: Path | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Score a split with ways to learn from it on the way, each as it is best on validation.
 
@@ -31,13 +32,14 @@ def main(
         shards: the shards, if they are not where they were in training.
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the results, by default adapt-SPLIT.json in the run's folder.
+        keep: folder for what each pass came to and the state of a long one, with which the same
+            command goes on.
     """
-    from eval.adaptations import compared, table
+    from eval.adaptations import compared, fixed, passes_of, table
     from eval.adapting import as_read
-    from eval.lookups import timed
+    from eval.lookups import Search
     from eval.protocol import open_reading, record
     from lm.inference.loading import parts_of
-    from lm.scoring import Scorer
 
     if split == "validation":
         raise ValueError("settings are chosen on the validation split; report another with --split")
@@ -48,11 +50,13 @@ def main(
         warmup = open_reading(run, scoring, split, shards, checkpoint).warmup
         scoring = replace(scoring, warmup=warmup + max(scoring.capacity))
     reading = open_reading(run, scoring, split, shards, checkpoint)
-    plain = Scorer(reading.loaded.predictor, reading.split, scoring)
-    fixed = timed(plain, scoring.limit, "fixed weights")
-    result = record(reading, plain.result())
-    scale = as_read(result, plain.result(), scoring.limit)
-    result["adapt"] = compared(reading, scoring, fixed, scale)
+    passes = passes_of(reading, scoring, keep)
+    plain, cost = fixed(reading, scoring, passes)
+    result = record(reading, plain)
+    scale = as_read(result, plain, scoring.limit)
+    part = reading.shards.split("validation")
+    search = Search(reading.loaded.predictor, part, scoring, passes)
+    result["adapt"] = compared(reading, search, cost, scale)
     write_result(target, result)
     print(table(result))
 

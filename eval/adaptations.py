@@ -1,19 +1,25 @@
 """Each way to learn from a text while it is scored: chosen on one split, scored on another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from data.shards import Split
 from eval.adapting import DynamicLookup, DynamicScorer, as_read
 from eval.eval_config import AdaptConfig, AdaptMethod
-from eval.lookups import Cost, Curve, Search, dynamic_config, settings_of, timed
-from eval.protocol import Reading, convert, record
+from eval.keeping import Keeper, Passes, score_of, values_of
+from eval.lookups import Cost, Curve, Longer, Search, dynamic_config, settings_of, timed
+from eval.protocol import Reading, convert, protocol, record
 from eval.results import Result, lengths, spoken
+from eval.scored import identity
 from lm.inference.adapted import AdaptedPredictor
 from lm.inference.inference_config import Lengths, LookupConfig
+from lm.inference.ivf import Datastore
 from lm.inference.loading import load_run
-from lm.inference.predictor import ModelPredictor
-from lm.scoring import Scorer
+from lm.inference.model_hash import model_hash
+from lm.scoring import Score, Scorer
 
 OPTIONS = {field.name for field in fields(LookupConfig)}
 """What is given to other programs after --adapt."""
@@ -21,22 +27,44 @@ Way = tuple[dict[str, Any], Cost, list[Curve]]
 """Settings, their cost on the split that is reported, and what was tried on validation."""
 
 
+def passes_of(reading: Reading, config: AdaptConfig, keep: Path | None) -> Passes:
+    """Passes over the splits that are read like one, kept in a folder if one is given; errors as of
+    Passes and Datastore.
+    """
+    if keep is None:
+        return Passes()
+    loaded, what = reading.loaded, {"limit": config.limit}
+    if config.datastore is not None:
+        what["datastore"] = Datastore(config.datastore, model_hash(loaded.model)).hash
+    return Passes(keep, protocol(reading) | identity(loaded) | what)
+
+
+def fixed(reading: Reading, config: AdaptConfig, passes: Passes) -> tuple[Score, Cost]:
+    """What a split costs the model as it is."""
+
+    def read(keeper: Keeper | None) -> dict[str, Any]:
+        scorer = Scorer(reading.loaded.predictor, reading.split, config)
+        cost = timed(scorer, config.limit, "fixed weights", keeper)
+        return {"score": values_of(scorer.result()), "cost": asdict(cost)}
+
+    found = passes.once({"split": reading.split.name, "way": "fixed"}, read)
+    return score_of(found["score"]), Cost(**found["cost"])
+
+
 def compared(
-    reading: Reading, config: AdaptConfig, fixed: Cost, scale: tuple[str, float]
+    reading: Reading, search: Search, as_it_is: Cost, scale: tuple[str, float]
 ) -> dict[str, Any]:
     """All ways in plain values.
 
     Args:
         reading: of the split that is reported.
-        config: the ways and their settings.
-        fixed: what the split costs the model as it is.
-        scale: unit and denominator of the split.
+        search: of the settings, on the validation split.
+        as_it_is: what the split that is reported costs the model as it is.
+        scale: unit and denominator of it.
     """
     unit, denominator = scale
-    chosen_on = replace(reading, split=reading.shards.split("validation"))
-    search = Search(reading.loaded.predictor, chosen_on.split, config)
-    plain = search.plain.result()
-    _, size = as_read(record(chosen_on, plain), plain, config.limit)
+    plain, config = search.plain, search.config
+    _, size = as_read(record(replace(reading, split=search.split), plain), plain, config.limit)
 
     def row(name: str, way: Way) -> dict[str, Any]:
         settings, cost, curves = way
@@ -51,76 +79,108 @@ def compared(
         value = convert(cost.nats, unit, denominator)
         return {"method": name, "value": value, "settings": settings, "curves": told} | asdict(cost)
 
-    ways = [row("fixed", ({}, fixed, []))]
-    ways += [row(name, way) for name, way in scored(reading, search, config)]
+    ways = [row("fixed", ({}, as_it_is, []))]
+    ways += [row(name, way) for name, way in scored(reading, search)]
     fixed_validation = convert(plain.nats, unit, size)
     return {"unit": unit, "validation": fixed_validation, "ways": ways}
 
 
-def scored(
-    reading: Reading, search: Search, config: AdaptConfig
-) -> Iterator[tuple[AdaptMethod, Way]]:
+def scored(reading: Reading, search: Search) -> Iterator[tuple[AdaptMethod, Way]]:
     """Each way of the config, in its order."""
-    for method in config.methods:
+    for method in search.config.methods:
         if method == "memory":
-            yield method, longer(reading, search, config)
+            yield method, longer(reading, search)
         elif method in ("dynamic", "dynamic-head"):
-            yield method, learning(reading, search, config, method)
+            yield method, learning(reading, search, method)
         elif method in ("dynamic+cache", "dynamic+mbpa"):
-            yield method, both(reading, search, config, method)
+            yield method, both(reading, search, method)
         else:
             lookup, curves = search.choose(method)
-            predictor = AdaptedPredictor(reading.loaded.predictor, lookup)
-            scorer = Scorer(predictor, reading.split, config)
-            yield method, (settings_of(lookup), timed(scorer, config.limit, method), curves)
+            settings = settings_of(lookup)
+            cost = reported(reading, search, method, settings, partial(looking, lookup))
+            yield method, (settings, cost, curves)
 
 
-def learning(reading: Reading, search: Search, config: AdaptConfig, method: AdaptMethod) -> Way:
+def reported(
+    reading: Reading,
+    search: Search,
+    method: str,
+    settings: dict[str, Any],
+    scorer: Callable[[Reading, AdaptConfig], Scorer[Any]],
+) -> Cost:
+    """What a way costs on the split that is reported, read with a scorer that is made for it."""
+    config = search.config
+
+    def read(keeper: Keeper | None) -> dict[str, Any]:
+        return asdict(timed(scorer(reading, config), config.limit, method, keeper))
+
+    of = {"split": reading.split.name, "way": method, **settings}
+    return Cost(**search.passes.once(of, read))
+
+
+def looking(lookup: LookupConfig, reading: Reading, config: AdaptConfig) -> Scorer[Any]:
+    """A scorer that looks up what was read."""
+    return Scorer(AdaptedPredictor(reading.loaded.predictor, lookup), reading.split, config)
+
+
+def learning(reading: Reading, search: Search, method: AdaptMethod) -> Way:
     """Weights that learn, at the best of some rates."""
-    model, nats = reading.loaded.model, []
+    config, model, nats = search.config, reading.loaded.model, []
+
+    def scorer(split: Split, lr: float) -> DynamicScorer:
+        return DynamicScorer(model, split, dynamic_config(config, method, lr))
+
     for lr in config.lrs:
-        moving = DynamicScorer(model, search.split, dynamic_config(config, method, lr))
-        nats.append(timed(moving, config.limit, f"{method} lr {lr:g}").nats)
+        name = f"{method} lr {lr:g}"
+        nats.append(search.tried(method, name, partial(scorer, search.split, lr), lr=lr))
     curve = Curve("lr", config.lrs, tuple(nats))
     if method == "dynamic":
         search.lr = curve.best
-    best = DynamicScorer(model, reading.split, dynamic_config(config, method, curve.best))
-    return {"lr": curve.best}, timed(best, config.limit, method), [curve]
+    settings = {"lr": curve.best}
+    cost = reported(
+        reading, search, method, settings, lambda reading, _: scorer(reading.split, curve.best)
+    )
+    return settings, cost, [curve]
 
 
-def both(reading: Reading, search: Search, config: AdaptConfig, method: AdaptMethod) -> Way:
+def both(reading: Reading, search: Search, method: AdaptMethod) -> Way:
     """Weights that learn while what was read is looked up, each with the settings that were found
     best of it alone; they are looked for first where that was not done.
     """
     lookup_method: AdaptMethod = "cache" if method == "dynamic+cache" else "mbpa"
     lookup = search.found.get(lookup_method) or search.choose(lookup_method)[0]
     if search.lr is None:
-        learning(reading, search, config, "dynamic")
+        learning(reading, search, "dynamic")
     assert search.lr is not None
-    how = dynamic_config(config, "dynamic", search.lr)
-    scorer = DynamicLookup(reading.loaded.model, reading.split, how, lookup)
+    how = dynamic_config(search.config, "dynamic", search.lr)
+
+    def scorer(reading: Reading, _: AdaptConfig) -> DynamicLookup:
+        return DynamicLookup(reading.loaded.model, reading.split, how, lookup)
+
     settings = {"lr": search.lr, **settings_of(lookup)}
-    return settings, timed(scorer, config.limit, method), []
+    return settings, reported(reading, search, method, settings, scorer), []
 
 
-def longer(reading: Reading, search: Search, config: AdaptConfig) -> Way:
+def longer(reading: Reading, search: Search) -> Way:
     """As many slots of uncompressed memory as a store has entries."""
-    loaded = reading.loaded
+    loaded, config = reading.loaded, search.config
     given = {field.name: getattr(config, field.name) for field in fields(Lengths)}
 
-    def predictor(slots: int) -> ModelPredictor:
+    def scorer(split: Split, slots: int) -> Longer:
         lengths = Lengths(**given | {"memory": slots})
-        return load_run(loaded.folder, loaded.checkpoint.name, lengths, config).predictor
+        run = load_run(loaded.folder, loaded.checkpoint.name, lengths, config)
+        return Longer(run.predictor, split, config)
 
     nats = []
     for slots in config.capacity:
-        scorer = Scorer(predictor(slots), search.split, config)
-        nats.append(timed(scorer, config.limit, f"memory {slots}").nats)
+        name = f"memory {slots}"
+        nats.append(search.tried("memory", name, partial(scorer, search.split, slots), slots=slots))
     curve = Curve("capacity", config.capacity, tuple(nats))
-    best = Scorer(predictor(curve.best), reading.split, config)
-    cost = timed(best, config.limit, "memory")
-    kept = sum(each.numel() * each.element_size() for each in best.state.tensors().values())
-    return {"memory": curve.best}, replace(cost, bytes=kept // config.lanes), [curve]
+    settings = {"memory": curve.best}
+    cost = reported(
+        reading, search, "memory", settings, lambda reading, _: scorer(reading.split, curve.best)
+    )
+    return settings, cost, [curve]
 
 
 def table(result: Result) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -83,6 +83,34 @@ class DynamicScorer(Scorer[Any]):
         """
         return nats_BT, memory
 
+    def kept(self) -> dict[str, Tensor]:
+        """As a Scorer's, with the weights, their gradients so far and what the optimiser keeps."""
+        tensors = super().kept()
+        for number, parameter in enumerate(self.parameters):
+            own = {"weight": parameter, "gradient": parameter.grad}
+            own |= {f"optimizer.{n}": x for n, x in self.optimizer.state.get(parameter, {}).items()}
+            for name, tensor in own.items():
+                if isinstance(tensor, Tensor):
+                    copied = tensor.detach().cpu().clone().contiguous()
+                    tensors[f"learnt.{number}.{name}"] = copied
+        return tensors
+
+    @torch.no_grad()
+    def load(self, kept: Mapping[str, Tensor]) -> None:
+        """See Scorer."""
+        super().load(kept)
+        for number, parameter in enumerate(self.parameters):
+            prefix = f"learnt.{number}."
+            own = {n.removeprefix(prefix): t for n, t in kept.items() if n.startswith(prefix)}
+            parameter.copy_(own.pop("weight"))
+            gradient = own.pop("gradient", None)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+            # Adam counts its steps on the host.
+            placed = {n: t.to(parameter.device) if t.dim() else t for n, t in own.items()}
+            self.optimizer.state[parameter] = {
+                name.removeprefix("optimizer."): tensor for name, tensor in placed.items()
+            }
+
     @torch.no_grad()
     def _learn(self) -> None:
         """One step with the gradients that were gathered."""
@@ -125,6 +153,10 @@ class DynamicLookup(DynamicScorer):
         self.given = Given(self.model, split.vocabulary, keep_keys=False)
         self.looking = AdaptedPredictor(self.given, lookup)
         self.state = self.looking.over(self.state)
+
+    def restored(self, state: Mapping[str, Tensor]) -> Any:
+        """See Scorer."""
+        return self.looking.restore(state)
 
     def memory_of(self, state: Any) -> MemoryState:
         """See DynamicScorer."""

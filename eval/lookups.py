@@ -5,8 +5,9 @@ is looked up costs the looking up alone.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from data.common.requirements import require_memory
 from data.shards import Split
 from eval.adapting import DynamicScorer
 from eval.eval_config import AdaptConfig, AdaptMethod, DynamicConfig, ScoreConfig
+from eval.keeping import Keeper, Passes, read_on, score_of, values_of
 from lm.inference.adapted import AdaptedPredictor, AdaptedState
 from lm.inference.inference_config import LOOKUP_DEFAULTS, LookupConfig, ScoringConfig
 from lm.inference.predictor import ModelPredictor, Predictor
-from lm.scoring import Scorer, require_finite
+from lm.scoring import Score, Scorer, require_finite
 
 JOINED = ("rate", "share")
 """What is chosen anew where two methods join that were chosen apart."""
@@ -111,36 +113,73 @@ class Curve:
 class Search:
     """Costs of one split under settings of what is looked up."""
 
-    def __init__(self, predictor: ModelPredictor, split: Split, config: AdaptConfig) -> None:
-        """Reads the split once.
+    def __init__(
+        self,
+        predictor: ModelPredictor,
+        split: Split,
+        config: AdaptConfig,
+        passes: Passes | None = None,
+    ) -> None:
+        """Nothing is read that `passes` know.
 
         Raises:
-            ValueError: its hidden states do not fit into memory, or its costs are not finite.
+            ValueError: hidden states of the split do not fit into memory, or its costs are not
+                finite.
         """
-        self.split, self.config = split, config
-        self.plain = Recording(predictor, split, config)
-        steps = min(len(self.plain), config.limit or len(self.plain))
-        each = config.lanes * predictor.segment * predictor.model.config.width
-        size = predictor.model.embedding.weight.element_size()
-        what = f"what the model makes of {split.name} (give --limit to read less of it)"
-        require_memory(steps * each * size, what)
-        for _ in self.plain.through(config.limit):
-            pass
-        require_finite(self.plain.document_nats)
-        self.recorded = Recorded(predictor, self.plain.hidden)
-        self.known: dict[LookupConfig, float] = {}
+        self.predictor, self.split, self.config = predictor, split, config
+        self.passes = passes or Passes()
         self.found: dict[str, LookupConfig] = {}
         self.lr: float | None = None
         """The best learning rate of dynamic evaluation, once it is known."""
+        self.plain: Score = score_of(self.passes.once(self.of("fixed"), self._plain))
+        """What the split costs the model as it is."""
+
+    def of(self, method: str, **settings: Any) -> dict[str, Any]:
+        """What a pass over the split is known by."""
+        return {"split": self.split.name, "method": method, **settings}
+
+    @cached_property
+    def recording(self) -> Recording:
+        """The split as it was read once."""
+        read = Recording(self.predictor, self.split, self.config)
+        steps = min(len(read), self.config.limit or len(read))
+        model = self.predictor.model
+        each = self.config.lanes * self.predictor.segment * model.config.width
+        what = f"what the model makes of {self.split.name} (give --limit to read less of it)"
+        require_memory(steps * each * model.embedding.weight.element_size(), what)
+        for _ in read.through(self.config.limit):
+            pass
+        require_finite(read.document_nats)
+        return read
+
+    def _plain(self, _: Keeper | None) -> dict[str, Any]:
+        return values_of(self.recording.result())
 
     def nats(self, lookup: LookupConfig, name: str) -> float:
         """Of the split with what is looked up; `name` is what progress calls it."""
-        if lookup not in self.known:
-            scorer = Scorer(AdaptedPredictor(self.recorded, lookup), self.split, self.config)
+
+        def read(_: Keeper | None) -> float:
+            recorded = Recorded(self.predictor, self.recording.hidden)
+            scorer = Scorer(AdaptedPredictor(recorded, lookup), self.split, self.config)
             for _ in scorer.through(self.config.limit, name):
                 pass
-            self.known[lookup] = scorer.result().nats
-        return self.known[lookup]
+            return scorer.result().nats
+
+        nats: float = self.passes.once(self.of(**settings_of(lookup)), read)
+        return nats
+
+    def tried(
+        self, method: str, name: str, scorer: Callable[[], Scorer[Any]], **settings: Any
+    ) -> float:
+        """Nats of the split under settings of a way of its own, read with a scorer that is made for
+        it.
+        """
+
+        def read(keeper: Keeper | None) -> float:
+            return timed(scorer(), self.config.limit, name, keeper).nats
+
+        nats: float = self.passes.once(self.of(method, **settings), read)
+        return nats
 
     def choose(self, method: AdaptMethod) -> tuple[LookupConfig, list[Curve]]:
         """The best settings of a method, and what each cost on the way.
@@ -185,23 +224,31 @@ class Cost:
     """Of what it keeps of a lane beside the model as it is; of learning weights: in all."""
 
 
-def timed(scorer: Scorer[Any], limit: int | None, name: str) -> Cost:
-    """Read a split.
+def timed(scorer: Scorer[Any], limit: int | None, name: str, keeper: Keeper | None = None) -> Cost:
+    """Read a split, from where the keeper left off; speed is of what is read here.
 
     Raises:
-        ValueError: its costs are not finite.
+        ValueError: its costs are not finite, or what is kept is damaged.
     """
-    clock, cpu = time.perf_counter(), time.process_time()
-    for _ in scorer.through(limit, name):
-        pass
+    if keeper is not None:
+        keeper.restore(scorer)
+    begun, clock, cpu = scorer.step, time.perf_counter(), time.process_time()
+    read_on(scorer, keeper, limit=limit, name=name)
     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
     require_finite(scorer.document_nats, f"{name} carried them away; try other settings")
-    size = scorer.config.lanes * scorer.predictor.segment * scorer.step
+    size = scorer.config.lanes * scorer.predictor.segment * (scorer.step - begun)
     return Cost(scorer.result().nats, size / clock, size / cpu, _kept(scorer))
+
+
+class Longer(Scorer[Any]):
+    """A plain score with memories of other lengths, which are what it keeps."""
 
 
 def _kept(scorer: Scorer[Any]) -> int:
     kept = 0
+    if isinstance(scorer, Longer):
+        tensors = scorer.state.tensors().values()
+        kept += sum(x.numel() * x.element_size() for x in tensors) // scorer.config.lanes
     if isinstance(scorer, DynamicScorer):
         # The trained weights and Adam's two moments stand beside those that learn.
         kept += 4 * sum(each.numel() * each.element_size() for each in scorer.parameters)

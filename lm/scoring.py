@@ -125,6 +125,8 @@ class Scorer(Generic[StateT]):
         self.tokens = self.bytes = 0
         self.rate: float | None = None
         """Tokens that this process has scored a second, where somebody has taken the time."""
+        self.whole = True
+        """Whether nothing is half done, as it is where a segment is interrupted."""
         self._uncounted: tuple[Batch, Callable[[], Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -162,6 +164,7 @@ class Scorer(Generic[StateT]):
     @torch.no_grad()
     def advance(self) -> Batch:
         """Read the next segment of every lane and count what is scored of it."""
+        self.whole = False
         self.batch = batch = self.batches.batch(self.step)
         segment = tensors(batch, self.rows, self.predictor.device)
         with self.threads.unit():
@@ -170,12 +173,14 @@ class Scorer(Generic[StateT]):
         # Counted while the next segment is computed, so that a GPU never waits.
         self.settle()
         self._uncounted = batch, arriving(nats_BT.detach())
+        self.whole = True
         return batch
 
     def settle(self) -> None:
         """Bring all sums up to the segment read last."""
         if self._uncounted is None:
             return
+        before, self.whole = self.whole, False
         (batch, arrived), self._uncounted = self._uncounted, None
         scored_BT = batch.scored_BT[self.rows]
         place_BT = batch.offset_B[self.rows, None] + np.arange(scored_BT.shape[1])
@@ -190,6 +195,7 @@ class Scorer(Generic[StateT]):
         self.tokens += len(place)
         targets = batch.targets_BT[self.rows][scored_BT]
         self.bytes += int(self.split.vocabulary.token_bytes[targets].sum())
+        self.whole = before
 
     def result(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Score:
         """The score so far; `reduce` sums a float64 tensor over ranks."""
@@ -221,7 +227,11 @@ class Scorer(Generic[StateT]):
         self.document_nats = kept["document_nats"].numpy().copy()
         self.tallies = {name: kept[f"tally.{name}"].numpy().copy() for name in self.tallies}
         state = {n.removeprefix("state."): t for n, t in kept.items() if n.startswith("state.")}
-        self.state = self.predictor.restore(state)
+        self.state = self.restored(state)
+
+    def restored(self, state: Mapping[str, Tensor]) -> StateT:
+        """What the predictor knows, of the tensors that its state has given."""
+        return self.predictor.restore(state)
 
 
 def arriving(tensor: Tensor) -> Callable[[], Tensor]:

@@ -1,5 +1,7 @@
 """Ways to learn from a text while it is scored: chosen on one split, reported on another."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from data.tokenizers.registry import ByteTokenizer
 from eval import adapt
 from eval.adapting import DynamicLookup, DynamicScorer
 from eval.eval_config import AdaptConfig, DynamicConfig
+from eval.keeping import Keeper, read_on
 from eval.lookups import Search
 from lm.inference.adapted import AdaptedPredictor
 from lm.inference.inference_config import LookupConfig, ScoringConfig
 from lm.inference.loading import load_run
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.scoring import score
+from lm.scoring import Scorer, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of
 
@@ -47,13 +50,14 @@ def test_a_recorded_text_costs_what_it_costs_when_read() -> None:
     config = replace(SMALL, limit=None, warmup=80)
     search = Search(model, SPLIT, config)
     plain = ScoringConfig(lanes=2, warmup=80)
-    assert search.plain.result() == score(model, SPLIT, plain)
+    assert search.plain == score(model, SPLIT, plain)
     for method in ("cache", "knn", "mbpa", "mbpa+cache"):
         lookup, curves = search.choose(method)
         read = score(AdaptedPredictor(model, lookup), SPLIT, plain)
-        assert search.known[lookup] == pytest.approx(read.nats, rel=1e-12)
+        known = search.nats(lookup, "again")
+        assert known == pytest.approx(read.nats, rel=1e-12)
         # The best that was tried; settings of the parts stay where both were chosen alone.
-        assert search.known[lookup] == min(min(curve.nats) for curve in curves)
+        assert known == min(min(curve.nats) for curve in curves)
         names = [curve.setting for curve in curves]
         if method == "mbpa+cache":
             assert names == ["rate", "share"]
@@ -152,3 +156,108 @@ def test_mistakes(change: Any, message: str) -> None:
 def test_nothing_is_chosen_on_what_is_reported(trained_run: Path) -> None:
     with pytest.raises(ValueError, match="chosen on the validation split"):
         adapt.main(trained_run, SMALL, split="validation")
+
+
+class Killed(BaseException):
+    """Ends a program as a kill does: nothing is done on the way out."""
+
+
+def scorers() -> dict[str, Callable[[], Scorer]]:
+    """One of each kind that has a state of its own."""
+    torch.manual_seed(0)
+    model = CompressiveTransformer(MODEL, 256)
+    lookup = LookupConfig("cache", capacity=20)
+    how = DynamicConfig(lanes=2, lrs=(1e-2,))
+    return {
+        "looks up": lambda: Scorer(AdaptedPredictor(predictor(model), lookup), SPLIT, how),
+        "adam": lambda: DynamicScorer(model, SPLIT, replace(how, every=3)),
+        "sgd": lambda: DynamicScorer(model, SPLIT, replace(how, optimizer="sgd")),
+        "head": lambda: DynamicScorer(model, SPLIT, replace(how, learn="head")),
+        "learns and looks up": lambda: DynamicLookup(model, SPLIT, how, lookup),
+    }
+
+
+@pytest.mark.parametrize("kind", scorers())
+def test_a_pass_goes_on_to_the_bit(kind: str, tmp_path: Path) -> None:
+    """Where it was left in between, one that is interrupted in the middle of a segment where it was
+    kept last.
+    """
+    make = scorers()[kind]
+    whole = make()
+    read_on(whole, None, progress=False)
+    first, keeper = make(), Keeper(tmp_path, {"kind": kind})
+    read_on(first, keeper, limit=7, progress=False)
+    assert not keeper.file.exists()
+    keeper.save(first)
+    advance = first.predictor.read if kind == "looks up" else first.model.read_segment
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        advance(*given, **options)
+        raise KeyboardInterrupt
+
+    owner, name = (first.predictor, "read") if kind == "looks up" else (first.model, "read_segment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read_on(first, keeper, progress=False)
+    assert not first.whole
+    second = make()
+    keeper.restore(second)
+    assert second.step == 7
+    read_on(second, keeper, progress=False)
+    assert second.result().nats == whole.result().nats
+    np.testing.assert_array_equal(second.document_nats, whole.document_nats)
+    for name, tensor in whole.kept().items():
+        assert torch.equal(second.kept()[name], tensor), name
+
+
+def test_a_comparison_goes_on_where_it_was_killed(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again and again, by signals and by kills: the table is that of one run to the end, and no
+    pass is read twice but that in which it was killed.
+    """
+    methods = ("cache", "memory", "dynamic", "dynamic+cache")
+    config = replace(SMALL, methods=methods, capacity=(20,), share=(0.1,), limit=4)
+    advance, steps = Scorer.advance, [0]
+
+    def counted(self: Scorer) -> Any:
+        steps[0] += 1
+        if steps[0] == stop:
+            raise how
+        return advance(self)
+
+    monkeypatch.setattr(Scorer, "advance", counted)
+    stop, kept, out = 0, tmp_path / "kept", tmp_path / "adapt.json"
+    adapt.main(trained_run, config, json=tmp_path / "whole.json")
+    in_all, starts, read = steps[0], 0, 0
+    # Two passes of four segments and a bit, one of which may be that of validation text.
+    stop, done = 11, False
+    while not done:
+        starts, steps[0] = starts + 1, 0
+        how = (Killed(), KeyboardInterrupt())[starts % 2]
+        with suppress(Killed, KeyboardInterrupt):
+            adapt.main(trained_run, config, json=out, keep=kept)
+            done = True
+        assert out.exists() == done
+        read += steps[0] - (not done)
+    assert starts > 4
+    whole, on = (read_sealed(tmp_path / name, "again") for name in ("whole.json", "adapt.json"))
+    for record in (whole, on):
+        for way in record["adapt"]["ways"]:
+            assert way.pop("tokens_per_second") > 0 < way.pop("tokens_per_cpu_second")
+    assert on == whole
+    # Each start may read validation text anew and the pass in which the one before was killed.
+    assert read <= in_all + 2 * 4 * starts
+    assert [path.name for path in kept.iterdir()] == ["passes.json"]
+    # All is known: a start more reads nothing.
+    steps[0] = 0
+    adapt.main(trained_run, config, json=out, keep=kept)
+    assert steps[0] == 0
+    with pytest.raises(
+        ValueError, match=r"passes\.json belongs to another comparison.*; remove it"
+    ):
+        adapt.main(trained_run, replace(config, limit=3), json=out, keep=kept)
+    (kept / "passes.json").write_text("cut off")
+    with pytest.raises(ValueError, match=r"is not valid JSON.*; remove it"):
+        adapt.main(trained_run, config, json=out, keep=kept)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data.lanes import Batch
 from data.shards import Shards
@@ -19,6 +20,7 @@ from eval import report, score
 from eval.eval_config import ProgramConfig
 from eval.results import read_result
 from eval.tables import require_comparable
+from lm import scoring
 from lm.scoring import Scorer
 from tests.damage import flip, rewrite
 from tools import plot
@@ -123,6 +125,34 @@ def test_a_score_goes_on_where_it_was_interrupted(
     (tmp_path / "kept/state-0.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match=r"cannot be read .*; remove it"):
         score.main(trained_run, config, keep=tmp_path / "kept")
+
+
+def test_nothing_half_counted_is_kept(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while a segment's costs are counted: the next start reads from what is whole."""
+    config, arriving, calls = ProgramConfig(lanes=2), scoring.arriving, [0]
+    score.main(trained_run, config, json=tmp_path / "whole.json", compare=False)
+
+    def interrupted(tensor: torch.Tensor) -> Any:
+        arrived = arriving(tensor)
+
+        def counted() -> torch.Tensor:
+            calls[0] += 1
+            if calls[0] == 20:
+                raise KeyboardInterrupt
+            return arrived()
+
+        return counted
+
+    monkeypatch.setattr(scoring, "arriving", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score.main(trained_run, config, keep=tmp_path / "kept")
+    score.main(
+        trained_run, config, json=tmp_path / "on.json", compare=False, keep=tmp_path / "kept"
+    )
+    whole, on = (read_result(tmp_path / f"{name}.json") for name in ("whole", "on"))
+    assert on["nats"] == whole["nats"] and on["documents"] == whole["documents"]
 
 
 def read_or_none(file: Path) -> Any:
