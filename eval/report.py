@@ -20,8 +20,8 @@ def main(
     """Show size, training and score of a run, or join several runs into a report with figures.
 
     A run's folder holds what the report shows: score-SPLIT.json of eval.score, and as far as they
-    are there breakdown-*.json, dynamic-*.json, distance-*.json and bayes-*.json of the programs of
-    these names.
+    are there breakdown-*.json, dynamic-*.json, adapt-*.json, distance-*.json and bayes-*.json of
+    the programs of these names.
 
     Args:
         run: folder of the run.

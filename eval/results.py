@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from data.common.integrity import read_sealed
 from data.common.schema import Count, Record, Sha256, Size, as_record
 from data.mixtures import SourceName
+from eval.adapt_results import Adapted
 from eval.score_record import Bucket, Checkpoint, Cost, Score, Share, Some
 from eval.worth_results import WorthOfAll
 from lm.inference.inference_config import BITS
@@ -129,7 +130,9 @@ class Answers(Record):
     first: Annotated[Size, Field(alias="from")]
     to: Size
     answers: Size
-    bytes: Size
+    tokens: Size | None = None
+    bytes: Size | None = None
+    """Tokens of the answers, in files of earlier versions."""
     accuracy: Share
     whole: Share
 
@@ -258,6 +261,7 @@ MADE: dict[type[Record], tuple[str, str]] = {
     Score: ("a score", "eval.score --json"),
     Breakdown: ("a breakdown", "eval.breakdown"),
     Dynamic: ("dynamic evaluation", "eval.dynamic"),
+    Adapted: ("ways to learn from a text", "eval.adapt"),
     Distance: ("recall by distance", "eval.distance"),
     Bayes: ("regret against exact predictions", "eval.bayes"),
     Compressed: ("compression", "tools.evaluate"),

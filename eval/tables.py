@@ -8,7 +8,9 @@ from data.common.outputs import writing_folder
 from data.common.say import plain
 from data.common.schema import Record
 from eval import figures
+from eval.adapt_results import Adapted
 from eval.figures import Results
+from eval.learning import dynamics, ways
 from eval.logs import Line, step_of, trained, training_log
 from eval.pages import Section, html, markdown, with_files
 from eval.parts import perplexity_shown
@@ -258,24 +260,6 @@ def in_context(results: Results, split: str) -> Section:
     return by_run(f"What reading on is worth ({split})", cells, text, figure)
 
 
-def dynamics(results: Results, split: str) -> list[Section]:
-    """Dynamic evaluation beside fixed weights, a section a run."""
-    sections = []
-    for name, result in results.items():
-        found = result["dynamic"]
-        rows = []
-        for each in found["passes"]:
-            weights = "fixed weights" if each["lr"] is None else f"learning rate {each['lr']:g}"
-            rows.append((weights, digits(found["unit"], each["value"])))
-        text = f"{found['optimizer']}, a step every {found['every']} segments, each pass from the "
-        text += f"trained weights, decay {found['decay']:g} towards them."
-        title = f"Dynamic evaluation of {name} ({split})"
-        figure = figures.svg(figures.dynamic(result, name))
-        header = ("weights", spoken(found["unit"]))
-        sections.append(Section(title, text, header, tuple(rows), figure))
-    return sections
-
-
 def distances(results: Results, split: str) -> list[Section]:
     """Recall by distance."""
     found = {
@@ -345,6 +329,7 @@ def compression(results: Results, split: str) -> Section:
 KINDS: dict[str, tuple[type[Record], Callable[[Results, str], list[Section]]]] = {
     "breakdown": (Breakdown, breakdowns),
     "dynamic": (Dynamic, dynamics),
+    "adapt": (Adapted, ways),
     "distance": (Distance, distances),
     "bayes": (Bayes, regrets),
 }

@@ -18,6 +18,7 @@ from data.tokenizers.registry import ByteTokenizer, SentencePieceTokenizer, Word
 from eval import distance
 from eval.eval_config import ScoreConfig
 from eval.reach import RecallScorer, buckets, read_answers
+from eval.results import Distance, read_result
 from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
@@ -173,7 +174,7 @@ def test_the_program(trained_run: Path, tmp_path: Path, capsys) -> None:
     prepare(DataConfig(corpus="text", source=source, shards=shards))
     how, answers = ScoreConfig(lanes=2, reset_documents=True), tmp_path / "text/test.jsonl"
     distance.main(trained_run, how, answers, shards=shards, json=tmp_path / "out.json")
-    found = json.loads((tmp_path / "out.json").read_text())["distance"]
+    found = read_result(tmp_path / "out.json", Distance)["distance"]
     assert found["reach"] == {"segment": 8, "memory": 16, "compressed": 24, "model": 40}
     assert [b["from"] for b in found["buckets"]] == [16, 32, 64, 256]
     shown = capsys.readouterr().out

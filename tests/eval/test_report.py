@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from data.common.files import write_json
-from eval import breakdown, dynamic, figures, report, score
-from eval.eval_config import BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
+from eval import adapt, breakdown, dynamic, figures, report, score
+from eval.adapt_results import Adapted
+from eval.eval_config import AdaptConfig, BreakdownConfig, DynamicConfig, ProgramConfig, SweepConfig
 from eval.pages import Section, html, markdown
 from eval.results import Breakdown, Distance, read_result
 from eval.score_record import Score
@@ -63,6 +64,17 @@ def test_a_sweep_over_sinks(
     assert "sinks 4" in capsys.readouterr().out
 
 
+WAYS = AdaptConfig(
+    lanes=2,
+    methods=("cache", "dynamic"),
+    capacity=(20,),
+    sharpness=(4.0,),
+    share=(0.1,),
+    lrs=(1e-3,),
+    limit=4,
+)
+
+
 class Page(HTMLParser):
     """What a page holds."""
 
@@ -90,6 +102,7 @@ def two_runs(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
             folder, BreakdownConfig(lanes=2, edges=(100,), ablations=("intact", "exchanged"))
         )
         dynamic.main(folder, DynamicConfig(lanes=2, limit=6, lrs=(0.0, 1e-3)), split="validation")
+        adapt.main(folder, WAYS)
         add_distance(folder)
     return folders
 
@@ -98,7 +111,7 @@ def add_distance(folder: Path) -> None:
     """As eval.distance writes it."""
     result = read_result(folder / "breakdown-validation.json", Breakdown)
     rows = [
-        {"from": first, "to": 2 * first, "answers": 2, "bytes": 9, "accuracy": share, "whole": 0.0}
+        {"from": first, "to": 2 * first, "answers": 2, "tokens": 9, "accuracy": share, "whole": 0.0}
         for first, share in ((16, 1.0), (32, 0.04))
     ]
     for key in Breakdown.model_fields.keys() - Score.model_fields.keys():
@@ -126,6 +139,8 @@ def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_
         "Reconstruction by layer (validation)",
         "Compressed memory changed (validation)",
         "Dynamic evaluation of first (validation)",
+        "Learning from the text of first (test)",
+        "Learning from the text of second (test)",
         "Recall (test)",
     ):
         assert f"## {title}\n" in text
@@ -135,8 +150,11 @@ def test_a_report_joins_runs_in_markdown_and_one_page(two_runs: list[Path], tmp_
         assert (out / name).read_text().startswith("<svg")
     gains = read_result(first / "breakdown-validation.json", Breakdown)["context"]
     assert f"{gains[-1]['gain']:+.4f}" in text and len(gains) > 1
+    for way in read_result(first / "adapt-test.json", Adapted)["adapt"]["ways"][1:]:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {way['method']} |")][:1]
+        assert f"{way['value']:.4f}" in row and f"{way['bytes']:,}" in row
     page = Page((out / "report.html").read_text())
-    assert page.tags.count("svg") == 12 and page.tags.count("h2") == 17
+    assert page.tags.count("svg") == 12 and page.tags.count("h2") == 19
     # Nothing is fetched: links inside figures point into the page.
     assert all(link.startswith("#") for link in page.links)
     before = (out / "report.html").read_bytes()
@@ -192,6 +210,15 @@ def test_attention_has_ages_and_reaches_are_named_beside_the_axes(two_runs: list
         "reach: memory (16)",
     ]
     assert legend.get_window_extent().x0 >= figure.axes[0].get_window_extent().x1
+
+
+def test_results_of_earlier_versions_are_read(two_runs: list[Path], tmp_path: Path) -> None:
+    """Answers had their tokens under another name."""
+    result = json.loads((two_runs[0] / "distance-test.json").read_text())
+    for row in result["distance"]["buckets"]:
+        row["bytes"] = row.pop("tokens")
+    write_json(tmp_path / "old.json", result)
+    assert len(read_result(tmp_path / "old.json", Distance)["distance"]["buckets"]) == 2
 
 
 def test_pages_escape_what_would_be_markup() -> None:
