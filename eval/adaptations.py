@@ -33,7 +33,7 @@ def passes_of(reading: Reading, config: AdaptConfig, keep: Path | None) -> Passe
     """
     if keep is None:
         return Passes()
-    loaded, what = reading.loaded, {"limit": config.limit}
+    loaded, what = reading.loaded, dict[str, Any](limit=config.limit)
     if config.datastore is not None:
         what["datastore"] = Datastore(config.datastore, model_hash(loaded.model)).hash
     return Passes(keep, protocol(reading) | identity(loaded) | what)

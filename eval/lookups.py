@@ -158,7 +158,7 @@ class Search:
     def nats(self, lookup: LookupConfig, name: str) -> float:
         """Of the split with what is looked up; `name` is what progress calls it."""
 
-        def read(_: Keeper | None) -> float:
+        def read(_keeper: Keeper | None) -> float:
             recorded = Recorded(self.predictor, self.recording.hidden)
             scorer = Scorer(AdaptedPredictor(recorded, lookup), self.split, self.config)
             for _ in scorer.through(self.config.limit, name):
