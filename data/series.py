@@ -1,5 +1,5 @@
-"""Program: made-up text whose documents come again: a name, and late a code of one
-letter; again the name, and early a question for the code.
+"""Program: made-up text whose documents come again: a name, and late a code of one letter; again
+the name, and early a question for the code.
 
 Writes train.jsonl, validation.jsonl and test.jsonl for data.prepare (corpus text, any vocabulary
 that gives back what it reads), a document a line: `text`, `answers`, each [first byte, bytes, bytes
@@ -76,7 +76,7 @@ def main(series: SeriesConfig, out: Path) -> None:
         lambda split, path: write_split(series, split, path),
         size=(series.documents + 2 * held_out) * (series.length // 2),
         memory=8 * series.length * (max(series.gaps) + 1),
-        what=f"{max(series.gaps) + 1:,} documents (--gaps)",
+        what=f"a block of {max(series.gaps) + 1:,} documents (--gaps, --opening, --after)",
     )
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from data.common import command
 from data.common.outputs import check_output, write_result
+from eval.eval_config import ScoreConfig
 from lm.library import LibraryConfig
 
 
 def main(
     run: Path,
-    reading: LibraryConfig,
+    how: LibraryConfig,
     answers: Path,
     split: str = "test",
     shards: Path | None = None,
@@ -27,35 +28,33 @@ def main(
 
     Args:
         run: folder of a run that was trained on a text of data.series.
-        reading: how the text is read, and how long the opening is that documents are found by.
+        how: how the text is read, and how long the opening is that documents are found by.
         answers: the text's file of this split, such as series/test.jsonl.
         split: which split.
         shards: the shards, if they are not where they were in training.
         checkpoint: name of the checkpoint, by default the newest.
         json: file for the results, by default recurrence-SPLIT.json in the run's folder.
     """
-    from data.shards import open_shards
+    from eval.protocol import open_reading, protocol
     from eval.reach import read_answers
-    from eval.recurring import read_recurrences, recur, table
+    from eval.recurring import read_recurrences, recur, require_memories, table
     from lm.inference.episodes import usual_opening
-    from lm.inference.loading import load_run, parts_of
+    from lm.inference.loading import parts_of
 
     target = json or run / f"recurrence-{split}.json"
     check_output(target, *parts_of(run), shards, answers)
-    loaded = load_run(run, checkpoint, reading, reading)
-    part = open_shards(shards or loaded.shards).split(split)
-    if part.vocabulary.hash != loaded.vocabulary.hash:
-        raise ValueError(
-            f"the split {split!r} has another vocabulary ({part.vocabulary.name}) than the model "
-            f"({loaded.vocabulary.name}); prepare the text with the model's"
-        )
-    rows = read_answers(answers, part)
-    recurs = read_recurrences(answers)
-    opening = reading.opening or usual_opening(loaded.predictor)
-    found = recur(loaded.predictor, part, rows, recurs, opening)
-    write_result(target, {"recurrence": found, "opening": opening, "model": loaded.weights})
+    options = {name: value for name, value in vars(how).items() if name != "opening"}
+    config = ScoreConfig(**options, lanes=1, warmup=0, reset_documents=True)
+    reading = open_reading(run, config, split, shards, checkpoint)
+    predictor = reading.loaded.predictor
+    require_memories(predictor.model.config)
+    rows, recurs = read_answers(answers, reading.split), read_recurrences(answers)
+    opening = how.opening or usual_opening(predictor)
+    found = recur(predictor, reading.split, rows, recurs, opening)
+    result = {"protocol": protocol(reading) | {"opening": opening}, "recurrence": found}
+    write_result(target, result | {"checkpoint": reading.loaded.weights})
     print(table(found))
 
 
 if __name__ == "__main__":
-    command.run(main, section="reading")
+    command.run(main, section="how")

@@ -16,6 +16,7 @@ from eval.reach import documents_of
 from lm.inference.episodes import inputs_of, key_of
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.memory import MemoryState
+from lm.model.model_config import ModelConfig
 
 ARMS = ("none", "found", "same", "other")
 """Memories that a document begins with."""
@@ -36,6 +37,15 @@ def read_recurrences(path: Path) -> dict[int, int]:
             "with python -m data.series"
         )
     return recurs
+
+
+def require_memories(config: ModelConfig) -> None:
+    """ValueError where a model keeps nothing of a document for another."""
+    if not (config.slots or config.filters):
+        raise ValueError(
+            "without memory, compressed memory and filters nothing is left of a document; give "
+            "--memory or --compressed"
+        )
 
 
 @torch.no_grad()

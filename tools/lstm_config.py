@@ -25,3 +25,8 @@ class LSTMConfig:
 
     def __post_init__(self) -> None:
         require_ranges(self)
+
+    @property
+    def bytes(self) -> int:
+        """Weights of the layers with their gradients and both of Adam's moments, in float32."""
+        return 4 * 4 * 8 * self.layers * self.width * (self.width + 1)

@@ -45,10 +45,12 @@ class LoadedRun:
     def shards(self) -> Path:
         """The shards it was trained on; ValueError for a run that was adopted, which has none."""
         if isinstance(self.config, AdoptedConfig):
+            # A vocabulary of bytes is nowhere to be taken from.
+            of_bytes = self.vocabulary.kind == "bytes"
+            option = "--vocabulary bytes" if of_bytes else f"--vocabulary-from {self.folder}"
             raise ValueError(  # noqa: TRY004
                 f"{self.folder} was adopted and knows no shards: prepare a text with its "
-                f"vocabulary (python -m data.prepare --vocabulary-from {self.folder}) and give "
-                "--shards"
+                f"vocabulary (python -m data.prepare {option}) and give --shards"
             )
         return self.config.data.shards
 

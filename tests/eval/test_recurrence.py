@@ -1,6 +1,7 @@
 """Documents that come again, and what is answered after the memory of the first."""
 
 import json
+import random
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -123,7 +124,8 @@ def test_the_program(trained_run: Path, tmp_path: Path, capsys) -> None:
     answers, out = tmp_path / "text/validation.jsonl", tmp_path / "out.json"
     recurrence.main(trained_run, LibraryConfig(opening=8), answers, "validation", shards, json=out)
     result = json.loads(out.read_text())
-    assert result["opening"] == 8 and len(result["recurrence"]) == 2
+    assert result["protocol"]["opening"] == 8 and result["protocol"]["lanes"] == 1
+    assert len(result["recurrence"]) == 2
     assert table(result["recurrence"]) in capsys.readouterr().out
 
 
@@ -133,14 +135,16 @@ def test_what_cannot_be_asked_is_said(trained_run: Path, tmp_path: Path) -> None
     source, shards = str(tmp_path / "text"), tmp_path / "shards"
     prepare(DataConfig(corpus="text", source=source, shards=shards))
 
-    def ask(opening: int, split: str) -> None:
-        answers = tmp_path / f"text/{split}.jsonl"
-        recurrence.main(trained_run, LibraryConfig(opening=opening), answers, split, shards)
+    def ask(opening: int, split: str, **lengths: int) -> None:
+        answers, how = tmp_path / f"text/{split}.jsonl", LibraryConfig(opening=opening, **lengths)
+        recurrence.main(trained_run, how, answers, split, shards)
 
     with pytest.raises(ValueError, match="asks within its opening of 40 tokens; give a shorter"):
         ask(40, "test")
     with pytest.raises(ValueError, match=r"no document of .*train.jsonl comes again; give the"):
         ask(8, "train")
+    with pytest.raises(ValueError, match="nothing is left of a document; give --memory"):
+        ask(8, "test", memory=0, compressed=0)
 
 
 @pytest.mark.bad_input("data.series")
@@ -158,7 +162,5 @@ def test_a_series_that_makes_no_sense(changes, said: str) -> None:
 
 
 def test_blocks_are_drawn_until_each_gap_is_asked_often_enough() -> None:
-    import random
-
     documents = list(held_out(SeriesConfig(gaps=(4,), held_out=6), random.Random(0)))
     assert sum(document["recurs"] is not None for document in documents) == 10

@@ -65,10 +65,26 @@ def test_the_program(trained_run: Path, tmp_path: Path, capsys) -> None:
     ("changes", "said"),
     [
         ({"segment": 7}, "an episode of 40 symbols is no multiple of --segment 7"),
+        ({"width": 1_000_000}, r"2 layers of width 1,000,000 \(--layers, --width\) needs at least"),
+        ({"segment": 8, "lanes": 8, "steps": 9, "lr": 1e38}, "training went astray at --lr 1e.38"),
         ({"segment": 8, "lanes": 9}, "8 episodes do not fill 9 lanes"),
     ],
 )
-def test_lengths_that_do_not_fit(trained_run: Path, tmp_path: Path, changes, said: str) -> None:
+def test_what_cannot_be_trained_is_said(
+    trained_run: Path, tmp_path: Path, changes, said: str
+) -> None:
     probes.main(ProbeConfig(length=40, documents=8, held_out=3), tmp_path / "text")
     with pytest.raises(ValueError, match=said):
         recurrent.main(tmp_path / "text", LSTMConfig(**changes), trained_run)
+
+
+@pytest.mark.bad_input("tools.recurrent")
+def test_files_that_do_not_belong_are_told(trained_run: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    probes.main(ProbeConfig(length=40, documents=8, held_out=3), text)
+    with pytest.raises(ValueError, match="text holds no run; give the folder of one as --beside"):
+        recurrent.main(text, SMALL, text)
+    probes.main(ProbeConfig(length=40, documents=8, held_out=3, prior=0.5), tmp_path / "other")
+    (tmp_path / "other/test.jsonl").replace(text / "test.jsonl")
+    with pytest.raises(ValueError, match="text has splits of two sources; make it anew"):
+        recurrent.main(text, SMALL, trained_run)
