@@ -231,17 +231,17 @@ def test_a_comparison_goes_on_where_it_was_killed(
     stop, kept, out = 0, tmp_path / "kept", tmp_path / "adapt.json"
     adapt.main(trained_run, config, json=tmp_path / "whole.json")
     in_all, starts, read = steps[0], 0, 0
-    # Two passes of four segments and a bit, one of which may be that of validation text.
-    stop, done = 11, False
+    # While validation text is read, what was read is looked up, weights learn, and both.
+    ends, done = [(6, Killed()), (14, KeyboardInterrupt()), (18, KeyboardInterrupt())], False
+    ends += [(5, Killed()), (0, None)]
     while not done:
-        starts, steps[0] = starts + 1, 0
-        how = (Killed(), KeyboardInterrupt())[starts % 2]
+        (stop, how), steps[0], starts = ends[starts], 0, starts + 1
         with suppress(Killed, KeyboardInterrupt):
             adapt.main(trained_run, config, json=out, keep=kept)
             done = True
         assert out.exists() == done
         read += steps[0] - (not done)
-    assert starts > 4
+    assert starts == len(ends)
     whole, on = (read_sealed(tmp_path / name, "again") for name in ("whole.json", "adapt.json"))
     for record in (whole, on):
         for way in record["adapt"]["ways"]:
