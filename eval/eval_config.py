@@ -12,6 +12,7 @@ from data.common.values import require_ranges
 from eval.score_record import Share
 from lm.inference.inference_config import (
     PLAIN,
+    Cosine,
     Lengths,
     Local,
     LookupConfig,
@@ -100,11 +101,16 @@ class ProgramConfig(ScoreConfig):
     library: Path | None = None
     """Memories of other texts (longrange library add); each document begins with that of the text
     that began most like it, once its own opening is read."""
+    library_similarity: Cosine | None = None
+    """The least cosine of a document's key with that of a memory that it begins with; one that is
+    less like it is left out. None: the nearest in any case."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.library is not None:
             self._require_documents()
+        elif self.library_similarity is not None:
+            raise ValueError("library_similarity has no effect without --library; leave it out")
         windows = self.window is not None or self.stride is not None
         if not self.of_hub:
             if windows or self.carried or self.vocabulary is not None:

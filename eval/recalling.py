@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.common.say import plain, say
+from data.common.say import say
 from data.shards import Split
 from lm.inference.episodes import Library, inputs_of
 from lm.inference.inference_config import ScoringConfig
@@ -20,7 +20,7 @@ class RecallingScorer(Scorer[ModelState]):
     once more after the memory that was found: what follows is scored from there.
 
     Lanes begin documents whole: what is found hangs on the beginning alone. A document that ends
-    within its opening looks up nothing.
+    within its opening looks up nothing, and one whose opening is like nothing goes on as it is.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class RecallingScorer(Scorer[ModelState]):
         self.library = library
         segment = library.predictor.segment
         self.opening = -(-library.opening // segment) * segment
-        self.found: dict[int, int] = {}
-        """The number of the memory that each document has begun with."""
+        self.found: dict[int, int | None] = {}
+        """The number of the memory that each document has begun with, or None."""
 
     def read(self, segment: Segment, state: ModelState) -> tuple[Tensor, ModelState]:
         """As a Scorer's; lanes whose opening ends with the segment go on after what is found."""
@@ -51,19 +51,22 @@ class RecallingScorer(Scorer[ModelState]):
             number = int(documents["offset"].searchsorted(offset, side="right")) - 1
             start, size = int(documents["offset"][number]), int(documents["tokens"][number])
             read = offset - start + segment.inputs_BT.shape[1]
-            if read == self.opening and size > read:
+            if read != self.opening or size <= read:
+                continue
+            if (recalled := self._recalled(number, start)) is not None:
                 lanes_n = torch.tensor([lane], device=memory.memory_count.device)
-                memory = memory.with_lanes(lanes_n, self._recalled(number, start).memory)
+                memory = memory.with_lanes(lanes_n, recalled.memory)
         return nats_BT, ModelState(memory)
 
-    def _recalled(self, number: int, start: int) -> ModelState:
-        """What one document's lane knows after its opening."""
+    def _recalled(self, number: int, start: int) -> ModelState | None:
+        """What one document's lane knows after its opening, if memory is found for it."""
         predictor, library = self.library.predictor, self.library
         ids = np.asarray(self.split.tokens[start : start + self.opening - 1])
-        found = library.find(ids)
+        nearest, cosine = library.nearest(ids)
         if number not in self.found:
-            name = plain(library.episodes[found].name)
-            say(f"document {number} goes on after the memory of {name}")
-        self.found[number] = found
+            say(f"document {number} goes on after {library.spoken(nearest, cosine)}")
+        self.found[number] = found = library.fitting(nearest, cosine)
+        if found is None:
+            return None
         _, state = predictor.read(inputs_of(predictor, ids), ModelState(library.memory(found)))
         return state

@@ -38,7 +38,7 @@ def main(
         keep: folder for the state of a long score, with which the same command goes on.
     """
     from eval.protocol import open_reading
-    from eval.scored import of_hub, of_run
+    from eval.scored import library_of, of_hub, of_run
     from eval.sweeps import (
         compressors,
         draw,
@@ -66,8 +66,8 @@ def main(
             reading = open_reading(
                 run, replace(scoring, **asdict(lengths)), name, shards, checkpoint
             )
-            cuts = scoring.frequency and name == split
-            result, part = of_run(reading, world, keep, cuts, scoring.library)
+            cuts, library = scoring.frequency and name == split, library_of(scoring, reading)
+            result, part = of_run(reading, world, keep, cuts, library)
         if compare and name == split:
             result["compressors"] = compressors(part)
         return result

@@ -54,6 +54,8 @@ class Protocol(Record):
     """Of memories that documents began with."""
     opening: Size | None = None
     """Tokens of a document that such a memory is found by."""
+    similarity: float | None = None
+    """Least cosine of the keys of a document and such a memory, where there was one."""
     precision: str | None = None
     """Numbers that the model computed with, where they were not float32."""
 

@@ -31,7 +31,7 @@ def of_run(
     world: dist.World,
     keep: Path | None,
     frequency: bool,
-    shelf: Path | None = None,
+    library: Library | None = None,
 ) -> tuple[Result, Split]:
     """The record of a run's score, and the split that it is of.
 
@@ -40,13 +40,13 @@ def of_run(
         world: the ranks that share the lanes.
         keep: where the state of the score is kept.
         frequency: whether it is summed by the frequency of words too.
-        shelf: a library of memories that documents begin with.
+        library: memories that documents begin with.
 
     Raises:
-        ValueError: as of `read_through`, `cuts_of`, `Library` and `record`.
+        ValueError: as of `read_through`, `cuts_of` and `record`.
     """
     cuts = cuts_of(reading.split, reading.shards, frequency)
-    reading, library = (reading, None) if shelf is None else recalling(reading, shelf)
+    reading = reading if library is None else whole_documents(reading)
     scorer = scored(reading, world, keep, cuts.parts, library)
     score = scorer.result(world.sum)
     result = record(reading, score) | details(scorer, score, cuts, world)
@@ -55,14 +55,20 @@ def of_run(
     return result, reading.split
 
 
-def recalling(reading: Reading, shelf: Path) -> tuple[Reading, Library]:
-    """How a split is read with a library: lanes read documents whole, as what is found hangs on the
-    beginning alone. ValueError where there is none, or one of another model.
+def library_of(config: ProgramConfig, reading: Reading) -> Library | None:
+    """The library that documents begin with, if one is named; errors as of Library."""
+    if config.library is None:
+        return None
+    return Library(config.library, reading.loaded, config.library_similarity)
+
+
+def whole_documents(reading: Reading) -> Reading:
+    """The same with lanes that read documents from their beginning, on which hangs what is found
+    for them.
     """
     warmup = int(reading.split.documents["tokens"].max(initial=0))
     how = {each.name: getattr(reading.config, each.name) for each in fields(ScoreConfig)}
-    config = ScoreConfig(**how | {"warmup": warmup})
-    return replace(reading, config=config, warmup=warmup), Library(shelf, reading.loaded)
+    return replace(reading, config=ScoreConfig(**how | {"warmup": warmup}), warmup=warmup)
 
 
 def of_hub(

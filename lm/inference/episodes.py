@@ -23,6 +23,7 @@ from torch import Tensor
 from data.common.files import hash_json
 from data.common.outputs import writing
 from data.common.progress import Progress
+from data.common.say import plain
 from data.common.tensors import TensorFile, save_tensors
 from lm.inference.loading import LoadedRun
 from lm.inference.model_hash import model_hash
@@ -189,13 +190,20 @@ def without_keys(memory: MemoryState) -> MemoryState:
 class Library:
     """Memories of one model, found by keys."""
 
-    def __init__(self, folder: Path, loaded: LoadedRun) -> None:
+    def __init__(self, folder: Path, loaded: LoadedRun, similarity: float | None = None) -> None:
         """Reads the keys of a library.
+
+        Args:
+            folder: of the library.
+            loaded: the model.
+            similarity: least cosine of a text's key with that of a memory that it begins with;
+                none: it begins with the nearest in any case.
 
         Raises:
             ValueError: there is none, a file is damaged, or of another model.
         """
         self.predictor, model = loaded.predictor, model_hash(loaded.model)
+        self.similarity = similarity
         found = episodes(folder)
         self.episodes, self.files = [each for each, _ in found], [file for _, file in found]
         self.opening: int = self.episodes[0].opening
@@ -217,13 +225,33 @@ class Library:
 
     def protocol(self) -> dict[str, Any]:
         """What a score that recalls from it says of it."""
-        return {"library": self.hash, "opening": self.opening}
+        told = {} if self.similarity is None else {"similarity": self.similarity}
+        return {"library": self.hash, "opening": self.opening, **told}
 
-    def find(self, ids: np.ndarray) -> int:
-        """The number of the memory whose text is most like this one's beginning."""
+    def nearest(self, ids: np.ndarray) -> tuple[int, float]:
+        """The number of the memory whose text is most like this one's beginning, and the cosine of
+        their keys.
+        """
         query_D = key_of(self.predictor, ids, self.opening)
         found = self.store.nearest(query_D[None, None], self.store.written_B[:, None], 1)
-        return int(self.store.values_BR[0, found.slots_BTK[0, 0, 0]])
+        slot = int(found.slots_BTK[0, 0, 0])
+        cosine = torch.cosine_similarity(query_D, self.store.keys_BRD[0, slot], dim=0)
+        return int(self.store.values_BR[0, slot]), float(cosine)
+
+    def find(self, ids: np.ndarray) -> int | None:
+        """The number of the memory that a text begins with; None where none is like it enough."""
+        return self.fitting(*self.nearest(ids))
+
+    def fitting(self, number: int, cosine: float) -> int | None:
+        """A memory's number, or None where its key is not near enough."""
+        return None if self.similarity is not None and cosine < self.similarity else number
+
+    def spoken(self, number: int, cosine: float) -> str:
+        """Whose memory a text begins with, in words."""
+        nearest = f"{plain(self.episodes[number].name)}, similarity {cosine:.4f}"
+        if self.fitting(number, cosine) is None:
+            return f"no memory (the nearest is of {nearest})"
+        return f"the memory of {nearest}"
 
     def memory(self, number: int) -> MemoryState:
         """A memory, of one lane; ValueError where its file has changed."""
@@ -234,9 +262,14 @@ class Library:
         memory = MemoryState.from_tensors(placed)
         return model.keep_keys(memory) if self.predictor.keep_keys else memory
 
-    def begun(self, texts: Sequence[np.ndarray]) -> tuple[ModelState, list[Episode]]:
-        """What texts begin with that are about to be read, and where it comes from."""
-        numbers = [self.find(ids) for ids in texts]
-        known = {number: self.memory(number) for number in set(numbers)}
+    def begun(self, texts: Sequence[np.ndarray]) -> tuple[ModelState, list[str]]:
+        """What texts begin with that are about to be read, and in words where it comes from."""
+        nearest = [self.nearest(ids) for ids in texts]
+        numbers = [self.fitting(*each) for each in nearest]
+        known = {n: self.begin(n) for n in set(numbers)}
         memory = MemoryState.concatenate([known[number] for number in numbers])
-        return ModelState(memory), [self.episodes[number] for number in numbers]
+        return ModelState(memory), [self.spoken(*each) for each in nearest]
+
+    def begin(self, number: int | None) -> MemoryState:
+        """A memory, or that of who has read nothing."""
+        return self.predictor.begin(1).memory if number is None else self.memory(number)

@@ -14,7 +14,7 @@ import torch
 from data.common.outputs import writing
 from data.common.progress import Progress
 from data.common.requirements import require_memory
-from data.common.say import plain, reader_left, say, warn
+from data.common.say import reader_left, say, warn
 from data.documents import complaint, is_text, refuse_wide
 from data.tokenizers.registry import Tokenizer, WordTokenizer
 from data.tokenizers.words import UNKNOWN
@@ -121,7 +121,7 @@ def opened(
         ids.append(encode(vocabulary, text, name))
         tell_unknown(vocabulary, text, ids[-1], name)
     if library is not None:
-        session = recalled(loaded, ids, lookup, library)
+        session = recalled(loaded, ids, lookup, Library(library, loaded, config.library_similarity))
     elif memory is None:
         session = Session.begin(predictor_of(loaded, config, lookup), len(texts))
     else:
@@ -131,7 +131,7 @@ def opened(
 
 
 def recalled(
-    loaded: LoadedRun, ids: list[np.ndarray], lookup: LookupConfig, library: Path
+    loaded: LoadedRun, ids: list[np.ndarray], lookup: LookupConfig, library: Library
 ) -> Session[Any]:
     """A session of texts that begin with the memories whose texts began most like them."""
     predictor = looking_up(loaded.predictor, lookup)
@@ -140,10 +140,10 @@ def recalled(
             f"{longest:,} tokens to begin with take all slots of memories that reach back "
             f"{loaded.predictor.warmup:,}: little of what is found stays"
         )
-    inner, found = Library(library, loaded).begun(ids)
-    for number, episode in enumerate(found, 1):
+    inner, found = library.begun(ids)
+    for number, memory in enumerate(found, 1):
         name = "the text" if len(found) == 1 else f"text {number}"
-        say(f"{name} begins with the memory of {plain(episode.name)}")
+        say(f"{name} begins with {memory}")
     state: Any = predictor.over(inner) if isinstance(predictor, AdaptedPredictor) else inner
     return Session.begin(predictor, len(ids), state)
 

@@ -76,8 +76,8 @@ def test_a_text_goes_on_from_the_book_that_began_like_it(
     found = Library(shelf, loaded)
     ids = np.frombuffer(BOOKS[name][:15] + b"...", dtype=np.uint8)
     assert found.episodes[found.find(ids)].name == name
-    state, (episode,) = found.begun([ids])
-    assert episode.name == name
+    state, (said,) = found.begun([ids])
+    assert said.startswith(f"the memory of {name}, similarity ")
     expected = after(loaded, name).memory.tensors()
     given = state.memory.tensors()
     assert given.keys() == expected.keys()
@@ -209,6 +209,7 @@ def test_damage_and_what_a_kill_leaves(
     [
         ({"prompt": "a"}, "is no library; make one"),
         ({}, "give one with --prompt"),
+        ({"prompt": "a", "library_similarity": 2.0}, "at most 1"),
         ({"prompt": "a", "memory_weight": 2.0}, "leave --load-memory, --save-memory, --library"),
     ],
 )
@@ -249,6 +250,13 @@ def test_its_command_line(words: list[str], status: int, said: str) -> None:
     assert said in shown and "Traceback" not in shown
 
 
+def test_a_similarity_to_nothing(trained_run: Path) -> None:
+    with pytest.raises(ValueError, match="--library-similarity has no effect without --library"):
+        generate.main(trained_run, GenerateConfig(prompt="a", library_similarity=0.5))
+    with pytest.raises(ValueError, match="library_similarity has no effect without --library"):
+        ProgramConfig(library_similarity=0.5)
+
+
 def test_a_long_beginning_is_warned_of(
     trained_run: Path, shelf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,3 +280,54 @@ def test_keys_are_means_of_hidden_states(loaded: LoadedRun) -> None:
         inputs(loaded, BOOKS["first.txt"])[:, :OPENING], loaded.predictor.begin(1)
     )
     torch.testing.assert_close(key_of(loaded.predictor, ids, OPENING), hidden[0].mean(dim=0))
+
+
+def test_a_memory_that_is_not_like_it_enough_is_left_out(
+    trained_run: Path, loaded: LoadedRun, shelf: Path, tmp_path: Path, capsys
+) -> None:
+    """By the cosine of the keys: what is above goes on as before, what is below as with no library,
+    beside each other and in a score.
+    """
+    texts = [BOOKS["third.txt"][:40], b"the 0123 zzzz !!!! the 0123 zzzz"]
+    ids = [np.frombuffer(text, dtype=np.uint8) for text in texts]
+    plain = Library(shelf, loaded)
+    (alike, _), (other, cosine) = map(plain.nearest, ids)
+    query, keys = key_of(loaded.predictor, ids[1], OPENING), plain.store.keys_BRD[0, :6]
+    near = int((keys - query).square().sum(dim=1).argmin())
+    assert other == near // 2
+    assert cosine == pytest.approx(float(query @ keys[near] / query.norm() / keys[near].norm()))
+    assert plain.nearest(ids[0])[1] == pytest.approx(1.0) and cosine < 0.9999
+    strict = Library(shelf, loaded, similarity=0.9999)
+    assert [strict.find(each) for each in ids] == [alike, None]
+    assert plain.find(ids[1]) == other
+    both, said = strict.begun(ids)
+    one, nothing = both.select([0]).memory.tensors(), loaded.predictor.begin(1).memory.tensors()
+    for name, tensor in plain.begun(ids[:1])[0].memory.tensors().items():
+        assert torch.equal(one[name], tensor)
+        assert torch.equal(both.select([1]).memory.tensors()[name], nothing[name])
+    assert said[0].startswith("the memory of third.txt, similarity 1.0")
+    assert said[1].startswith("no memory (the nearest is of ")
+    split = split_of(loaded.vocabulary, texts)
+    config = ScoringConfig(lanes=1, warmup=64, reset_documents=True)
+    nats = {}
+    for name, chosen in (("plain", plain), ("strict", strict), ("least", None)):
+        scorer = (
+            Scorer(loaded.predictor, split, config)
+            if chosen is None
+            else RecallingScorer(chosen, split, config)
+        )
+        for _ in scorer:
+            pass
+        nats[name] = scorer.document_nats
+    assert nats["strict"][0] == nats["plain"][0] != nats["least"][0]
+    assert nats["strict"][1] == nats["least"][1] != nats["plain"][1]
+    # And by the programs.
+    where = tmp_path / "score.json"
+    for bound, same in ((-1.0, True), (1.0, False)):
+        how = ProgramConfig(lanes=2, reset_documents=True, library=shelf, library_similarity=bound)
+        score.main(trained_run, how, json=where, compare=False)
+        assert read_result(where)["protocol"]["similarity"] == bound
+        asked = GenerateConfig(prompt=texts[1].decode(), tokens=1, library_similarity=bound)
+        capsys.readouterr()
+        generate.main(trained_run, asked, library=shelf)
+        assert ("begins with the memory of" in capsys.readouterr().err) == same
