@@ -41,9 +41,10 @@ class SentencePieceTokenizer(Tokenizer):
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.start = self._processor.bos_id()
-        self._mark = [
-            self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()
-        ]
+        self._by_bytes = {SPACE_MARK: self._byte_ids(SPACE_MARK)}
+        if self._processor.is_unknown(self._processor.piece_to_id(SPACE_MARK)):
+            # Of a text without spaces: SentencePiece would write one as the bytes of its mark.
+            self._by_bytes[" "] = self._byte_ids(" ")
 
     @classmethod
     def train(cls, lines: Iterator[str], size: int, method: Method) -> "SentencePieceTokenizer":
@@ -121,19 +122,22 @@ class SentencePieceTokenizer(Tokenizer):
         lines = [line + "\n" for line in text.decode().split("\n")]
         # The last line has no newline, or is the nothing behind the last newline.
         lines[-1] = lines[-1][:-1]
-        if SPACE_MARK.encode() in text:
+        if any(character.encode() in text for character in self._by_bytes):
             return np.array([i for line in lines for i in self._marked(line)], dtype=self.dtype)
         # Workers are processes; threads would only compete with them.
         ids = self._processor.encode(lines, num_threads=1)
         return np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype)
 
     def _marked(self, line: str) -> list[int]:
-        """Ids of a line that may contain SPACE_MARK itself."""
-        first, *rest = line.split(SPACE_MARK)
-        ids: list[int] = self._processor.encode(first)
-        for text in rest:
-            ids += self._mark + self._processor.encode(text)
+        """Ids of a line that may contain characters that have to go as bytes."""
+        ids: list[int] = []
+        for part in re.split(f"([{''.join(self._by_bytes)}])", line):
+            ids += self._by_bytes.get(part) or self._processor.encode(part)
         return ids
+
+    def _byte_ids(self, character: str) -> list[int]:
+        """Ids of the bytes of a character."""
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def save(self, folder: Path) -> None:
         """Write the SentencePiece model, then the description."""

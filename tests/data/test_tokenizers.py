@@ -88,6 +88,15 @@ def test_indentation_is_not_a_token_a_space(method: Method) -> None:
     assert tokenizer.decode(ids) == b"        the cat"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_spaces_of_a_vocabulary_that_has_none_come_back(method: Method) -> None:
+    """SentencePiece itself would give its own mark of a space back."""
+    lines = ["abcdefgh" * 3, "badcgh", "ghiabc"] * 9
+    tokenizer = SentencePieceTokenizer.train(iter(lines), 272, method)
+    text = " a b  ▁c \n".encode()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_training_subwords_is_deterministic() -> None:
     first = SentencePieceTokenizer.train(iter(TEXT), 300, "unigram")
     second = SentencePieceTokenizer.train(iter(TEXT), 300, "unigram")
