@@ -2,7 +2,8 @@
 
 An experiment file is a preset (sections data, model, optim, training) with more keys:
 
-    variants: name -> dotted overrides, such as {model.compression: mean}
+    variants: name -> dotted overrides, such as {model.compression: mean}; and `from`, the folder
+              of a run whose weights to begin with (lm.train --from), {seed} in it being the seed
     seeds:    values of training.seed, [0, 1, 2] if left out
     paper:    name -> what the literature reports, shown beside (optional)
 
@@ -61,6 +62,14 @@ class Result(Cost):
     config: str | None = None
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run of an experiment."""
+
+    start: RunFolder
+    config: RunConfig
+
+
 def is_folder_name(name: str) -> bool:
     """Whether a folder of this name lies where it is made, and shows on every terminal."""
     short = 0 < len(name.encode(errors="replace")) <= LONGEST_NAME
@@ -102,8 +111,8 @@ class Experiment:
             raise ValueError(f"{path}: seeds must differ, not {compared.seeds}")
         return Experiment(content, compared.variants, compared.seeds, compared.paper)
 
-    def configs(self, shards: Path | None) -> Iterator[tuple[str, int, RunConfig]]:
-        """Name, seed and config of each run, a seed of every variant before the next seed.
+    def runs(self, out: Path, shards: Path | None) -> Iterator["Planned"]:
+        """Every run, a seed of all variants before the next seed.
 
         Raises:
             ValueError: an override of a key that there is not, or a value out of range.
@@ -111,10 +120,15 @@ class Experiment:
         for seed in self.seeds:
             for name, overrides in self.variants.items():
                 changes = {**(overrides or {}), "training.seed": seed}
+                begun = changes.pop("from", None)
                 if shards is not None:
                     changes["data.shards"] = str(shards)
+                if not (begun is None or isinstance(begun, str)):
+                    raise ValueError(f"variant {name}: from names the folder of a run, not {begun}")
+                weights = None if begun is None else Path(begun.replace("{seed}", str(seed)))
+                start = RunFolder(out / name / f"seed-{seed}", from_=weights)
                 try:
-                    yield name, seed, load_config(RunConfig, overridden(self.preset, changes))
+                    yield Planned(start, load_config(RunConfig, overridden(self.preset, changes)))
                 except ValueError as error:
                     raise ValueError(f"variant {name}: {error}") from None
 
@@ -135,30 +149,30 @@ def main(
     from lm.training.folder import kept_alone
 
     plan = Experiment.read(experiment)
-    runs = list(plan.configs(shards))
+    runs = list(plan.runs(out, shards))
     if not table:
         held = (
             f"another process runs experiments in {out}: wait until it ends, or give another --out"
         )
         with kept_alone(out, held):
-            for name, seed, config in runs:
-                folder = out / name / f"seed-{seed}"
-                if not finished(folder, config):
-                    say(f"{name}, seed {seed}")
-                    train_apart(folder, config, threads)
-                    write_sealed(folder / RESULT, result(folder, config))
+            for run in runs:
+                folder = run.start.run
+                if not finished(run):
+                    say(f"{folder.parent.name}, {folder.name.replace('-', ' ')}")
+                    train_apart(run, threads)
+                    write_sealed(folder / RESULT, result(folder, run.config))
                     write_table(plan, out)
     print(write_table(plan, out))
 
 
-def train_apart(run: Path, config: RunConfig, threads: int) -> None:
+def train_apart(run: Planned, threads: int) -> None:
     """lm.train in a new process, because a process can join one run only, and a fork of one that
     has joined some run before hangs.
 
     Raises:
         SystemExit: with the status of training, if it did not finish.
     """
-    process = get_context("spawn").Process(target=_train, args=(run, config, threads))
+    process = get_context("spawn").Process(target=_train, args=(run, threads))
     process.start()
     # Whatever asks to end is for the training, which saves; to be asked twice does it no harm.
     with handling(lambda *_: process.terminate()):
@@ -167,13 +181,13 @@ def train_apart(run: Path, config: RunConfig, threads: int) -> None:
         raise SystemExit(abs(process.exitcode))
 
 
-def _train(run: Path, config: RunConfig, threads: int) -> None:
+def _train(run: Planned, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    sections = {section.name: getattr(config, section.name) for section in fields(config)}
+    sections = {section.name: getattr(run.config, section.name) for section in fields(run.config)}
     try:
-        train.main(RunFolder(run), **sections)
+        train.main(run.start, **sections)
     except (OSError, ValueError) as error:
         # A process that ends by an error of its own shows a traceback.
         say(f"experiments: error: {error}")
@@ -194,16 +208,20 @@ def overridden(preset: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     return mapping
 
 
-def finished(folder: Path, config: RunConfig) -> bool:
+def finished(run: Planned) -> bool:
     """Whether this run has its result.
 
     Raises:
-        ValueError: the folder has the result of another config.
+        ValueError: the folder has the result of another config, or of other weights to begin with.
     """
+    from lm.training.origin import require_same_origin
+
+    folder = run.start.run
     if not (folder / RESULT).is_file():
         return False
-    if read_result(folder).config != dump_config(config):
+    if read_result(folder).config != dump_config(run.config):
         raise ValueError(f"{folder} has the result of another config; give another --out folder")
+    require_same_origin(run.start)
     return True
 
 

@@ -60,6 +60,22 @@ def test_results_of_another_config_are_not_mixed_in(file, tmp_path):
         main(file(variants={"a": {"optim.lr": 0.5}}, seeds=[0]), out)
 
 
+def test_a_variant_begins_with_the_weights_of_another_run(file, tmp_path, trained_run):
+    begun = tmp_path / "begun-0"
+    begun.symlink_to(trained_run)
+    path = file(variants={"on": {"from": str(tmp_path / "begun-{seed}")}}, seeds=[0])
+    out = tmp_path / "out"
+    main(path, out)
+    origin = json.loads((out / "on/seed-0/origin.json").read_text())
+    assert origin["run"] == str(begun)
+    main(path, out)
+    other = file(variants={"on": {"from": str(trained_run)}}, seeds=[0])
+    with pytest.raises(ValueError, match=r"began with the weights of .*begun-0"):
+        main(other, out)
+    with pytest.raises(ValueError, match="variant on: from names the folder of a run, not 3"):
+        main(file(variants={"on": {"from": 3}}), out)
+
+
 def test_mistakes_in_a_file_are_named_before_anything_is_trained(file, tmp_path):
     path = file(variants={"a": {}, "b": {"model.compresion": "mean"}})
     with pytest.raises(ValueError, match=r"variant b: .*did you mean .*compression"):

@@ -43,9 +43,10 @@ def main(experiment: Path, out: Path, shards: Path | None = None, threads: Size 
     others.use()
     plan = Experiment.read(experiment)
     first = next(iter(plan.variants))
-    for name, seed, config in plan.configs(shards):
+    for run in plan.runs(out, shards):
+        config, seed = run.config, run.config.training.seed
         file = out / NAME / f"seed-{seed}" / RESULT
-        if name == first and not file.is_file():
+        if run.start.run.parent.name == first and not file.is_file():
             result = train(config, open_shards(config.data.shards))
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, result)
