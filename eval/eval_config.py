@@ -12,7 +12,6 @@ from data.common.values import require_ranges
 from eval.score_record import Share
 from lm.inference.inference_config import (
     PLAIN,
-    Cosine,
     Lengths,
     Local,
     LookupConfig,
@@ -99,18 +98,18 @@ class ProgramConfig(ScoreConfig):
     carried: bool = False
     """Read on with the state of a recurrent model (Mamba, RWKV, xLSTM) in the place of windows."""
     library: Path | None = None
-    """Memories of other texts (longrange library add); each document begins with that of the text
-    that began most like it, once its own opening is read."""
-    library_similarity: Cosine | None = None
-    """The least cosine of a document's key with that of a memory that it begins with; one that is
-    less like it is left out. None: the nearest in any case."""
+    """Memories of other texts (longrange library add); each document goes on after that of the text
+    that is most like its opening, once that is read."""
+    library_candidates: Size | None = None
+    """Memories nearest to a document that are tried on its opening; it goes on after the one that
+    tells it best, or after none if that does. None: 8."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.library is not None:
             self._require_documents()
-        elif self.library_similarity is not None:
-            raise ValueError("library_similarity has no effect without --library; leave it out")
+        elif self.library_candidates is not None:
+            raise ValueError("library_candidates has no effect without --library; leave it out")
         windows = self.window is not None or self.stride is not None
         if not self.of_hub:
             if windows or self.carried or self.vocabulary is not None:

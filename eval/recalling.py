@@ -1,4 +1,4 @@
-"""A score in which each document begins with the memory of the text that began most like it."""
+"""A score in which each document goes on after the memory of a text that is like its beginning."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ class RecallingScorer(Scorer[ModelState]):
     once more after the memory that was found: what follows is scored from there.
 
     Lanes begin documents whole: what is found hangs on the beginning alone. A document that ends
-    within its opening looks up nothing, and one whose opening is like nothing goes on as it is.
+    within its opening looks up nothing, and one that no memory tells better goes on as it is.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class RecallingScorer(Scorer[ModelState]):
         """What one document's lane knows after its opening, if memory is found for it."""
         predictor, library = self.library.predictor, self.library
         ids = np.asarray(self.split.tokens[start : start + self.opening - 1])
-        nearest, cosine = library.nearest(ids)
+        choice = library.choose(ids)
         if number not in self.found:
-            say(f"document {number} goes on after {library.spoken(nearest, cosine)}")
-        self.found[number] = found = library.fitting(nearest, cosine)
-        if found is None:
+            say(f"document {number} goes on after {library.spoken(choice)}")
+        self.found[number] = choice.number
+        if choice.number is None:
             return None
-        _, state = predictor.read(inputs_of(predictor, ids), ModelState(library.memory(found)))
+        begun = ModelState(library.memory(choice.number))
+        _, state = predictor.read(inputs_of(predictor, ids), begun)
         return state

@@ -13,13 +13,14 @@ import torch
 from data.common.progress import Progress
 from data.shards import Split
 from eval.reach import documents_of
-from lm.inference.episodes import inputs_of, key_of
+from lm.inference.episodes import CANDIDATES, inputs_of, key_of, taken, tell
 from lm.inference.predictor import ModelPredictor, ModelState
 from lm.model.memory import MemoryState
 from lm.model.model_config import ModelConfig
 
 ARMS = ("none", "found", "same", "other")
-"""Memories that a document begins with."""
+"""Memories that a document begins with: none; as a library would choose; of the document that it
+comes back to; of another."""
 
 
 def read_recurrences(path: Path) -> dict[int, int]:
@@ -66,18 +67,19 @@ def recur(
         opening: tokens that a document is found by.
 
     Returns:
-        For each gap: `gap`, `questions`, `found`, the share of documents whose own earlier one was
-        nearest, and `right`, by arm the share of the answers' tokens that were held most probable.
+        For each gap: `gap`, `questions`, `nearest` and `found`, the shares of documents whose own
+        earlier one had the nearest key and was taken after trying, and `right`, by arm the share of
+        the answers' tokens that were held most probable.
 
     Raises:
         ValueError: an answer stands within an opening, or a document has not a whole segment.
     """
     keys_DC: list[torch.Tensor] = []
     memories: list[MemoryState] = []
-    counted: dict[int, list[tuple[bool, np.ndarray]]] = {}
+    counted: dict[int, list[tuple[bool, bool, np.ndarray]]] = {}
     begins = split.documents["offset"]
     asked = {int(begins.searchsorted(row[0], side="right")) - 1: row for row in rows}
-    documents = documents_of(split)
+    documents, nothing = documents_of(split), predictor.begin(1).memory
     with Progress("read documents", len(documents), "document") as bar:
         for number, ids in enumerate(documents):
             key_C = key_of(predictor, ids, opening)
@@ -85,11 +87,14 @@ def recur(
                 first, count = int(asked[number][0] - begins[number]), int(asked[number][1])
                 require_behind(number, first, opening)
                 distance_D = (torch.stack(keys_DC) - key_C).square().sum(dim=1)
-                same, nearest = recurs[number], int(distance_D.argmin())
-                begun = [memories[which] for which in (nearest, same, number - 1)]
-                memory = MemoryState.concatenate([predictor.begin(1).memory, *begun])
+                same, near = recurs[number], distance_D.argsort()[:CANDIDATES].tolist()
+                tried = [*(memories[which] for which in near), nothing]
+                place = taken(tell(predictor, ids[:opening], tried))
+                found = near[0] == same, [*near, None][place] == same
+                arms = [nothing, tried[place], memories[same], memories[number - 1]]
+                memory = MemoryState.concatenate(arms)
                 right_AT = answered(predictor, ids, memory, slice(first, first + count))
-                counted.setdefault(number - same - 1, []).append((nearest == same, right_AT))
+                counted.setdefault(number - same - 1, []).append((*found, right_AT))
             keys_DC.append(key_C)
             memories.append(memory_of(predictor, ids, number))
             bar.update()
@@ -97,9 +102,10 @@ def recur(
         {
             "gap": gap,
             "questions": len(each),
-            "found": float(np.mean([found for found, _ in each])),
+            "nearest": float(np.mean([nearest for nearest, _, _ in each])),
+            "found": float(np.mean([found for _, found, _ in each])),
             "right": {
-                arm: float(np.mean([right_AT[row].mean() for _, right_AT in each]))
+                arm: float(np.mean([right_AT[row].mean() for *_, right_AT in each]))
                 for row, arm in enumerate(ARMS)
             },
         }
@@ -142,8 +148,13 @@ def memory_of(predictor: ModelPredictor, ids: np.ndarray, number: int) -> Memory
 def table(found: list[dict[str, Any]]) -> str:
     """The shares in lines."""
     head = "".join(f"{arm:>8}" for arm in ARMS)
-    lines = [f"documents between{'questions':>11}{'key right':>11}{head}  begun with"]
+    lines = [
+        f"documents between{'questions':>11}{'key right':>11}{'taken right':>13}{head}  begun with"
+    ]
     for row in found:
         shares = "".join(f"{row['right'][arm]:>8.1%}" for arm in ARMS)
-        lines.append(f"{row['gap']:>17}{row['questions']:>11}{row['found']:>11.1%}{shares}")
+        lines.append(
+            f"{row['gap']:>17}{row['questions']:>11}{row['nearest']:>11.1%}"
+            f"{row['found']:>13.1%}{shares}"
+        )
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from lm.inference.inference_config import BITS
 FORMAT = 2
 LENGTHS = (
     *("reading", "window", "stride", "segment", "memory", "compressed", "sinks"),
-    *("lanes", "warmup", "reset_documents", "opening", "similarity", "dynamic"),
+    *("lanes", "warmup", "reset_documents", "opening", "candidates", "dynamic"),
 )
 """How the text was read."""
 Pair = Field(min_length=2, max_length=2)

@@ -54,8 +54,8 @@ class Protocol(Record):
     """Of memories that documents began with."""
     opening: Size | None = None
     """Tokens of a document that such a memory is found by."""
-    similarity: float | None = None
-    """Least cosine of the keys of a document and such a memory, where there was one."""
+    candidates: Size | None = None
+    """Such memories that were tried on an opening; none: the nearest was taken untried."""
     precision: str | None = None
     """Numbers that the model computed with, where they were not float32."""
 

@@ -18,7 +18,7 @@ from eval.protocol import Reading, documents, protocol, record
 from eval.recalling import RecallingScorer
 from eval.results import Result
 from eval.tallies import Cuts, cuts_of
-from lm.inference.episodes import Library
+from lm.inference.episodes import CANDIDATES, Library
 from lm.inference.loading import LoadedRun
 from lm.inference.predictor import ModelState, StateT
 from lm.runs.checkpoints import SETS
@@ -59,7 +59,7 @@ def library_of(config: ProgramConfig, reading: Reading) -> Library | None:
     """The library that documents begin with, if one is named; errors as of Library."""
     if config.library is None:
         return None
-    return Library(config.library, reading.loaded, config.library_similarity)
+    return Library(config.library, reading.loaded, config.library_candidates or CANDIDATES)
 
 
 def whole_documents(reading: Reading) -> Reading:

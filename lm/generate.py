@@ -62,8 +62,8 @@ def main(
         )
     if library is not None and load_memory is not None:
         raise ValueError("--load-memory says what the text begins with; leave --library out")
-    if library is None and sampling.library_similarity is not None:
-        raise ValueError("--library-similarity has no effect without --library; leave it out")
+    if library is None and sampling.library_candidates is not None:
+        raise ValueError("--library-candidates has no effect without --library; leave it out")
     texts = prompts(sampling)
     if library is not None and b"" in texts:
         raise ValueError("--library looks up how a text begins; give one with --prompt")

@@ -3,11 +3,12 @@ another text's beginning (after Ritter et al., arXiv 1805.09692).
 
 A file holds the memory of one text at its end and two keys: mean final hidden states of its
 opening, read with empty memory, and of the whole text, so that a text is found by one that begins
-like it and by one that goes on from it. A text that begins has empty slots: the memory of the text
-one of whose keys is nearest fills them, and it goes on as if it followed that text. Memory is first
-in, first out, so what is found stays for as long as memory of that age does.
+like it and by one that goes on from it. A text that begins has empty slots: memories whose keys are
+near are tried on its opening, and the one that tells it best fills them, unless none tells it
+better. The text goes on as if it followed the text of that memory. Memory is first in, first out,
+so what is found stays for as long as memory of that age does.
 
-Shapes: B texts, N memories, D width.
+Shapes: B texts, N memories, C candidates, T tokens, D width.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,11 @@ SUFFIX, KEYS = ".safetensors", "found_by"
 MEND = "remove it and add its text again (longrange library add)"
 OF_WEIGHTS = ("keys", "values")
 """What memory keeps beside its content, and is made of it anew."""
+CANDIDATES = 8
+"""Memories with the nearest keys, after which the opening of a text is read."""
+MARGIN = 3.0
+"""Nats by which another of these, or no memory, has to tell the opening better than the nearest to
+be taken in its place: odds of twenty to one."""
 
 
 @dataclass(frozen=True)
@@ -187,23 +193,50 @@ def without_keys(memory: MemoryState) -> MemoryState:
     return MemoryState(tuple(layers), memory.counts)
 
 
+@torch.no_grad()
+def tell(predictor: ModelPredictor, ids: np.ndarray, memories: list[MemoryState]) -> Tensor:
+    """Nats [C] of a text's tokens after each of some memories of one lane."""
+    read_1T = inputs_of(predictor, ids)[:, : len(ids)]
+    lanes = ModelState(MemoryState.concatenate(memories))
+    hidden_CTD, _ = predictor.read(read_1T.repeat(len(memories), 1), lanes)
+    targets_1T = torch.from_numpy(ids.astype(np.int64))[None].to(predictor.device)
+    return predictor.nats(hidden_CTD, targets_1T.repeat(len(memories), 1)).double().sum(dim=1)
+
+
+def taken(nats_C: Tensor) -> int:
+    """Which of some memories a text begins with, the nearest first: see MARGIN."""
+    best = int(nats_C.argmin())
+    return best if nats_C[0] - nats_C[best] > MARGIN else 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a text begins with."""
+
+    number: int | None
+    """Of the memory; None: with none."""
+    nearest: int
+    """Number of the memory whose key is nearest."""
+    saved: float
+    """Nats that the memory saves on the opening; of the nearest where none is taken."""
+
+
 class Library:
     """Memories of one model, found by keys."""
 
-    def __init__(self, folder: Path, loaded: LoadedRun, similarity: float | None = None) -> None:
+    def __init__(self, folder: Path, loaded: LoadedRun, candidates: int = CANDIDATES) -> None:
         """Reads the keys of a library.
 
         Args:
             folder: of the library.
             loaded: the model.
-            similarity: least cosine of a text's key with that of a memory that it begins with;
-                none: it begins with the nearest in any case.
+            candidates: memories that are tried on a text's opening.
 
         Raises:
             ValueError: there is none, a file is damaged, or of another model.
         """
         self.predictor, model = loaded.predictor, model_hash(loaded.model)
-        self.similarity = similarity
+        self.candidates = candidates
         found = episodes(folder)
         self.episodes, self.files = [each for each, _ in found], [file for _, file in found]
         self.opening: int = self.episodes[0].opening
@@ -225,33 +258,33 @@ class Library:
 
     def protocol(self) -> dict[str, Any]:
         """What a score that recalls from it says of it."""
-        told = {} if self.similarity is None else {"similarity": self.similarity}
-        return {"library": self.hash, "opening": self.opening, **told}
+        return {"library": self.hash, "opening": self.opening, "candidates": self.candidates}
 
-    def nearest(self, ids: np.ndarray) -> tuple[int, float]:
-        """The number of the memory whose text is most like this one's beginning, and the cosine of
-        their keys.
-        """
+    def nearest(self, ids: np.ndarray) -> list[int]:
+        """Numbers of the candidates for a text that begins so, the nearest first."""
         query_D = key_of(self.predictor, ids, self.opening)
-        found = self.store.nearest(query_D[None, None], self.store.written_B[:, None], 1)
-        slot = int(found.slots_BTK[0, 0, 0])
-        cosine = torch.cosine_similarity(query_D, self.store.keys_BRD[0, slot], dim=0)
-        return int(self.store.values_BR[0, slot]), float(cosine)
+        every = self.store.capacity
+        found = self.store.nearest(query_D[None, None], self.store.written_B[:, None], every)
+        numbers = self.store.values_BR[0, found.slots_BTK[0, 0]].tolist()
+        return list(dict.fromkeys(numbers))[: self.candidates]
 
-    def find(self, ids: np.ndarray) -> int | None:
-        """The number of the memory that a text begins with; None where none is like it enough."""
-        return self.fitting(*self.nearest(ids))
+    def choose(self, ids: np.ndarray) -> Choice:
+        """What a text with these first tokens begins with."""
+        numbers = self.nearest(ids)
+        memories = [*map(self.memory, numbers), self.predictor.begin(1).memory]
+        nats_C = tell(self.predictor, ids[: self.opening], memories)
+        place = taken(nats_C)
+        number = None if place == len(numbers) else numbers[place]
+        told = 0 if number is None else place
+        return Choice(number, numbers[0], float(nats_C[-1] - nats_C[told]))
 
-    def fitting(self, number: int, cosine: float) -> int | None:
-        """A memory's number, or None where its key is not near enough."""
-        return None if self.similarity is not None and cosine < self.similarity else number
-
-    def spoken(self, number: int, cosine: float) -> str:
+    def spoken(self, choice: Choice) -> str:
         """Whose memory a text begins with, in words."""
-        nearest = f"{plain(self.episodes[number].name)}, similarity {cosine:.4f}"
-        if self.fitting(number, cosine) is None:
-            return f"no memory (the nearest is of {nearest})"
-        return f"the memory of {nearest}"
+        if choice.number is None:
+            name = plain(self.episodes[choice.nearest].name)
+            return f"no memory (the nearest, of {name}, costs its opening {-choice.saved:.1f} nats)"
+        name = plain(self.episodes[choice.number].name)
+        return f"the memory of {name}, which saves its opening {choice.saved:.1f} nats"
 
     def memory(self, number: int) -> MemoryState:
         """A memory, of one lane; ValueError where its file has changed."""
@@ -264,11 +297,10 @@ class Library:
 
     def begun(self, texts: Sequence[np.ndarray]) -> tuple[ModelState, list[str]]:
         """What texts begin with that are about to be read, and in words where it comes from."""
-        nearest = [self.nearest(ids) for ids in texts]
-        numbers = [self.fitting(*each) for each in nearest]
-        known = {n: self.begin(n) for n in set(numbers)}
-        memory = MemoryState.concatenate([known[number] for number in numbers])
-        return ModelState(memory), [self.spoken(*each) for each in nearest]
+        chosen = [self.choose(ids) for ids in texts]
+        known = {number: self.begin(number) for number in {choice.number for choice in chosen}}
+        memory = MemoryState.concatenate([known[choice.number] for choice in chosen])
+        return ModelState(memory), [self.spoken(choice) for choice in chosen]
 
     def begin(self, number: int | None) -> MemoryState:
         """A memory, or that of who has read nothing."""

@@ -17,7 +17,6 @@ LEAST, MOST = 1e-30, 1e30
 Local = Literal["segment", "memory"]
 """What a reading sees that is to do without long memory: the segment alone, or memory too."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,9 @@ class GenerateConfig(SamplingConfig, Lengths, Placement):
     the model ends its turn; null does so where there is one, false reads lines as they are."""
     system: str | None = None
     """What a chat begins with, as the system's words."""
-    library_similarity: Cosine | None = None
-    """Of --library: the least cosine of a text's key with that of a memory that it begins with; one
-    that is less like it is left out. None: the nearest in any case."""
+    library_candidates: Size | None = None
+    """Of --library: memories nearest to a text that are tried on its first tokens; it begins with
+    the one that tells them best, or with none if that does. None: 8."""
     memory_weight: Annotated[float, Field(ge=0, le=1000)] | None = None
     """What long memory tells counts so many times: draw from full + (W - 1) (full - local), of
     logits, where local is a second reading without it; 1 is the model itself, 0 the local one."""

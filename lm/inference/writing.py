@@ -22,7 +22,7 @@ from lm.inference import memory_file
 from lm.inference.adapted import AdaptedPredictor, looking_up
 from lm.inference.beside import Beside, Forgetful, local_of
 from lm.inference.chat import Conversation
-from lm.inference.episodes import Library
+from lm.inference.episodes import CANDIDATES, Library
 from lm.inference.inference_config import PLAIN, GenerateConfig, LookupConfig
 from lm.inference.loading import LoadedRun
 from lm.inference.predictor import Predictor
@@ -121,7 +121,8 @@ def opened(
         ids.append(encode(vocabulary, text, name))
         tell_unknown(vocabulary, text, ids[-1], name)
     if library is not None:
-        session = recalled(loaded, ids, lookup, Library(library, loaded, config.library_similarity))
+        shelf = Library(library, loaded, config.library_candidates or CANDIDATES)
+        session = recalled(loaded, ids, lookup, shelf)
     elif memory is None:
         session = Session.begin(predictor_of(loaded, config, lookup), len(texts))
     else:
@@ -133,7 +134,7 @@ def opened(
 def recalled(
     loaded: LoadedRun, ids: list[np.ndarray], lookup: LookupConfig, library: Library
 ) -> Session[Any]:
-    """A session of texts that begin with the memories whose texts began most like them."""
+    """A session of texts that begin with memories of texts that are like them."""
     predictor = looking_up(loaded.predictor, lookup)
     if (longest := max(map(len, ids))) >= loaded.predictor.warmup:
         warn(

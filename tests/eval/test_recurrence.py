@@ -17,6 +17,8 @@ from data.tokenizers.registry import ByteTokenizer
 from eval import recurrence
 from eval.reach import read_answers
 from eval.recurring import read_recurrences, recur, table
+from lm.inference import episodes
+from lm.inference.episodes import key_of
 from lm.inference.predictor import ModelState
 from lm.library import LibraryConfig
 from lm.model.model_config import ModelConfig
@@ -66,7 +68,9 @@ def test_questions_are_answered_by_the_document_that_they_come_back_to(tmp_path:
     assert (again / "test.jsonl").read_bytes() == (tmp_path / "text/test.jsonl").read_bytes()
 
 
-def test_each_memory_is_what_reading_that_document_leaves(tmp_path: Path) -> None:
+def test_each_memory_is_what_reading_that_document_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     series.main(SMALL, tmp_path / "text")
     path = tmp_path / "text/test.jsonl"
     texts = [record["text"].encode() for record in lines(path)]
@@ -74,6 +78,9 @@ def test_each_memory_is_what_reading_that_document_leaves(tmp_path: Path) -> Non
     torch.manual_seed(0)
     reader = predictor(CompressiveTransformer(LENGTHS, 256))
     rows, recurs = read_answers(path, split), read_recurrences(path)
+    monkeypatch.setattr(episodes, "MARGIN", 0.0)
+    tried = recur(reader, split, rows, recurs, opening=8)
+    monkeypatch.setattr(episodes, "MARGIN", 1e9)  # The nearest in any case.
     found = recur(reader, split, rows, recurs, opening=8)
     assert [(row["gap"], row["questions"]) for row in found] == [(1, 4), (3, 4)]
 
@@ -112,8 +119,24 @@ def test_each_memory_is_what_reading_that_document_leaves(tmp_path: Path) -> Non
         told = np.repeat([row["right"][arm] for row in found], 4)
         assert np.mean(shares) == pytest.approx(told.mean())
     # Names are letters, all else is dots: even weights drawn at random tell documents apart.
+    assert [row["nearest"] for row in found] == [1.0, 1.0]
     assert [row["found"] for row in found] == [1.0, 1.0]
     assert all(row["right"]["found"] == row["right"]["same"] for row in found)
+    # Of the eight nearest and none, the one that tells the name best is taken.
+    keys = [key_of(reader, np.frombuffer(text, np.uint8), 8) for text in texts]
+    own = []
+    for number, same in recurs.items():
+        far = torch.stack([(key - keys[number]).square().sum() for key in keys[:number]])
+        begun = [(which, left_by(which)) for which in far.argsort()[:8].tolist()]
+        name = torch.tensor([[*texts[number][:8]]])
+        inputs = torch.cat([torch.tensor([[reader.vocabulary.start]]), name[:, :7]], dim=1)
+        nats = {}
+        for which, memory in [*begun, (None, reader.begin(1).memory)]:
+            hidden, _ = reader.read(inputs, ModelState(memory))
+            nats[which] = float(reader.nats(hidden, name).sum())
+        own.append(min(nats, key=nats.__getitem__) == same)
+    assert [row["found"] for row in tried] == [np.mean(own[:4]), np.mean(own[4:])]
+    assert [row["nearest"] for row in tried] == [1.0, 1.0]
     assert len(table(found).splitlines()) == 3
 
 

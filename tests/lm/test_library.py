@@ -15,7 +15,8 @@ from eval.eval_config import ProgramConfig
 from eval.recalling import RecallingScorer
 from eval.results import read_result
 from lm import generate, library
-from lm.inference.episodes import KIND, Library, key_of
+from lm.inference import episodes
+from lm.inference.episodes import KIND, Choice, Library, key_of, taken
 from lm.inference.inference_config import GenerateConfig, LookupConfig, ScoringConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelState
@@ -75,9 +76,9 @@ def test_a_text_goes_on_from_the_book_that_began_like_it(
     """The memory is that of the whole book, bit for bit, whatever else stands in the library."""
     found = Library(shelf, loaded)
     ids = np.frombuffer(BOOKS[name][:15] + b"...", dtype=np.uint8)
-    assert found.episodes[found.find(ids)].name == name
+    assert found.episodes[found.nearest(ids)[0]].name == name
     state, (said,) = found.begun([ids])
-    assert said.startswith(f"the memory of {name}, similarity ")
+    assert said.startswith(f"the memory of {name}, which saves its opening ")
     expected = after(loaded, name).memory.tensors()
     given = state.memory.tensors()
     assert given.keys() == expected.keys()
@@ -209,7 +210,7 @@ def test_damage_and_what_a_kill_leaves(
     [
         ({"prompt": "a"}, "is no library; make one"),
         ({}, "give one with --prompt"),
-        ({"prompt": "a", "library_similarity": 2.0}, "at most 1"),
+        ({"prompt": "a", "library_candidates": 0}, "must be at least 1"),
         ({"prompt": "a", "memory_weight": 2.0}, "leave --load-memory, --save-memory, --library"),
     ],
 )
@@ -250,11 +251,11 @@ def test_its_command_line(words: list[str], status: int, said: str) -> None:
     assert said in shown and "Traceback" not in shown
 
 
-def test_a_similarity_to_nothing(trained_run: Path) -> None:
-    with pytest.raises(ValueError, match="--library-similarity has no effect without --library"):
-        generate.main(trained_run, GenerateConfig(prompt="a", library_similarity=0.5))
-    with pytest.raises(ValueError, match="library_similarity has no effect without --library"):
-        ProgramConfig(library_similarity=0.5)
+def test_candidates_of_nothing(trained_run: Path) -> None:
+    with pytest.raises(ValueError, match="--library-candidates has no effect without --library"):
+        generate.main(trained_run, GenerateConfig(prompt="a", library_candidates=5))
+    with pytest.raises(ValueError, match="library_candidates has no effect without --library"):
+        ProgramConfig(library_candidates=5)
 
 
 def test_a_long_beginning_is_warned_of(
@@ -282,52 +283,82 @@ def test_keys_are_means_of_hidden_states(loaded: LoadedRun) -> None:
     torch.testing.assert_close(key_of(loaded.predictor, ids, OPENING), hidden[0].mean(dim=0))
 
 
-def test_a_memory_that_is_not_like_it_enough_is_left_out(
-    trained_run: Path, loaded: LoadedRun, shelf: Path, tmp_path: Path, capsys
+def test_which_of_them_is_taken() -> None:
+    """The nearest, unless another is more than the margin better."""
+    assert taken(torch.tensor([5.0])) == 0
+    assert taken(torch.tensor([5.0, 4.0, 2.0])) == 0
+    assert taken(torch.tensor([5.0, 1.9, 2.0])) == 1
+    assert taken(torch.tensor([5.0, 1.9, 1.8])) == 2
+    assert taken(torch.tensor([1.0, 5.0])) == 0
+
+
+TEXTS = [b"the long book of memory was", b"0123 zzzz the yyyy", b"qqqqqqqq", b"wwww vvvv", b"I"]
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 8])
+def test_the_memory_that_tells_the_opening_best_is_taken(
+    loaded: LoadedRun, shelf: Path, monkeypatch: pytest.MonkeyPatch, candidates: int
 ) -> None:
-    """By the cosine of the keys: what is above goes on as before, what is below as with no library,
-    beside each other and in a score.
-    """
-    texts = [BOOKS["third.txt"][:40], b"the 0123 zzzz !!!! the 0123 zzzz"]
-    ids = [np.frombuffer(text, dtype=np.uint8) for text in texts]
-    plain = Library(shelf, loaded)
-    (alike, _), (other, cosine) = map(plain.nearest, ids)
-    query, keys = key_of(loaded.predictor, ids[1], OPENING), plain.store.keys_BRD[0, :6]
-    near = int((keys - query).square().sum(dim=1).argmin())
-    assert other == near // 2
-    assert cosine == pytest.approx(float(query @ keys[near] / query.norm() / keys[near].norm()))
-    assert plain.nearest(ids[0])[1] == pytest.approx(1.0) and cosine < 0.9999
-    strict = Library(shelf, loaded, similarity=0.9999)
-    assert [strict.find(each) for each in ids] == [alike, None]
-    assert plain.find(ids[1]) == other
-    both, said = strict.begun(ids)
-    one, nothing = both.select([0]).memory.tensors(), loaded.predictor.begin(1).memory.tensors()
-    for name, tensor in plain.begun(ids[:1])[0].memory.tensors().items():
-        assert torch.equal(one[name], tensor)
-        assert torch.equal(both.select([1]).memory.tensors()[name], nothing[name])
-    assert said[0].startswith("the memory of third.txt, similarity 1.0")
-    assert said[1].startswith("no memory (the nearest is of ")
-    split = split_of(loaded.vocabulary, texts)
+    """Against one reading after the other of all candidates and of none."""
+    monkeypatch.setattr(episodes, "MARGIN", 0.0)
+    found, predictor = Library(shelf, loaded, candidates), loaded.predictor
+    keys, choices = found.store.keys_BRD[0, :6], set()
+    for text in TEXTS:
+        ids, opening = np.frombuffer(text, dtype=np.uint8), text[:OPENING]
+        squares = (keys - key_of(predictor, ids, OPENING)).square().sum(dim=1).view(3, 2)
+        near = squares.amin(dim=1).argsort()[:candidates].tolist()
+        assert found.nearest(ids) == near
+        begun = [*(after(loaded, found.episodes[number].name) for number in near)]
+        nats = []
+        for state in [*begun, predictor.begin(1)]:
+            hidden, _ = predictor.read(inputs(loaded, opening[:-1]), state)
+            nats.append(float(predictor.nats(hidden, torch.tensor([[*opening]])).sum()))
+        choice, best = found.choose(ids), int(np.argmin(nats))
+        assert choice.number == [*near, None][best] and choice.nearest == near[0]
+        told = 0 if choice.number is None else best
+        assert choice.saved == pytest.approx(nats[-1] - nats[told], abs=1e-4)
+        choices.add("none" if choice.number is None else "nearest" if best == 0 else "another")
+        (said,) = found.begun([ids])[1]
+        assert said.startswith("no memory" if choice.number is None else "the memory of ")
+    assert "none" in choices and (candidates == 1 or "another" in choices)
+
+
+def test_one_that_no_memory_tells_better_goes_on_as_it_is(
+    trained_run: Path, loaded: LoadedRun, shelf: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """In a score and in writing, beside one that a memory is found for."""
+    monkeypatch.setattr(
+        Library, "choose", lambda self, ids: Choice(None if ids[0] == ord("0") else 1, 1, -2.0)
+    )
+    texts, nats = [BOOKS["third.txt"][:40], b"0123 zzzz !!!! the 0123 zzzz"], {}
+    split, shelved = split_of(loaded.vocabulary, texts), Library(shelf, loaded)
     config = ScoringConfig(lanes=1, warmup=64, reset_documents=True)
-    nats = {}
-    for name, chosen in (("plain", plain), ("strict", strict), ("least", None)):
-        scorer = (
-            Scorer(loaded.predictor, split, config)
-            if chosen is None
-            else RecallingScorer(chosen, split, config)
-        )
+    for scorer in (
+        RecallingScorer(shelved, split, config),
+        Scorer(loaded.predictor, split, config),
+    ):
         for _ in scorer:
             pass
-        nats[name] = scorer.document_nats
-    assert nats["strict"][0] == nats["plain"][0] != nats["least"][0]
-    assert nats["strict"][1] == nats["least"][1] != nats["plain"][1]
-    # And by the programs.
+        nats[type(scorer)] = scorer.document_nats
+    assert nats[RecallingScorer][0] != nats[Scorer][0]
+    assert nats[RecallingScorer][1] == nats[Scorer][1]
+    ids = [np.frombuffer(text, dtype=np.uint8) for text in texts]
+    both, _ = shelved.begun(ids)
+    nothing = loaded.predictor.begin(1).memory.tensors()
+    for name, tensor in shelved.memory(1).tensors().items():
+        assert torch.equal(both.select([0]).memory.tensors()[name], tensor)
+        assert torch.equal(both.select([1]).memory.tensors()[name], nothing[name])
+    asked = GenerateConfig(prompt=texts[1].decode(), tokens=1)
+    generate.main(trained_run, asked, library=shelf)
+    assert "begins with no memory (the nearest, of " in capsys.readouterr().err
+    assert ", costs its opening 2.0 nats)" in shelved.spoken(Choice(None, 1, -2.0))
+
+
+def test_how_many_are_tried_stands_in_the_protocol(
+    trained_run: Path, shelf: Path, tmp_path: Path
+) -> None:
     where = tmp_path / "score.json"
-    for bound, same in ((-1.0, True), (1.0, False)):
-        how = ProgramConfig(lanes=2, reset_documents=True, library=shelf, library_similarity=bound)
+    for asked, told in ((None, 8), (2, 2)):
+        how = ProgramConfig(lanes=2, reset_documents=True, library=shelf, library_candidates=asked)
         score.main(trained_run, how, json=where, compare=False)
-        assert read_result(where)["protocol"]["similarity"] == bound
-        asked = GenerateConfig(prompt=texts[1].decode(), tokens=1, library_similarity=bound)
-        capsys.readouterr()
-        generate.main(trained_run, asked, library=shelf)
-        assert ("begins with the memory of" in capsys.readouterr().err) == same
+        assert read_result(where)["protocol"]["candidates"] == told
