@@ -133,6 +133,7 @@ def test_stop_strings(folder: Path) -> None:
     assert end == whole[: whole.index(stop) + 1] != whole
 
 
+@pytest.mark.slow
 def test_a_compiled_model(folder: Path) -> None:
     """dynamo goes around what depends on the tokens; what becomes of its graphs is torch's."""
     model, inputs = load(folder), read(folder)
