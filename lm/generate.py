@@ -27,8 +27,8 @@ def main(
         load_memory: memory that --save-memory wrote; texts go on from there.
         save_memory: file for the memory of what was read, or of the whole conversation.
         adapt: what is looked up in the text so far, to change predictions by.
-        library: memories of other texts (longrange library add); each text begins with that of the
-            text that began most like it.
+        library: memories of other texts (longrange library add); each text begins with the one that
+            tells its first tokens best of those that are like it, if any does.
         out: file for text and continuation; for several, one JSON object to a line.
     """
     from lm.inference import memory_file

@@ -2,8 +2,8 @@
 
 `longrange library add --run RUN --text BOOK` reads a text and keeps the memory of it in RUN/library
 or `--library DIR`; `longrange library list --run RUN` says what is kept. `longrange generate` and
-`longrange score` with `--library DIR` begin each text with the memory of the one that began most
-like it.
+`longrange score` with `--library DIR` begin each text with the memory, of those that are like it,
+that tells its opening best.
 """
 
 import sys

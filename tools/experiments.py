@@ -214,12 +214,13 @@ def finished(run: Planned) -> bool:
     Raises:
         ValueError: the folder has the result of another config, or of other weights to begin with.
     """
-    from lm.training.origin import require_same_origin
+    from lm.training.origin import ORIGIN, require_same_origin
 
     folder = run.start.run
     if not (folder / RESULT).is_file():
         return False
-    if read_result(folder).config != dump_config(run.config):
+    another = run.start.from_ is None and (folder / ORIGIN).is_file()
+    if another or read_result(folder).config != dump_config(run.config):
         raise ValueError(f"{folder} has the result of another config; give another --out folder")
     require_same_origin(run.start)
     return True

@@ -11,7 +11,7 @@ so what is found stays for as long as memory of that age does.
 Shapes: B texts, N memories, C candidates, T tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -194,18 +194,25 @@ def without_keys(memory: MemoryState) -> MemoryState:
 
 
 @torch.no_grad()
-def tell(predictor: ModelPredictor, ids: np.ndarray, memories: list[MemoryState]) -> Tensor:
-    """Nats [C] of a text's tokens after each of some memories of one lane."""
+def tell(
+    predictor: ModelPredictor, ids: np.ndarray, memories: Iterable[MemoryState]
+) -> list[float]:
+    """Nats of a text's tokens after each of some memories of one lane, C numbers.
+
+    One is read after the other, so that no more room is taken than a text itself needs.
+    """
     read_1T = inputs_of(predictor, ids)[:, : len(ids)]
-    lanes = ModelState(MemoryState.concatenate(memories))
-    hidden_CTD, _ = predictor.read(read_1T.repeat(len(memories), 1), lanes)
     targets_1T = torch.from_numpy(ids.astype(np.int64))[None].to(predictor.device)
-    return predictor.nats(hidden_CTD, targets_1T.repeat(len(memories), 1)).double().sum(dim=1)
+    nats_C = []
+    for memory in memories:
+        hidden_1TD, _ = predictor.read(read_1T, ModelState(memory))
+        nats_C.append(float(predictor.nats(hidden_1TD, targets_1T).double().sum()))
+    return nats_C
 
 
-def taken(nats_C: Tensor) -> int:
+def taken(nats_C: list[float]) -> int:
     """Which of some memories a text begins with, the nearest first: see MARGIN."""
-    best = int(nats_C.argmin())
+    best = nats_C.index(min(nats_C))
     return best if nats_C[0] - nats_C[best] > MARGIN else 0
 
 
@@ -271,12 +278,12 @@ class Library:
     def choose(self, ids: np.ndarray) -> Choice:
         """What a text with these first tokens begins with."""
         numbers = self.nearest(ids)
-        memories = [*map(self.memory, numbers), self.predictor.begin(1).memory]
+        memories = map(self.begin, [*numbers, None])
         nats_C = tell(self.predictor, ids[: self.opening], memories)
         place = taken(nats_C)
         number = None if place == len(numbers) else numbers[place]
         told = 0 if number is None else place
-        return Choice(number, numbers[0], float(nats_C[-1] - nats_C[told]))
+        return Choice(number, numbers[0], nats_C[-1] - nats_C[told])
 
     def spoken(self, choice: Choice) -> str:
         """Whose memory a text begins with, in words."""

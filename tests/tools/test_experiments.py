@@ -72,6 +72,8 @@ def test_a_variant_begins_with_the_weights_of_another_run(file, tmp_path, traine
     other = file(variants={"on": {"from": str(trained_run)}}, seeds=[0])
     with pytest.raises(ValueError, match=r"began with the weights of .*begun-0"):
         main(other, out)
+    with pytest.raises(ValueError, match="result of another config"):
+        main(file(variants={"on": {}}, seeds=[0]), out)
     with pytest.raises(ValueError, match="variant on: from names the folder of a run, not 3"):
         main(file(variants={"on": {"from": 3}}), out)
 
