@@ -10,11 +10,12 @@ distance in bytes].
 | needle | words with a code among them; the code is asked for at the end |
 | associative | pairs of a letter and a value, digits, then every letter again with its value |
 | cue | one of four letters at a random place among dots, which a question mark asks for |
+| names | a list of guests, words, then the list again |
 | key_value | sentences of who lives where among words; one of them again, for its last word |
 | chain | one lives in a town, one with him, one with her: the town of the last |
 
-The last two are in words, so that models of subwords can be asked without being trained on them;
-they are the kinds "multi-key needle" and "variable tracking" of RULER (Hsieh et al., arXiv
+The last three are in words, so that models of subwords can be asked without being trained on them;
+the last two are the kinds "multi-key needle" and "variable tracking" of RULER (Hsieh et al., arXiv
 2404.06654, section 3).
 """
 
@@ -38,7 +39,7 @@ WORDS = tuple(SENTENCE.split())
 KEY = 8
 """Letters of a string or code."""
 PAIRS = 8
-"""Pairs of an associative document, and people of one of key_value."""
+"""Pairs of an associative document, people of one of key_value, and guests of one of names."""
 CUES = "ABCD"
 """Letters that a cue may be."""
 PLACES = 64
@@ -56,8 +57,8 @@ TOWNS = tuple(WHERE.split())
 LINKS = 2
 """People of a chain behind the one whose town is told."""
 
-TaskName = Literal["copy", "needle", "associative", "cue", "key_value", "chain"]
-SHORTEST: dict[TaskName, int] = {"chain": 96}
+TaskName = Literal["copy", "needle", "associative", "cue", "names", "key_value", "chain"]
+SHORTEST: dict[TaskName, int] = {"names": 96, "chain": 96}
 """The least distance in bytes where a task needs more than twice a key."""
 
 
@@ -74,7 +75,7 @@ class RecallConfig:
     """What is asked, and how far back the answers are."""
 
     task: TaskName = "copy"
-    """copy, needle, associative, cue, key_value or chain."""
+    """copy, needle, associative, cue, names, key_value or chain."""
     distances: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     """Bytes between an answer and what it is about, at least; each document has one of them."""
     documents: Size = 4000
@@ -185,6 +186,18 @@ def cue(draws: random.Random, distance: int) -> tuple[str, list[Answer]]:
     return f"{text}{letter}\n", [Answer(len(text), 1, distance)]
 
 
+def names(draws: random.Random, distance: int) -> tuple[str, list[Answer]]:
+    """Every guest stands as many bytes before the name's copy, the first of the list as well."""
+    guests = draws.sample(PEOPLE, PAIRS)
+    listed = f"the guests are {', '.join(guests)}. "
+    text = words(draws, draws.randrange(60))
+    told = len(text)
+    text += listed + words(draws, distance - len(listed))
+    back = len(text) - told
+    answers = [Answer(len(text) + listed.index(f" {who}") + 1, len(who), back) for who in guests]
+    return f"{text}{listed.rstrip()}\n", answers
+
+
 def key_value(draws: random.Random, distance: int) -> tuple[str, list[Answer]]:
     """One of several sentences is asked for; others stand before it and, where there is room,
     behind it, so that the last town is rarely the right one.
@@ -267,6 +280,7 @@ TASKS: dict[TaskName, Task] = {
     "needle": needle,
     "associative": associative,
     "cue": cue,
+    "names": names,
     "key_value": key_value,
     "chain": chain,
 }

@@ -1,8 +1,8 @@
 """Program: how far back a model remembers: accuracy of answers by the distance to what they need.
 
 Reads a text of data.recall. A token counts as known where the model gives it the highest
-probability; guessing a letter is right once in 26 times, a cue once in four, and a town of the
-document once in eight (key_value) or in two (chain).
+probability; guessing a letter is right once in 26 times, a cue once in four, a guest (names) or a
+town of the document once in eight (key_value), and one of a chain once in two.
 """
 
 from pathlib import Path

@@ -83,6 +83,21 @@ def test_towns_are_told_once_and_not_by_their_place(task: TaskName, far: int) ->
         assert last < 200
 
 
+def test_guests_come_again_in_their_order() -> None:
+    """Eight different people, drawn anew for each document, and nothing but the list names them."""
+    draws, asked = random.Random(5), set()
+    for _ in range(100):
+        text, answers = TASKS["names"](draws, 200)
+        guests = [text[first : first + count] for first, count, _ in answers]
+        assert len(set(guests)) == 8
+        assert re.findall("[A-Z][a-z]+", text) == guests * 2
+        assert text.endswith(f" the guests are {', '.join(guests)}.\n")
+        assert len({back for _, _, back in answers}) == 1
+        asked.add(tuple(guests))
+    assert len(asked) == 100
+    assert {who for guests in asked for who in guests} == set(PEOPLE)
+
+
 def test_answers_are_found_in_subwords(tmp_path: Path) -> None:
     """Tokens of an answer hold all its bytes; a distance is counted from where it was told."""
     written = [TASKS[task](random.Random(4), 300) for task in ("needle", "key_value", "chain")]
