@@ -1,6 +1,7 @@
 """A trained run as lm-evaluation-harness sees it: eval/harness.py is its command line."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from data.common.command import load_config
 from data.common.progress import Progress
+from data.tokenizers.registry import HuggingFaceTokenizer
+from lm.inference.chat import ChatTemplate, template_of
 from lm.inference.inference_config import Lengths, Placement, SamplingConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelState
@@ -85,6 +88,39 @@ class LongRangeLM(LM):  # type: ignore[misc]
         """What the harness knows cached requests by."""
         return self.loaded.vocabulary.hash
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template of the run's tokenizer, for the harness's record.
+
+        Raises:
+            ValueError: it has none, or another one is asked for by name.
+        """
+        if chat_template in (False, None):
+            return None
+        if chat_template not in (True, "default"):
+            raise ValueError(
+                f"the model longrange has no chat template {chat_template!r} but its tokenizer's "
+                "own; give --apply_chat_template without a name"
+            )
+        return self._form().template
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the run's tokenizer writes it; without a prompt for an answer, its
+        last message is the beginning of one. ValueError where there is no template.
+        """
+        ask = add_generation_prompt
+        return self._form().render(chat_history, ask, unfinished=not ask)
+
+    def _form(self) -> ChatTemplate:
+        vocabulary = self.loaded.vocabulary
+        if (form := template_of(vocabulary)) is None:
+            raise ValueError(
+                f"the vocabulary {vocabulary.name} carries no chat template; leave "
+                "--apply_chat_template out"
+            )
+        return replace(form, instead="leave --apply_chat_template out")
+
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is the most
         probable one token by token. A context that several requests share is read once.
@@ -147,12 +183,30 @@ class LongRangeLM(LM):  # type: ignore[misc]
     def _encode(self, text: str) -> np.ndarray:
         return encode(self.loaded.vocabulary, text.encode(), "a text").astype(np.int64)
 
+    def _begun(self, context: str) -> tuple[np.ndarray, str]:
+        """Ids of a context up to the last special token that it spells, as chat templates make
+        them, and the text behind that; without the token that precedes every text.
+        """
+        vocabulary = self.loaded.vocabulary
+        if not isinstance(vocabulary, HuggingFaceTokenizer):
+            return np.empty(0, dtype=np.int64), context
+        names = ChatTemplate(vocabulary, "").special
+        places = [(context.rfind(name), len(name)) for name in names if name in context]
+        at = max((place + size for place, size in places), default=0)
+        ids = vocabulary.encode_marked(context[:at]).astype(np.int64)
+        return ids[int(ids[:1].tolist() == [vocabulary.start]) :], context[at:]
+
+    def _context(self, context: str) -> np.ndarray:
+        begun, rest = self._begun(context)
+        return np.concatenate([begun, self._encode(rest)])
+
     def _split(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids of both together, cut before the first token that reaches into the continuation."""
-        ids = self._encode(context + continuation)
+        begun, rest = self._begun(context)
+        ids = self._encode(rest + continuation)
         ends = self.loaded.vocabulary.token_bytes[ids].cumsum()
-        cut = int(ends.searchsorted(len(context.encode()), side="right"))
-        return ids[:cut], ids[cut:]
+        cut = int(ends.searchsorted(len(rest.encode()), side="right"))
+        return np.concatenate([begun, ids[:cut]]), ids[cut:]
 
     def _continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         split = [self._split(*pair) for pair in pairs]
@@ -187,14 +241,23 @@ class LongRangeLM(LM):  # type: ignore[misc]
         self, contexts: Sequence[str], kwargs: dict[str, Any], seeds: Sequence[int]
     ) -> list[str]:
         session = Session.begin(self.loaded.predictor, len(contexts))
-        session.read([self._encode(context) for context in contexts])
+        session.read([self._context(context) for context in contexts])
         # Tasks that are decoded greedily often name filters all the same.
         filters = ("top_k", "top_p", "min_p") if kwargs.get("temperature", 0.0) else ()
         chosen = {name: kwargs[name] for name in filters if kwargs.get(name) is not None}
         sampling = SamplingConfig(kwargs.get("temperature", 0.0), **chosen)
         stops = [stop.encode() for stop in kwargs["until"] if stop]
-        texts = session.write(Writing(sampling, kwargs["max_gen_toks"], seeds, stops))
+        how = Writing(sampling, kwargs["max_gen_toks"], seeds, stops, self._ends(contexts))
+        texts = session.write(how)
         return [text.decode(errors="replace") for text in texts]
+
+    def _ends(self, contexts: Sequence[str]) -> frozenset[int]:
+        """Tokens at which an answer ends; by the chat template where contexts are conversations."""
+        vocabulary = self.loaded.vocabulary
+        form = template_of(vocabulary)
+        if form is not None and any(len(self._begun(context)[0]) for context in contexts):
+            return form.ends(form.end())
+        return frozenset(vocabulary.ends if isinstance(vocabulary, HuggingFaceTokenizer) else ())
 
 
 def chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

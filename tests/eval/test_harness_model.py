@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from lm_eval.api.registry import get_model
 from data.tokenizers.registry import ByteTokenizer
 from eval.harness import register
 from eval.harness_model import LongRangeLM
-from lm.inference.inference_config import ScoringConfig
+from lm.inference.inference_config import SamplingConfig, ScoringConfig
+from lm.inference.session import Session, Writing
 from lm.scoring import score
+from tests.hub_tokenizers import TEMPLATE
 from tests.texts import TEXT, split_of
 
 DOCUMENTS = [TEXT.decode()[:411], "a word", TEXT.decode()[50:350], ""]
@@ -97,6 +100,78 @@ def test_generation_stops_where_it_is_told(model: LongRangeLM) -> None:
     assert first != second
     greedy = free | {"top_p": 0.9, "temperature": 0.0}
     assert model.generate_until([ask("generate_until", "the ", greedy)]) == [text]
+
+
+@pytest.fixture(scope="module")
+def chatting(hf_run: Path) -> LongRangeLM:
+    """Of a run whose tokenizer carries a chat template."""
+    register()
+    return get_model("longrange")(run=str(hf_run), batch_size=2)
+
+
+def test_conversations_are_read_as_transformers_makes_them(chatting: LongRangeLM) -> None:
+    """A question, an answer that is begun, and a choice, in special tokens where they are meant."""
+    vocabulary: Any = chatting.loaded.vocabulary
+    said = [{"role": "user", "content": "What is a cat?"}]
+    asked = chatting.apply_chat_template(said)
+    assert asked == "<|start|>user\nWhat is a cat?<|end|>\n<|start|>assistant\n"
+    begun = [*said, {"role": "assistant", "content": "A house"}]
+    unfinished = chatting.apply_chat_template(begun, add_generation_prompt=False)
+    assert unfinished == f"{asked}A house"
+    assert chatting.chat_template(True) == TEMPLATE and chatting.chat_template(False) is None
+
+    expected = vocabulary.encode_marked(asked)
+    start, end = vocabulary.special["bos"], vocabulary.special["eos"]
+    assert expected.tolist().count(start) == 2 and expected.tolist().count(end) == 1
+    session = Session.begin(chatting.loaded.predictor, 1)
+    # The token that precedes every text is the template's first.
+    assert expected[0] == start
+    session.read([expected[1:]])
+    greedy = {"until": [], "max_gen_toks": 7, "temperature": 0.0}
+    (written,) = session.repeat(1).write(Writing(SamplingConfig(0.0), 7, [0], (), frozenset([end])))
+    found = chatting.generate_until([ask("generate_until", asked, greedy)])
+    assert found == [written.decode(errors="replace")]
+
+    choices = [ask("loglikelihood", asked, text) for text in ("A house", "the cat")]
+    for choice, (nats, _) in zip(choices, chatting.loglikelihood(choices), strict=True):
+        ids = vocabulary.encode(choice.args[1].encode())
+        (cost,), _ = chatting._read_scored(session.repeat(1), [ids.astype(np.int64)])
+        assert nats == pytest.approx(-cost, rel=1e-5)
+
+
+def test_an_answer_ends_where_the_model_ends_it(
+    chatting: LongRangeLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of text without a template too; what would follow is not written."""
+    predictor, vocabulary = chatting.loaded.predictor, chatting.loaded.vocabulary
+    end, settings = vocabulary.special["eos"], {"until": [], "max_gen_toks": 9}
+    logits, calls = type(predictor).logits, []
+
+    def ending(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(hidden)
+        found = logits(self, hidden)
+        found[..., end] = 1e4 if len(calls) > 3 else -1e4
+        return found
+
+    for context in ("The cat", "<|start|>user\nThe cat<|end|>\n"):
+        calls.clear()
+        monkeypatch.setattr(type(predictor), "logits", ending)
+        ended = chatting.generate_until([ask("generate_until", context, settings)])
+        monkeypatch.setattr(type(predictor), "logits", logits)
+        on = chatting.generate_until([ask("generate_until", context, settings)])
+        assert ended[0] and on[0].startswith(ended[0]) and len(on[0]) > len(ended[0])
+
+
+@pytest.mark.bad_input("eval.harness")
+def test_templates_that_are_not_there(model: LongRangeLM, chatting: LongRangeLM) -> None:
+    with pytest.raises(ValueError, match="bytes-256 carries no chat template; leave --apply_chat"):
+        model.chat_template(True)
+    with pytest.raises(ValueError, match="bytes-256 carries no chat template; leave --apply_chat"):
+        model.apply_chat_template([{"role": "user", "content": "a"}])
+    with pytest.raises(ValueError, match="no chat template 'tools' but its tokenizer's own"):
+        chatting.chat_template("tools")
+    with pytest.raises(ValueError, match=r"cannot be used .*; leave --apply_chat_template out"):
+        chatting.apply_chat_template([{"role": "user"}, {"nothing": "a"}], False)
 
 
 def test_mistakes(trained_run: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from data.tokenizers.hub_files import HubFiles
 from data.tokenizers.registry import ByteTokenizer, HuggingFaceTokenizer
 from lm import generate
-from lm.inference.chat import Conversation, conversation_of, template_of
+from lm.inference.chat import ChatTemplate, Conversation, conversation_of, template_of
 from lm.inference.inference_config import GenerateConfig
 from lm.inference.loading import load_run
 from lm.inference.session import Session, Writing
@@ -83,9 +83,11 @@ def test_templates_lie_in_three_places(vocabulary: HuggingFaceTokenizer) -> None
 
     named = [{"name": "tools", "template": "x"}, {"name": "default", "template": TEMPLATE}]
     settings = json.dumps({"chat_template": named}).encode()
-    assert template_of(vocabulary) == TEMPLATE
-    assert template_of(carrying({"tokenizer_config.json": settings})) == TEMPLATE
-    assert template_of(carrying({"chat_template.jinja": b"y"})) == "y"
+    for given in (vocabulary, carrying({"tokenizer_config.json": settings})):
+        form = template_of(given)
+        assert form is not None and form.template == TEMPLATE
+    other = template_of(carrying({"chat_template.jinja": b"y"}))
+    assert other is not None and other.template == "y"
     assert template_of(carrying({})) is None and template_of(ByteTokenizer()) is None
 
 
@@ -101,7 +103,7 @@ def test_a_chat_needs_a_template(options: dict[str, Any]) -> None:
 def test_a_template_may_refuse(vocabulary: HuggingFaceTokenizer) -> None:
     refusing = "{{ raise_exception('no system') }}"
     with pytest.raises(ValueError, match=r"cannot be used \(no system\); leave --system out"):
-        Conversation(vocabulary, refusing, True)
+        Conversation(ChatTemplate(vocabulary, refusing), True)
 
 
 @pytest.mark.bad_input("lm.generate")
