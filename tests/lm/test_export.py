@@ -228,8 +228,10 @@ def test_the_card_carries_scores_of_these_weights_with_their_protocol(
 
 def vocabularies() -> dict[str, Tokenizer]:
     lines = ["the book of memory\n", "was read by one <unk> who wrote it\n"] * 20
+    # Words may be spelt like the end of a line, or like padding.
+    words = "".join([*lines, "a <pad> b <eos> c\n"]).encode()
     return {
-        "words": WordTokenizer.build(Counter(split_words("".join(lines).encode()))),
+        "words": WordTokenizer.build(Counter(split_words(words))),
         "sentencepiece": SentencePieceTokenizer.train(iter(lines), 290, "bpe"),
     }
 
@@ -249,6 +251,8 @@ def test_tokenizers_make_what_the_pipeline_makes(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert type(tokenizer).__module__.startswith("transformers_modules.")
     texts = [" the book of memory \n was <unk> read \n"]
+    if kind == "words":
+        texts.append(" the <eos> book \n of <pad> \n \n")
     if kind == "sentencepiece":
         texts += ["<s> the <pad> é → ▁ \r\n\n", "", "bookbook  two spaces <unk>"]
     for text in texts:
