@@ -266,7 +266,7 @@ class RunConfig:
                 f"training.learn compression has nothing to learn with model.compression "
                 f"{model.compression}, which has no weights; set that to {others}"
             )
-        for name in ("readings", "teacher"):
+        for name in ("readings", "teacher", "gate"):
             if getattr(self.training, name) and self.training.unroll == 1:
                 raise ValueError(
                     f"training.{name} teaches compression nothing with training.learn compression "

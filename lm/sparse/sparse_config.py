@@ -165,6 +165,7 @@ class PackingConfig:
     """Matrices that corpora share; of all other parameters each has its own."""
 
     def __post_init__(self) -> None:
+        require_kinds("packing", self.kinds)
         if not 0 < self.accepted <= 1:
             raise ValueError(f"packing.accepted must be above 0, at most 1, not {self.accepted}")
         falling = sorted({d for d in self.densities if 0 < d < 1}, reverse=True)

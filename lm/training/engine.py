@@ -332,7 +332,7 @@ class Engine:
                 self.optimizer.state[parameter][entry].copy_(moment)
 
     def give_weights(self) -> None:
-        """Have the model compute with what `write` has changed."""
+        """Have the model compute with what `write`, or another, has changed in `stored`."""
         if self.masters:
             self.masters.give_weights()
 

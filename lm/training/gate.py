@@ -7,14 +7,13 @@ to it now: a compression function that only its reconstruction loss reaches is n
 becomes so where the likelihood reaches it through a second segment.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lm.model.components import exact_device
 from lm.model.transformer import CompressiveTransformer
-from lm.objectives.objective import Term
 from lm.runs.gating import SECTION, GateConfig, Products, let_in
 from lm.training.dist import World
 from lm.training.engine import Engine
@@ -49,11 +48,11 @@ class Gate:
         self.reached = [False] * len(self.parameters)
         self._main = False
 
-    def check(self, terms: Mapping[str, Term]) -> None:
-        """ValueError for a loss that there is not."""
+    def check(self, names: Collection[str]) -> None:
+        """ValueError for a loss that is not among the names of those that a run has or has had."""
         for name in self.config.losses:
-            if name not in terms:
-                others = ", ".join(sorted(terms.keys() - {"nats"})) or "none"
+            if name not in names:
+                others = ", ".join(sorted({*names} - {"nats"})) or "none"
                 raise ValueError(
                     f"{SECTION}.losses names {name}, which this run does not have; it has {others}"
                 )

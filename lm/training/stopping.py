@@ -39,6 +39,10 @@ class Length:
         self._before: float = 0.0 if state is None else state.seconds or 0.0
         self._agreed = self._before
         self._started = time.monotonic()
+        self._begun = 0 if state is None else state.step
+        self._once: tuple[int, float] | None = None
+        """The step that this process has begun with and its seconds, some of which come once, as
+        those of compiling do; 0 of each where it was not timed alone."""
         self.steps: int = training.steps or self._announced(state)
         """The last step's number, beyond all steps as long as nothing is known."""
         if state is not None and state.step > self.steps:
@@ -83,8 +87,17 @@ class Length:
             seconds: what they took, the same on all ranks.
         """
         self._agreed = seconds
-        if self.budget is not None and step < self.steps:
-            self.steps = max(step + 1, int(step * self.budget / seconds))
+        if self._once is None:
+            alone = step == self._begun + 1
+            self._once = (1, seconds - self._before) if alone else (0, 0.0)
+        if self.budget is None or step >= self.steps:
+            return
+        counted, took, least = step - self._once[0], seconds - self._once[1], 1
+        if not counted:
+            # Nothing is known but the first step, which may be slow: it announces no last one.
+            counted, took, least = step, seconds, 2
+        left = int((self.budget - seconds) * counted / max(took, 1e-9))
+        self.steps = step + max(left, least if seconds < self.budget else 1)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to hold for a run with minutes to go on."""

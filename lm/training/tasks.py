@@ -117,13 +117,17 @@ def learn(
     folder.mkdir(exist_ok=True)
     begun = begin(RunFolder(folder), config)
     trainer = Trainer(config, shards, dist.join(config.training.timeout), begun.checkpoint)
+    for kind in packing.kinds:
+        if not dense_matrices(trainer.model, (kind,)):
+            raise ValueError(f"packing.kinds names {kind}, which this model has no matrix of")
     capacity = Capacity(dense_matrices(trainer.model, packing.kinds))
     for earlier in before:
         packed = add_packed(earlier, capacity)
     if begun.checkpoint is None:
-        capacity.fill(trainer.model)
+        capacity.fill(trainer.engine.stored)
         if before:
-            trainer.model.load_state_dict(packed.own, strict=False)
+            trainer.engine.stored.load_state_dict(packed.own, strict=False)
+        trainer.engine.give_weights()
     capacity.guard(trainer.model)
     describe(folder, trainer, begun)
     stop = StopRequest(joined=True)
@@ -131,10 +135,20 @@ def learn(
         finished = Loop(trainer, folder, stop).train()
     if not finished:
         stop.end(trainer.step)
-    entry = pack(trainer.model, shards, folder, packing, capacity)
+    entry = pack(trained_model(trainer), shards, folder, packing, capacity)
     packed_quality = quality(load_packed(folder, [*before, folder]), shards)
     entry = entry.model_copy(update={"packed": packed_quality})
     write_sealed(folder / ENTRY, entry.model_dump(exclude={"after_all"}))
+
+
+def trained_model(trainer: Trainer) -> CompressiveTransformer:
+    """A model with the weights that were trained, which are float32 whatever it computed in."""
+    if trainer.engine.masters is None:
+        return trainer.model
+    model = CompressiveTransformer(trainer.config.model, trainer.shards.vocabulary.size)
+    sparsify(model, trainer.config.sparse, trainer.config.power, seed=0)
+    model.load_state_dict(dict(trainer.engine.weights()), strict=False)
+    return model.to(trainer.world.device)
 
 
 def pack(

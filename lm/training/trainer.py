@@ -206,8 +206,7 @@ class Trainer:
         if norm is None:
             if training.non_finite == "stop":
                 raise self._non_finite(reads, random)
-            self.skipped += 1
-            self.step += 1
+            self._skip(reads)
             return {"nats": 0.0, "tokens": 0.0, "skipped": self.skipped}
         self.memory = memory
         if self.teacher is not None:
@@ -231,6 +230,16 @@ class Trainer:
             **changed,
             **looked_at,
         }
+
+    def _skip(self, reads: list[Read]) -> None:
+        """Leave a step out. Memory stays what it was before, but for what its segments forget."""
+        self.skipped += 1
+        self.step += 1
+        resets = [segment.reset_B for read in reads for segment, _ in read]
+        reset_B = torch.stack(resets).any(dim=0)
+        self.memory = self.memory.reset(reset_B)
+        if self.teacher is not None:
+            self.teacher.state = self.teacher.state.reset(reset_B)
 
     def _gradients(self, reads: list[Read]) -> tuple[MemoryState, dict[str, Pair]]:
         """Gather the gradients of an update; returns memory and sums of losses over all ranks."""
@@ -280,11 +289,13 @@ class Trainer:
             factors |= zip(own, size / parts / counts.clamp(min=1), strict=True)
         weights, main = weights_at(self.objectives, self.step), terms
         if self.gate is not None:
-            self.gate.check(terms)
+            # A teacher's losses are there until it has faded.
+            self.gate.check({*terms, *weights_at(self.objectives, 0)})
             gated = self.config.training.gate.losses
             auxiliary = {name: term for name, term in terms.items() if name in gated}
             main = {name: term for name, term in terms.items() if name not in gated}
-            self.gate.add(total_loss(auxiliary, factors, weights), self.engine)
+            if auxiliary:
+                self.gate.add(total_loss(auxiliary, factors, weights), self.engine)
         self.engine.backward(total_loss(main, factors, weights))
 
     def _non_finite(self, reads: list[Read], random: dict[str, Tensor]) -> NonFiniteError:

@@ -72,15 +72,21 @@ def test_the_sparsest_acceptable_masks_are_taken(good: int) -> None:
         assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_later_corpus_does_not_touch_an_earlier_one(
-    run_config: RunConfig, shards: Shards, other_shards: Path, tmp_path: Path, capsys
+    run_config: RunConfig,
+    shards: Shards,
+    other_shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
 ) -> None:
     """Scores and weights of the first, rebuilt from what is stored after the second, are bitwise
     those from before; the second reuses claimed weights and claims others; sizes are fixed."""
     settings = {
         "model": run_config.model,
         "optim": run_config.optim,
-        "training": replace(run_config.training, steps=8, save_every=8),
+        "training": replace(run_config.training, steps=8, save_every=8, precision=precision),
         "power": PowerConfig(1.375),
         "packing": PackingConfig(0.9, (0.5, 0.25)),
     }
@@ -168,6 +174,18 @@ def test_mistakes(run_config: RunConfig, shards: Shards, tmp_path: Path) -> None
                 training=training,
                 **rest,
             )
+    gates = {"power": PowerConfig(), "packing": PackingConfig(kinds=("attention", "gates"))}
+    with pytest.raises(ValueError, match=r"packing\.kinds names gates, which this model has no"):
+        continual.main(
+            tmp_path / "gates",
+            [Path(shards.path)],
+            model=run_config.model,
+            optim=run_config.optim,
+            training=run_config.training,
+            **gates,
+        )
+    with pytest.raises(ValueError, match=r"packing\.kinds must name some kinds once each"):
+        PackingConfig(kinds=())
     with pytest.raises(ValueError, match="must fall"):
         PackingConfig(densities=(0.2, 0.5))
     with pytest.raises(ValueError, match="accepted"):

@@ -18,7 +18,9 @@ from lm.inference.loading import load_run
 from lm.model.incremental import Reader
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.objectives.teacher_config import TeacherConfig
 from lm.runs.adapters import LoraConfig
+from lm.runs.gating import GateConfig
 from lm.runs.merging import merged
 from lm.runs.run_config import OptimConfig, RunConfig, write_config
 from lm.sparse.sparse_config import PackingConfig, SparseConfig
@@ -228,8 +230,18 @@ def test_adapters_of_queries_leave_keys_and_values_alone(
         ),
         (COMPRESSION, {"reconstruction": "none"}, "needs something that teaches it"),
         ({"lora": LoraConfig(rank=2)}, {}, "no effect with training.learn all"),
+        (
+            COMPRESSION | {"gate": GateConfig("sign", ("reconstruction",))},
+            {},
+            r"training\.gate teaches compression nothing .* set training\.unroll above 1",
+        ),
+        (
+            COMPRESSION | {"teacher": TeacherConfig(Path("run"))},
+            {},
+            r"training\.teacher teaches compression nothing .* set training\.unroll above 1",
+        ),
     ],
-    ids=["no memory", "no weights", "no teacher", "no adapters"],
+    ids=["no memory", "no weights", "no teacher", "no adapters", "a gate", "a teacher"],
 )
 def test_nothing_to_learn_is_refused(
     run_config: RunConfig, training: dict[str, Any], model: dict[str, Any], message: str

@@ -36,6 +36,23 @@ def test_at_a_steady_pace_the_number_of_steps_is_known_from_the_first() -> None:
     assert set(steps_at([0.5] * 130)) == {120}
 
 
+@pytest.mark.parametrize("first", [15.0, 35.0, 59.0])
+def test_a_slow_first_step_does_not_end_a_run(first: float) -> None:
+    """As of one that compiles: the time that is left is used, at the pace of the later steps."""
+    estimates = steps_at([first] + [0.5] * 130)
+    assert estimates[-1] == 1 + (60 - first) / 0.5
+    # Known from the second on, so that the learning rate is of the right share of the run.
+    assert set(estimates[1:]) == {estimates[-1]}
+    assert steps_at([61.0, 0.5]) == [2, 2]
+
+
+def test_a_slow_first_step_of_a_run_that_goes_on() -> None:
+    run = Length(TrainingConfig(minutes=2.0), saved(step=60, steps=60, minutes=1.0, seconds=60.0))
+    for step, seconds in ((61, 100.0), (62, 101.0), (63, 102.0)):
+        run.fit(step, seconds)
+        assert run.steps == 61 + 20
+
+
 @pytest.mark.parametrize("later", [0.1, 2.0, 7.0], ids=["faster", "slower", "far slower"])
 def test_a_run_ends_in_time_when_the_pace_changes(later: float) -> None:
     pace = [0.5] * 60 + [later] * 400

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from data.shards import Shards
+from lm.objectives.teacher_config import TeacherConfig
 from lm.runs import checkpoints
 from lm.runs.run_config import RunConfig
 from lm.runs.runlog import read_metrics
+from lm.training import dist
 from lm.training.engine import Engine
+from lm.training.trainer import Trainer
 from tests.runs import train_here, with_training
 
 
@@ -39,3 +43,45 @@ def test_steps_that_were_left_out_are_told_at_the_end(
         with pytest.raises(ValueError, match=r"9 of 12 steps were left out, .*lower optim\.lr"):
             train_here(config, tmp_path / "most")
     assert max(checkpoints.listed(tmp_path / "most")) == 12
+
+
+def test_a_document_that_begins_in_a_step_that_is_left_out_begins_with_nothing(
+    run_config: RunConfig, shards: Shards, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the model's memory nor its teacher's reaches into it from the document before."""
+    original, left_out = Engine.update, [False]
+    monkeypatch.setattr(
+        Engine, "update", lambda engine, finite: original(engine, finite and not left_out[0])
+    )
+    config = with_training(
+        run_config,
+        order="documents",
+        reset_documents=True,
+        non_finite="skip",
+        unroll=2,
+        teacher=TeacherConfig(trained_run),
+    )
+    trainer = Trainer(config, shards, dist.join())
+    read, begun = trainer.lanes.next, []
+
+    def noted():
+        segment, scored = read()
+        begun.append(segment.reset_B)
+        return segment, scored
+
+    monkeypatch.setattr(trainer.lanes, "next", noted)
+    both, counts = [], []
+    for step in range(40):
+        left_out[0] = step > 2
+        before = trainer.memory.counts["memory"].clone()
+        begun.clear()
+        trainer.train_step(40)
+        if left_out[0]:
+            resets = begun[0] | begun[1]
+            kept = [trainer.memory, trainer.teacher.state.memory]
+            for memory in kept:
+                assert not memory.counts["memory"][resets].any()
+            assert (kept[0].counts["memory"][~resets] == before[~resets]).all()
+            both.append(bool(resets.any() and not resets.all()))
+            counts.append(int((before[resets] > 0).sum()))
+    assert any(both) and any(counts)

@@ -183,6 +183,23 @@ def test_readings_teachers_and_gates_go_together(
     assert [again.train_step(12) for _ in range(2)] == expected
 
 
+def test_a_gate_stays_when_its_teacher_is_gone(config: RunConfig, shards: Shards) -> None:
+    """Then the run is one without either, to the last bit of each step."""
+    for mix, name in ((False, "teacher"), (True, "mixture")):
+        teacher = replace(config.training.teacher, until=2, mix=mix)
+        taught = with_training(config, teacher=teacher, gate=GateConfig("sign", (name,)))
+        trainer = Trainer(taught, shards, dist.join())
+        steps = [trainer.train_step(12) for _ in range(4)]
+        assert ["gate_cosine" in step for step in steps] == [True, True, False, False]
+        assert ["teacher" in step for step in steps] == [True, True, False, False]
+    # Beside another loss it stays a gate for that.
+    readings = ReadingsConfig(local="segment", agreement=0.3)
+    both = GateConfig("sign", ("teacher", "agreement"))
+    taught = with_training(taught, gate=both, readings=readings)
+    trainer = Trainer(taught, shards, dist.join())
+    assert all("gate_cosine" in trainer.train_step(12) for _ in range(3))
+
+
 def test_a_teacher_that_is_gone_leaves_the_plain_run(config: RunConfig, shards: Shards) -> None:
     """To the last bit; and one that only shows itself changes nothing."""
     plain = results(config, shards, teacher=TeacherConfig())
