@@ -6,7 +6,7 @@ a document: its name and what else is known of it), beside `vocabulary/` and `ma
 (data/manifest.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Split:
     facts: SplitFacts | None = None
     """What the manifest says; none: the split is in memory alone."""
     lossless: bool | None = None
+    first: int | None = None
+    """Documents of which it is the beginning of a larger one, in memory alone; None: all of it."""
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -95,6 +97,25 @@ class Split:
     def names(self) -> list[str]:
         """The documents' names."""
         return [details.name for details in self.details]
+
+    def beginning(self, documents: int | None) -> "Split":
+        """The split of its first documents; itself where it has no more, or none: no number."""
+        if documents is None or documents >= len(self.documents):
+            return self
+        index = self.documents[:documents]
+        made = replace(
+            self,
+            bytes=int(index["bytes"].sum()),
+            words=int(index["words"].sum()),
+            denominator_words=None,
+            facts=None,
+            lossless=self.exact,
+            first=documents,
+        )
+        # What a split on disk reads when it is first asked for.
+        tokens = self.tokens[: int(index["tokens"].sum())]
+        vars(made).update(tokens=tokens, documents=index, details=self.details[:documents])
+        return made
 
     def open_tokens(self, anew: bool = False) -> np.ndarray:
         """See that the ids are as they were written, and return them.

@@ -20,7 +20,7 @@ from eval.protocol import LEVEL, RESAMPLES, convert
 from eval.results import Result, digits, lengths, spoken
 from eval.tables import SAME_TEXT, by_run
 
-ALIKE = (*SAME_TEXT, "reset_documents", "limit")
+ALIKE = (*SAME_TEXT, "reset_documents", "limit", "documents")
 """Entries of the protocol that must be the same: the text, and where models begin anew."""
 WORDS, BYTES = "word_perplexity", "bits_per_byte"
 

@@ -80,6 +80,8 @@ class ProgramConfig(ScoreConfig):
     """
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    documents: Size | None = None
+    """Score only so many documents, the first of the split."""
     frequency: bool = False
     """Sum the cost also by how often the training split has each word, all of which is read."""
     hf: str | None = None

@@ -41,7 +41,7 @@ def open_hub_reading(config: ProgramConfig, split: str, shards: Path, progress: 
             cannot hold the text.
     """
     prepared = open_shards(shards)
-    part = prepared.split(split)
+    part = prepared.split(split).beginning(config.documents)
     gguf = config.gguf if config.hf is not None or config.gguf is None else Path(config.gguf).name
     model = config.hf if config.hf is not None else str(Path(config.gguf or "").parent)
     opened = open_causal(model, gguf, config.vocabulary, config)

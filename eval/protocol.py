@@ -177,17 +177,22 @@ def protocol_of(
 ) -> dict[str, Any]:
     """The same of any model; `how` it reads the text besides lanes."""
     precise = config.precision == "float32"
-    return ({} if precise else {"precision": config.precision}) | {
-        "corpus": shards.corpus,
-        "text": shards.manifest.source.sha256,
-        "shards": shards.hash,
-        "split": split.name,
-        "unit": split.unit,
-        **how,
-        "lanes": config.lanes,
-        "warmup": warmup,
-        "reset_documents": config.reset_documents,
-    }
+    some = {} if split.first is None else {"documents": split.first}
+    return (
+        some
+        | ({} if precise else {"precision": config.precision})
+        | {
+            "corpus": shards.corpus,
+            "text": shards.manifest.source.sha256,
+            "shards": shards.hash,
+            "split": split.name,
+            "unit": split.unit,
+            **how,
+            "lanes": config.lanes,
+            "warmup": warmup,
+            "reset_documents": config.reset_documents,
+        }
+    )
 
 
 def denominators(split: Split, score: Score) -> dict[str, int | None]:

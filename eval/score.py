@@ -66,6 +66,7 @@ def main(
             reading = open_reading(
                 run, replace(scoring, **asdict(lengths)), name, shards, checkpoint
             )
+            reading = replace(reading, split=reading.split.beginning(scoring.documents))
             cuts, library = scoring.frequency and name == split, library_of(scoring, reading)
             result, part = of_run(reading, world, keep, cuts, library)
         if compare and name == split:

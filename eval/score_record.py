@@ -48,6 +48,8 @@ class Protocol(Record):
     denominator: Size
     tokens: Size
     limit: Size | None = None
+    documents: Size | None = None
+    """Of a part of the split: so many, the first of it; None: all."""
     sinks: Count | None = None
     """First tokens that stayed visible, where there were any."""
     library: Sha256 | None = None

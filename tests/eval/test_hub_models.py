@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,11 @@ def test_windows_cost_what_transformers_says(
     if reset:
         one = [own_loss(hub(kind), [each], 32, stride) for each in texts]
         assert result["documents"]["nats"] == pytest.approx(one, rel=1e-5)
+        some = replace(how, documents=1)
+        score.main(None, some, shards=text.path, json=tmp_path / "first.json")
+        first = read_result(tmp_path / "first.json")
+        assert first["documents"]["nats"] == pytest.approx(one[:1], rel=1e-5)
+        assert first["protocol"]["documents"] == 1 and first["bytes"] == len(texts[0])
 
 
 @pytest.mark.parametrize("lanes", [1, 3])

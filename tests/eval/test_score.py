@@ -66,6 +66,35 @@ def test_the_record_says_everything(
     assert f"{result['value']:.4f}" in shown and "warmup 24" in shown and "xz -9" in shown
 
 
+def test_the_first_documents_alone(
+    trained_run: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their bytes, words and compressors; each costs what it does in more of the split."""
+    found, split = {}, shards.split("train")
+    for number in (2, 3, 10**9):
+        how = ProgramConfig(lanes=1, reset_documents=True, documents=number)
+        reading = split.beginning(number)
+        index = split.documents[:number]
+        assert reading.bytes == index["bytes"].sum() and reading.words == index["words"].sum()
+        if number > 3:
+            # All of it is the split itself.
+            assert number > len(split.documents) and reading is split
+            continue
+        file = tmp_path / f"{number}.json"
+        score.main(trained_run, how, split="train", json=file)
+        found[number] = result = json.loads(file.read_text())
+        assert result["protocol"]["documents"] == number == len(result["documents"]["nats"])
+        assert result["protocol"]["tokens"] == index["tokens"].sum() == result["bytes"]
+        assert result["words"] == index["words"].sum() and not result["official_words"]
+        text = bytes(split.tokens[: result["bytes"]])
+        assert result["compressors"]["xz -9"] == 8 * len(lzma.compress(text, preset=9)) / len(text)
+        assert f"tokens of the first {number} documents scored" in capsys.readouterr().out
+    nats = [found[number]["documents"]["nats"] for number in (2, 3)]
+    assert nats[0] == pytest.approx(nats[1][:2], rel=1e-5)
+    with pytest.raises(ValueError, match="denominator"):
+        require_comparable({"two": found[2], "three": found[3]})
+
+
 def test_report_and_curve(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
