@@ -22,7 +22,8 @@ from eval.tables import SAME_TEXT, by_run
 
 ALIKE = (*SAME_TEXT, "reset_documents", "limit", "documents")
 """Entries of the protocol that must be the same: the text, and where models begin anew."""
-WORDS, BYTES = "word_perplexity", "bits_per_byte"
+WORDS, BYTES, SAMPLES = "word_perplexity", "bits_per_byte", "bits_per_sample"
+SPOKEN = {BYTES: "bits per byte", WORDS: "bits a word", SAMPLES: "bits per sample"}
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,30 @@ def require_same_vocabulary(results: Results) -> None:
 
 
 def compared(results: Results, seed: int = 0) -> dict[str, Compared]:
-    """Values and intervals of all models, by name; differences are from the first."""
+    """Values and intervals of all models, by name; differences are from the first, in the first
+    unit that all have.
+
+    Raises:
+        ValueError: they have no unit in common.
+    """
     first = next(iter(results.values()))
-    units = [unit for unit in (BYTES, WORDS) if all(unit in r["units"] for r in results.values())]
+    units = [unit for unit in SPOKEN if all(unit in r["units"] for r in results.values())]
+    if not units:
+        raise ValueError(
+            f"{', '.join(map(plain, results))} have no unit in common that could be compared "
+            f"({', '.join(map(spoken, SPOKEN))})"
+        )
     used = np.array(first["documents"]["bytes"]) > 0
     nats_MD = np.array([r["documents"]["nats"] for r in results.values()])[:, used]
     size = {
         BYTES: np.array(first["documents"]["bytes"], dtype=float)[used],
         WORDS: np.array(first["documents"]["words"], dtype=float)[used],
     }
+    # Each sample has as many bytes.
+    size[SAMPLES] = size[BYTES]
     times_RD = draws(int(used.sum()), seed)
     found = {}
-    unit = BYTES if BYTES in units else WORDS
+    unit = units[0]
     for row, (name, result) in enumerate(results.items()):
         bounds = {
             u: interval(nats_MD[row], size[u], times_RD, scale(result, u, size)) for u in units
@@ -110,8 +123,8 @@ def compared(results: Results, seed: int = 0) -> dict[str, Compared]:
 
 def scale(result: Result, unit: str, size: Mapping[str, np.ndarray]) -> float:
     """The published denominator over the documents' own sum, which differ a little."""
-    denominator = result["words"] if unit == WORDS else result["bytes"]
-    return float(denominator / size[unit].sum())
+    sizes = {BYTES: result["bytes"], WORDS: result["words"], SAMPLES: result["protocol"]["tokens"]}
+    return float(sizes[unit] / size[unit].sum())
 
 
 def draws(documents: int, seed: int) -> np.ndarray:
@@ -145,7 +158,7 @@ def table_of(results: Results, per_token: bool) -> Section:
     """One row a model: size, cost, difference, speed, memory of its state and reach."""
     found, first = compared(results), next(iter(results))
     units = list(found[first].value)
-    unit = "bits per byte" if BYTES in units else "bits a word"
+    unit = SPOKEN[units[0]]
     cells = {
         name: cells_of(results[name], found[name], f"{unit} beside {first}", name == first)
         for name in results

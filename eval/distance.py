@@ -34,7 +34,14 @@ def main(
     """
     from eval.keeping import read_to_end
     from eval.protocol import open_reading, record
-    from eval.reach import RecallScorer, buckets, reach, read_answers, table
+    from eval.reach import (
+        RecallScorer,
+        buckets,
+        reach,
+        read_answers,
+        require_distances,
+        table,
+    )
     from lm.inference.loading import parts_of
 
     target = json or run / f"distance-{split}.json"
@@ -43,6 +50,7 @@ def main(
         raise ValueError("give --reset-documents: what is asked about stands in the same document")
     reading = open_reading(run, scoring, split, shards, checkpoint)
     rows = read_answers(answers, reading.split)
+    require_distances(answers, rows)
     scorer = RecallScorer(reading.loaded.predictor, reading.split, scoring)
     read_to_end(scorer)
     result = record(reading, scorer.result())

@@ -202,11 +202,21 @@ class LongRangeLM(LM):  # type: ignore[misc]
 
     def _split(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids of both together, cut before the first token that reaches into the continuation."""
-        begun, rest = self._begun(context)
+        (begun, rest), vocabulary = self._begun(context), self.loaded.vocabulary
         ids = self._encode(rest + continuation)
-        ends = self.loaded.vocabulary.token_bytes[ids].cumsum()
-        cut = int(ends.searchsorted(len(rest.encode()), side="right"))
-        return np.concatenate([begun, ids[:cut]]), ids[cut:]
+        if vocabulary.decode(ids) == (rest + continuation).encode():
+            ends = vocabulary.token_bytes[ids].cumsum()
+            cut = int(ends.searchsorted(len(rest.encode()), side="right"))
+            before, asked = ids[:cut], ids[cut:]
+        else:
+            # Where a text is not given back, nobody knows which of its bytes a token stands for.
+            before, asked = self._encode(rest), self._encode(continuation)
+        if continuation and not len(asked):
+            raise ValueError(
+                f"the vocabulary {vocabulary.name} has no token for {continuation!r}, so it cannot "
+                "be told how likely that is"
+            )
+        return np.concatenate([begun, before]), asked
 
     def _continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         split = [self._split(*pair) for pair in pairs]

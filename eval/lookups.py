@@ -201,14 +201,21 @@ class Search:
             values = getattr(self.config, name)
             if not values or name == "datastore" or (name == "decay" and lookup.steps == 1):
                 continue
+            tried = [with_setting(lookup, name, value) for value in values]
             costs = [
-                self.nats(replace(lookup, **{name: value}), f"{method} {name} {value}")
-                for value in values
+                self.nats(each, f"{method} {name} {value}")
+                for each, value in zip(tried, values, strict=True)
             ]
             curves.append(Curve(name, values, tuple(costs)))
-            lookup = replace(lookup, **{name: curves[-1].best})
+            lookup = with_setting(lookup, name, curves[-1].best)
         self.found[method] = lookup
         return lookup, curves
+
+
+def with_setting(lookup: LookupConfig, name: str, value: Any) -> LookupConfig:
+    """The same with another value; of a single step, nothing decays."""
+    more = {"decay": LOOKUP_DEFAULTS["mbpa"]["decay"]} if (name, value) == ("steps", 1) else {}
+    return replace(lookup, **{name: value, **more})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.common.say import plain
+from data.common.say import plain, warn
 from data.shards import Split
 from eval.ablation import CHANGES, AblatedPredictor, foreign
 from eval.keeping import read_to_end
@@ -75,10 +75,10 @@ def frequency(
     shards, split = reading.shards, reading.split
     if "train" not in shards.splits or split.vocabulary.kind == "mulaw":
         return []
-    counts = training_counts(shards.split("train"), counts_line_ends(shards))
+    training = training_counts(shards.split("train"), counts_line_ends(shards))
     return [
         {"name": name, "words": words, "nats": nats, "perplexity": perplexity(nats, words)}
-        for name, words, nats in by_frequency(split, token_nats, counts, edges)
+        for name, words, nats in by_frequency(split, token_nats, training, edges)
         if words
     ]
 
@@ -171,13 +171,17 @@ def spans(config: ModelConfig) -> dict[str, list[int]]:
 
 def ablation(reading: Reading, kinds: tuple[str, ...]) -> dict[str, float]:
     """Bits per byte (or per token) with compressed memory changed, and the share of segments for
-    which exchanged memory was that of another document; none for a model without.
+    which exchanged memory was that of another document; none for a model without. A single lane has
+    nobody to exchange with.
     """
     model, vocabulary = reading.loaded.model, reading.loaded.vocabulary
     if not model.config.compressed:
         return {}
     found = {}
     for name in kinds:
+        if name == "exchanged" and reading.config.lanes == 1:
+            warn("a single lane has no other to exchange memory with; give --lanes for that")
+            continue
         ablated = AblatedPredictor(model, vocabulary, CHANGES[name])
         scorer = Scorer(ablated, reading.split, reading.config)
         read_to_end(scorer)

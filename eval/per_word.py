@@ -7,6 +7,7 @@ each line. Shapes: n tokens and m bytes of one document, W words in it.
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,18 +29,56 @@ def split_words(text: bytes, line_ends: bool) -> list[bytes]:
     return (text.replace(b"\n", b" %s " % LINE_END) if line_ends else text).split()
 
 
-def training_counts(split: Split, line_ends: bool) -> Counter[bytes]:
-    """How often each word occurs in a split, read block by block."""
+class Seen(NamedTuple):
+    """The words of a training text."""
+
+    counts: Counter[bytes]
+    """How often each occurs."""
+    line_ends: bool
+    """Whether a newline is a word of its own."""
+
+
+def training_counts(split: Split, line_ends: bool) -> Seen:
+    """How often each word occurs in a split, read block by block; none spans two documents."""
     counts: Counter[bytes] = Counter()
-    rest = b""
-    for at in range(0, len(split.tokens), BLOCK_TOKENS):
-        text = rest + split.vocabulary.decode(split.tokens[at : at + BLOCK_TOKENS])
-        # A word may go on in the next block.
-        cut = max(text.rfind(space) for space in (b" ", b"\n", b"\t")) + 1
-        counts.update(split_words(text[:cut], line_ends))
-        rest = text[cut:]
-    counts.update(split_words(rest, line_ends))
-    return counts
+    for place in document_places(split):
+        rest = b""
+        for at in range(place.start, place.stop, BLOCK_TOKENS):
+            ids = split.tokens[at : min(at + BLOCK_TOKENS, place.stop)]
+            text = rest + split.vocabulary.decode(ids)
+            # A word may go on in the next block.
+            cut = max(text.rfind(space) for space in (b" ", b"\n", b"\t")) + 1
+            counts.update(split_words(text[:cut], line_ends))
+            rest = text[cut:]
+        counts.update(split_words(rest, line_ends))
+    return Seen(counts, line_ends)
+
+
+def document_places(split: Split) -> Iterator[slice]:
+    """Where each document stands among the split's tokens."""
+    for begin, count in zip(split.documents["offset"], split.documents["tokens"], strict=True):
+        yield slice(int(begin), int(begin + count))
+
+
+class DocumentWords(NamedTuple):
+    """The words of a document."""
+
+    place: slice
+    """Of its tokens in the split."""
+    words: list[bytes]
+    word_n: np.ndarray
+    """Index of the word that each token belongs to; -1 where there is none."""
+
+
+def document_words(split: Split, line_ends: bool) -> Iterator[DocumentWords]:
+    """The words of each document of a split."""
+    for place in document_places(split):
+        ids = split.tokens[place]
+        text = split.vocabulary.decode(ids)
+        size_n = split.vocabulary.token_bytes[ids]
+        text_m = np.frombuffer(text, dtype=np.uint8)
+        word_n = word_of_each_token(text_m, size_n, line_ends)
+        yield DocumentWords(place, split_words(text, line_ends), word_n)
 
 
 def word_of_each_token(text_m: np.ndarray, size_n: np.ndarray, line_ends: bool) -> np.ndarray:
@@ -79,19 +118,13 @@ def word_costs(
         token_nats: nats of each of its tokens.
         line_ends: whether a newline is a word of its own.
     """
-    for begin, count in zip(split.documents["offset"], split.documents["tokens"], strict=True):
-        ids = split.tokens[begin : begin + count]
-        text = split.vocabulary.decode(ids)
-        words = split_words(text, line_ends)
-        word_n = word_of_each_token(
-            np.frombuffer(text, dtype=np.uint8), split.vocabulary.token_bytes[ids], line_ends
-        )
-        nats = token_nats[begin : begin + count].astype(np.float64)
+    for place, words, word_n in document_words(split, line_ends):
+        nats = token_nats[place].astype(np.float64)
         yield words, np.bincount(word_n[word_n >= 0], nats[word_n >= 0], minlength=len(words))
 
 
 def by_frequency(
-    split: Split, token_nats: np.ndarray, counts: Counter[bytes], edges: tuple[int, ...]
+    split: Split, token_nats: np.ndarray, training: Seen, edges: tuple[int, ...]
 ) -> list[tuple[str, int, float]]:
     """Words by how often training has seen them, the most frequent first (paper, table 7): for each
     bucket its name, the number of words and their nats.
@@ -99,14 +132,13 @@ def by_frequency(
     Args:
         split: the split that was scored.
         token_nats: nats of each of its tokens.
-        counts: of the training text.
+        training: words of the training text.
         edges: frequencies at which a bucket of rarer words begins, falling.
     """
-    line_ends = LINE_END in counts
     words_b, nats_b = np.zeros(len(edges) + 1), np.zeros(len(edges) + 1)
     rising = np.array(edges[::-1])
-    for words, nats in word_costs(split, token_nats, line_ends):
-        seen = np.array([counts[word] for word in words], dtype=np.int64)
+    for words, nats in word_costs(split, token_nats, training.line_ends):
+        seen = np.array([training.counts[word] for word in words], dtype=np.int64)
         bucket = len(edges) - rising.searchsorted(seen, side="right")
         words_b += np.bincount(bucket, minlength=len(words_b))
         nats_b += np.bincount(bucket, nats, minlength=len(nats_b))

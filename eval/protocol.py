@@ -246,7 +246,8 @@ def interval(score: Score, split: Split, unit: str, denominator: int, seed: int 
     """Bootstrap confidence interval of a score: documents drawn again, with replacement.
 
     It says how far the number may be from that of other documents of the kind. Empty for fewer than
-    two documents, which say nothing of others.
+    two documents, which say nothing of others, and where a bound is beyond all floating-point
+    numbers.
 
     Args:
         score: of the split.
@@ -269,4 +270,5 @@ def interval(score: Score, split: Split, unit: str, denominator: int, seed: int 
     # Published counts differ a little from the documents' own.
     scale = size.sum() / denominator
     tails = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) * scale
-    return [convert(float(mean), unit, 1.0) for mean in tails]
+    bounds = [convert(float(mean), unit, 1.0) for mean in tails]
+    return bounds if all(map(math.isfinite, bounds)) else []

@@ -66,7 +66,18 @@ def read_answers(path: Path, split: Split) -> np.ndarray:
             bytes_3 = [first, first + count - 1, first - distance]
             here, last, there = ends.searchsorted(bytes_3, side="right").tolist()
             rows.append((begin + here, last - here + 1, here - there))
+    if not rows:
+        raise ValueError(f"{path} has no answers; give a text of data.recall")
     return np.array(rows, dtype=np.int64)
+
+
+def require_distances(path: Path, rows: np.ndarray) -> None:
+    """ValueError where answers do not stand behind what they need, as of a text of data.series."""
+    if rows[:, 2].min() < 1:
+        raise ValueError(
+            f"{path} has answers that stand behind nothing in their document: give a text of "
+            "data.recall"
+        )
 
 
 def documents_of(split: Split) -> list[np.ndarray]:

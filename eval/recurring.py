@@ -19,7 +19,7 @@ from lm.model.memory import MemoryState
 from lm.model.model_config import ModelConfig
 
 ARMS = ("none", "found", "same", "other")
-"""Memories that a document begins with: none; as a library would choose; of the document that it
+"""Memories that a document begins with: none; the one found by its opening; of the document that it
 comes back to; of another."""
 
 

@@ -9,6 +9,7 @@ from data.common.say import plain
 from data.common.schema import Record
 from eval import figures
 from eval.adapt_results import Adapted
+from eval.eval_config import NAMES
 from eval.figures import Results
 from eval.learning import dynamics, ways
 from eval.logs import Line, step_of, trained, training_log
@@ -172,14 +173,16 @@ def sweeps(results: Results) -> list[Section]:
     sections = []
     for name, result in results.items():
         if swept := result.get("sweep"):
-            header = ("segment", "memory", "compressed", spoken(swept["points"][0]["unit"]))
+            points = swept["points"]
+            names = [each for each in NAMES if any(each in point for point in points)]
+            header = (*names, spoken(points[0]["unit"]))
             rows = [
                 (
-                    *(str(point[length]) for length in header[:3]),
+                    *(str(point.get(each, 0)) for each in names),
                     digits(point["unit"], point["value"])
                     + (" (chosen)" if n == swept["best"] else ""),
                 )
-                for n, point in enumerate(swept["points"])
+                for n, point in enumerate(points)
             ]
             text = f"Chosen on the {swept['split']} split."
             figure = figures.svg(figures.sweep(swept))

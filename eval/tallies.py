@@ -4,7 +4,6 @@ document, in bytes, and by how often training has seen the word.
 Shapes: N tokens of the split, W words of a document, b buckets of frequency.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from data.shards import Shards, Split
-from data.tokenizers.words import LINE_END
 from eval.parts import perplexity
 from eval.per_word import (
+    Seen,
     bucket_names,
     counts_line_ends,
-    split_words,
+    document_places,
+    document_words,
     training_counts,
-    word_of_each_token,
 )
 
 FIRST = 1024
@@ -96,38 +95,34 @@ def cuts_of(split: Split, shards: Shards, frequency: bool) -> Cuts:
                 "--frequency needs a training split beside what is scored, and tokens that give "
                 "the text back; leave it out, or prepare the text with both"
             )
-        counts = training_counts(shards.split("train"), counts_line_ends(shards))
-        parts[FREQUENCY], words_b = frequencies(split, counts)
+        training = training_counts(shards.split("train"), counts_line_ends(shards))
+        parts[FREQUENCY], words_b = frequencies(split, training)
     return Cuts(split, parts, words_b)
 
 
 def places(split: Split) -> np.ndarray:
     """By how many bytes from its document's beginning each token begins: part 0 is below FIRST."""
     found = np.zeros(len(split.tokens), dtype=np.uint8)
-    for offset, count in zip(split.documents["offset"], split.documents["tokens"], strict=True):
-        size = split.vocabulary.token_bytes[split.tokens[offset : offset + count]]
+    for place in document_places(split):
+        size = split.vocabulary.token_bytes[split.tokens[place]]
         # The exponent of 1 is 1, that of 2 and 3 is 2, and so on.
-        found[offset : offset + count] = np.frexp((size.cumsum() - size) // FIRST)[1]
+        found[place] = np.frexp((size.cumsum() - size) // FIRST)[1]
     return found
 
 
-def frequencies(split: Split, counts: Counter[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def frequencies(split: Split, training: Seen) -> tuple[np.ndarray, np.ndarray]:
     """Bucket of the word that each token belongs to, and the words in each bucket; tokens without
     a word are in a part of their own, the last.
     """
-    line_ends, rising = LINE_END in counts, np.array(EDGES[::-1])
+    rising = np.array(EDGES[::-1])
     none = len(EDGES) + 1
     found = np.full(len(split.tokens), none, dtype=np.uint8)
     words_b = np.zeros(none, dtype=np.int64)
-    for offset, count in zip(split.documents["offset"], split.documents["tokens"], strict=True):
-        ids = split.tokens[offset : offset + count]
-        text = split.vocabulary.decode(ids)
-        seen_W = np.array([counts[word] for word in split_words(text, line_ends)], dtype=np.int64)
+    for place, words, word_n in document_words(split, training.line_ends):
+        seen_W = np.array([training.counts[word] for word in words], dtype=np.int64)
         if not len(seen_W):
             continue
         bucket_W = len(EDGES) - rising.searchsorted(seen_W, side="right")
         words_b += np.bincount(bucket_W, minlength=none)
-        size_n = split.vocabulary.token_bytes[ids]
-        word_n = word_of_each_token(np.frombuffer(text, dtype=np.uint8), size_n, line_ends)
-        found[offset : offset + count] = bucket_W[word_n]
+        found[place] = bucket_W[word_n]
     return found, words_b

@@ -12,7 +12,6 @@ Shapes: B lanes, T tokens of a segment, V vocabulary, N tokens of the split.
 """
 
 import html
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -134,9 +133,9 @@ def by_word(scorer: WorthScorer, reading: Reading, edges: tuple[int, ...]) -> li
     shards, split = reading.shards, reading.split
     if "train" not in shards.splits or split.vocabulary.kind == "mulaw":
         return []
-    counts: Counter[bytes] = training_counts(shards.split("train"), counts_line_ends(shards))
+    training = training_counts(shards.split("train"), counts_line_ends(shards))
     both = (
-        by_frequency(split, np.nan_to_num(values), counts, edges)
+        by_frequency(split, np.nan_to_num(values), training, edges)
         for values in (scorer.worth, scorer.difference)
     )
     return [

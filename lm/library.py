@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.common import command
 from data.common.outputs import check_folder
-from data.common.say import plain, say
+from data.common.say import plain, say, warn
 from data.common.schema import Size
 from data.common.values import require_ranges
 from lm.inference.inference_config import Lengths, Placement
@@ -64,14 +64,21 @@ def add(
     loaded = load_run(run, checkpoint, reading, reading)
     opening = reading.opening or episodes.usual_opening(loaded.predictor)
     shelf.mkdir(parents=True, exist_ok=True)
+    added = 0
     for file in files:
         whole = content(file)
         if loaded.vocabulary.kind != "mulaw":
             look_at(whole, str(file))
         ids = encode(loaded.vocabulary, whole, str(file))
         tell_unknown(loaded.vocabulary, whole, ids, str(file))
+        if len(files) > 1 and not episodes.fills(loaded.predictor, ids):
+            warn(f"{file} is shorter than a segment and enters no memory; passed over")
+            continue
         made = episodes.add(shelf, loaded, (whole, ids, file.name), opening)
+        added += 1
         print(f"{plain(made)}: {plain(file.name)}, {len(ids):,} tokens")
+    if not added:
+        raise ValueError(f"no file of {text} has a whole segment of tokens; give longer texts")
 
 
 def show(library: Path | None = None, run: Path | None = None) -> None:

@@ -128,12 +128,18 @@ def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], op
     segment = predictor.segment
     inputs_1T = inputs_of(predictor, ids)
     whole = inputs_1T.shape[1] // segment * segment
-    if not whole:
+    if not fills(predictor, ids):
         raise ValueError(
             f"{name} has {len(ids):,} tokens, less than a segment of {segment:,}: nothing of it "
             "enters memory"
         )
     rounded = -(-opening // segment) * segment
+    if segment >= predictor.warmup:
+        raise ValueError(
+            f"memories reach back {predictor.warmup:,} tokens, and an opening takes a segment of "
+            f"{segment:,} at least, so nothing of what is found would be left; give a shorter "
+            "--segment or a longer --memory"
+        )
     if rounded >= predictor.warmup:
         raise ValueError(
             f"an opening of {rounded:,} tokens takes all slots of memories that reach back "
@@ -163,6 +169,11 @@ def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], op
     with writing(target) as place:
         save_tensors({n: each.cpu().contiguous() for n, each in tensors.items()}, place, about)
     return target
+
+
+def fills(predictor: ModelPredictor, ids: np.ndarray) -> bool:
+    """Whether a text has a whole segment, so that something of it enters memory."""
+    return inputs_of(predictor, ids).shape[1] >= predictor.segment
 
 
 def usual_opening(predictor: ModelPredictor) -> int:

@@ -218,22 +218,22 @@ def converse(
 ) -> None:
     """Read lines and continue the text after each, until the input ends.
 
-    save_memory: file for the memory at the end, also when Ctrl-C ends the waiting for a line; talk:
-    the form of the conversation, none: lines as they are.
+    save_memory: file for the memory at the end, also when Ctrl-C ends the waiting for a line, or
+    one cannot be encoded; talk: the form of the conversation, none: lines as they are.
     """
     vocabulary, seed = session.predictor.vocabulary, config.seed
     stops, ends = stops_of(config), frozenset() if talk is None else talk.ends
     while True:
         print("> " if sys.stdin.isatty() else "", end="", flush=True)
-        line = b""
+        line, ids = b"", None
         try:
             line = sys.stdin.buffer.readline()
+            ids = encode(vocabulary, line, "the line") if line else None
         finally:
-            if not line and save_memory is not None:
+            if ids is None and save_memory is not None:
                 memory_file.save_memory(save_memory, session)
-        if not line:
+        if ids is None:
             return
-        ids = encode(vocabulary, line, "the line")
         session.read([ids if talk is None else talk.asked(line.decode().rstrip("\r\n"))])
         how = Writing(config, config.tokens, [seed], stops, ends)
         (answer,) = session.write(how, lambda _, text: print(text, end="", flush=True))

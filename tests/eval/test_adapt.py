@@ -153,6 +153,29 @@ def test_mistakes(change: Any, message: str) -> None:
         replace(SMALL, **change)
 
 
+def test_settings_that_a_partner_brings_do_not_forbid_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several steps that decay are taken over, and a single one, of which nothing decays, tried."""
+    torch.manual_seed(0)
+    config = replace(SMALL, methods=("mbpa", "mbpa+cache"), steps=(1, 3), decay=(0.1, 0.2))
+    search = Search(predictor(CompressiveTransformer(MODEL, 256)), SPLIT, config)
+    tried: list[LookupConfig] = []
+
+    def nats(_: Search, lookup: LookupConfig, name: str) -> float:
+        tried.append(lookup)
+        return 100.0 - (lookup.steps or 0) - (lookup.decay or 0)
+
+    monkeypatch.setattr(Search, "nats", nats)
+    alone, _ = search.choose("mbpa")
+    assert (alone.steps, alone.decay) == (3, 0.2)
+    tried.clear()
+    joined, _ = search.choose("mbpa+cache")
+    assert {each.steps for each in tried} == {1, 3}
+    assert all(not each.decay for each in tried if each.steps == 1)
+    assert (joined.steps, joined.decay) == (3, 0.2)
+
+
 def test_nothing_is_chosen_on_what_is_reported(trained_run: Path) -> None:
     with pytest.raises(ValueError, match="chosen on the validation split"):
         adapt.main(trained_run, SMALL, split="validation")

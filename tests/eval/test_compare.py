@@ -12,7 +12,7 @@ import pytest
 from data.common.files import write_json
 from data.shards import Shards
 from eval import compare, score
-from eval.comparison import compared, require_alike, require_same_vocabulary
+from eval.comparison import compared, require_alike, require_same_vocabulary, table_of
 from eval.eval_config import ProgramConfig
 from eval.results import digits, read_result
 
@@ -37,6 +37,24 @@ def drawn(record: dict[str, Any], seed: int, **protocol: Any) -> dict[str, Any]:
     made["units"] = {"bits_per_byte": bits, "word_perplexity": perplexity, "token_perplexity": 3.0}
     made["protocol"] |= protocol
     return made
+
+
+def test_samples_are_compared_and_nothing_else_is_made_up(record: dict[str, Any]) -> None:
+    """Recordings have neither bytes nor words of text; models without a common unit are refused."""
+    results = {"a": drawn(record, 1, tokens=1400), "b": drawn(record, 2, tokens=1400)}
+    for each in results.values():
+        each["units"] = {"bits_per_sample": each["nats"] / math.log(2) / 1400}
+        each["documents"]["words"], each["words"] = [0] * 7, 0
+    found = compared(results)
+    bits = [each["units"]["bits_per_sample"] for each in results.values()]
+    low, high = found["a"].bounds["bits_per_sample"]
+    assert low < bits[0] < high
+    assert found["b"].difference == pytest.approx(bits[1] - bits[0])
+    rows = table_of(results, per_token=False)
+    assert any("bits per sample beside a" in str(row) for row in [rows.header, *rows.rows])
+    results["b"]["units"] = {"token_perplexity": 3.0}
+    with pytest.raises(ValueError, match="a, b have no unit in common"):
+        compared(results)
 
 
 def naive(nats: np.ndarray, size: np.ndarray, factor: float) -> list[float]:

@@ -17,7 +17,7 @@ from data.recall import PEOPLE, SHORTEST, TASKS, TOWNS, RecallConfig, TaskName, 
 from data.tokenizers.registry import ByteTokenizer, SentencePieceTokenizer, WordTokenizer
 from eval import distance
 from eval.eval_config import ScoreConfig
-from eval.reach import RecallScorer, buckets, read_answers
+from eval.reach import RecallScorer, buckets, read_answers, require_distances
 from eval.results import Distance, read_result
 from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
@@ -199,6 +199,12 @@ def test_the_program(trained_run: Path, tmp_path: Path, capsys) -> None:
         distance.main(trained_run, ScoreConfig(), answers, shards=shards)
     with pytest.raises(ValueError, match="is not the text of the split"):
         distance.main(trained_run, how, tmp_path / "text/train.jsonl", shards=shards)
+    with pytest.raises(ValueError, match="stand behind nothing in their document: give a text of"):
+        require_distances(answers, np.array([[3, 1, 16], [9, 1, 0]]))
+    split, empty = split_of(ByteTokenizer(), [b"a text"]), tmp_path / "empty.jsonl"
+    empty.write_text(json.dumps({"text": "a text", "answers": []}))
+    with pytest.raises(ValueError, match="has no answers; give a text of data"):
+        read_answers(empty, split)
     with pytest.raises(ValueError, match="is not there"):
         read_answers(tmp_path / "none", split_of(ByteTokenizer(), [TEXT]))
 

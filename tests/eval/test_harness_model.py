@@ -1,9 +1,12 @@
 """The harness's model: agrees with the scorer in any batch, and answers the command line."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from data.tokenizers.registry import ByteTokenizer
+from data.tokenizers.registry import ByteTokenizer, WordTokenizer
 from eval.harness import register
 from eval.harness_model import LongRangeLM
 from lm.inference.inference_config import SamplingConfig, ScoringConfig
@@ -75,6 +78,22 @@ def test_continuations_are_parts_of_documents(model: LongRangeLM) -> None:
         assert found == pytest.approx(whole - before, rel=1e-4, abs=1e-4)
         alone = model.loglikelihood([ask("loglikelihood", *pair)])[0]
         assert alone[0] == pytest.approx(found, rel=1e-5) and alone[1] == greedy
+
+
+def test_choices_are_told_apart_where_tokens_lose_the_text(model: LongRangeLM) -> None:
+    """Of unknown words and other spacing too, the continuation is scored and nothing else."""
+    words = WordTokenizer.build(Counter([b"the", b"cat", b"yes", b"no"]))
+    lossy = copy.copy(model)
+    lossy.loaded = replace(model.loaded, vocabulary=words)
+    for context in ("the cat", "the internationalisation", "", "the  cat\t"):
+        for choice in ("yes", "no", "cat"):
+            before, asked = lossy._split(context, f" {choice}")
+            assert words.decode(asked) == f" {choice}".encode()
+            assert np.array_equal(before, words.encode(context.encode()))
+    with pytest.raises(
+        ValueError, match=r"the vocabulary words-\d+ has no token for ' \\t', so it"
+    ):
+        lossy._split("the cat", " \t")
 
 
 def test_greedy_continuations_are_known_as_such(model: LongRangeLM) -> None:

@@ -79,12 +79,12 @@ def test_costs_add_up_for_every_vocabulary(kind: str, line_ends: bool) -> None:
 def test_frequencies_are_those_of_the_training_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(per_word, "BLOCK_TOKENS", 7)
     train = split_of(ByteTokenizer(), [b"a a a bb bb\nccc ", b"a\n"])
-    assert training_counts(train, False) == {b"a": 4, b"bb": 2, b"ccc": 1}
-    counts = training_counts(train, True)
-    assert counts == {b"a": 4, b"bb": 2, b"ccc": 1, LINE_END: 2}
+    assert training_counts(train, False).counts == {b"a": 4, b"bb": 2, b"ccc": 1}
+    training = training_counts(train, True)
+    assert training.counts == {b"a": 4, b"bb": 2, b"ccc": 1, LINE_END: 2}
     split = split_of(ByteTokenizer(), [b"a ccc new\n", b"bb"])
     nats = np.arange(1.0, 13.0)
-    buckets = by_frequency(split, nats, counts, (4, 2))
+    buckets = by_frequency(split, nats, training, (4, 2))
     assert [(name, words) for name, words, _ in buckets] == [
         ("from 4", 1),
         ("2 to 4", 2),
@@ -95,4 +95,17 @@ def test_frequencies_are_those_of_the_training_text(monkeypatch: pytest.MonkeyPa
 
 
 def test_counts_are_those_of_the_whole_text() -> None:
-    assert training_counts(split_of(ByteTokenizer(), [TEXT]), False) == Counter(TEXT.split())
+    found = training_counts(split_of(ByteTokenizer(), [TEXT]), False)
+    assert found.counts == Counter(TEXT.split())
+
+
+def test_no_word_spans_two_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a stray byte of training make line ends words."""
+    for block in (2, 1000):
+        monkeypatch.setattr(per_word, "BLOCK_TOKENS", block)
+        train = split_of(ByteTokenizer(), [b"yes", b"no", b"", b"yes", LINE_END + b" no"])
+        training = training_counts(train, False)
+        assert training.counts == {b"yes": 2, b"no": 2, LINE_END: 1}
+    asked = split_of(ByteTokenizer(), [b"yes\nno", b"maybe"])
+    buckets = by_frequency(asked, np.ones(11), training, (2, 1))
+    assert [words for _, words, _ in buckets] == [2, 0, 1]

@@ -166,5 +166,9 @@ def test_intervals_are_reproducible_and_need_documents() -> None:
     first = interval(made, split, "word_perplexity", 9)
     assert first == interval(made, split, "word_perplexity", 9)
     assert first[0] < math.exp(30 / 9) < first[1]
+    # A word of very many nats: some resamples are beyond all floating-point numbers.
+    long = Score(1630.0, 15, 15, np.array([10.0, 0.0, 1620.0, 0.0]))
+    assert math.isfinite(convert(long.nats, "word_perplexity", 9))
+    assert interval(long, split, "word_perplexity", 9) == []
     one = split_of(ByteTokenizer(), [b"", b"abc"])
     assert interval(Score(1.0, 3, 3, np.array([0.0, 1.0])), one, "bits_per_byte", 3) == []

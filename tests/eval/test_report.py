@@ -14,6 +14,7 @@ from eval.eval_config import AdaptConfig, BreakdownConfig, DynamicConfig, Progra
 from eval.pages import Section, html, markdown
 from eval.results import Breakdown, Distance, read_result
 from eval.score_record import Score
+from eval.tables import sweeps
 from lm.inference.inference_config import Lengths
 
 
@@ -57,6 +58,9 @@ def test_a_sweep_over_sinks(
     swept = read_result(file)["sweep"]
     assert [point.get("sinks") for point in swept["points"]] == [None, 2, 4]
     assert len({point["value"] for point in swept["points"]}) == 3
+    (section,) = sweeps({"run": read_result(file)})
+    assert section.header[:4] == ("segment", "memory", "compressed", "sinks")
+    assert [row[3] for row in section.rows] == ["0", "2", "4"]
     assert "sinks" in capsys.readouterr().out
     assert (tmp_path / "score.svg").read_text().startswith("<svg")
     score.main(trained_run, ProgramConfig(lanes=2, sinks=4), json=file, compare=False)

@@ -251,6 +251,33 @@ def test_its_command_line(words: list[str], status: int, said: str) -> None:
     assert said in shown and "Traceback" not in shown
 
 
+def test_short_files_are_passed_over(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (books := tmp_path / "books").mkdir()
+    (books / "a.txt").write_bytes(b"short")
+    with pytest.raises(ValueError, match="has 5 tokens, less than a segment of 8"):
+        library.add(trained_run, books, LibraryConfig(opening=OPENING), tmp_path / "shelf")
+    (books / "b.txt").write_bytes(b"as short")
+    (books / "b.txt").write_bytes(b"tiny")
+    with pytest.raises(ValueError, match=r"no file of .* has a whole segment of tokens"):
+        library.add(trained_run, books, LibraryConfig(opening=OPENING), tmp_path / "shelf")
+    (books / "c.txt").write_bytes(BOOKS[min(BOOKS)])
+    library.add(trained_run, books, LibraryConfig(opening=OPENING), tmp_path / "shelf")
+    shown = capsys.readouterr()
+    assert "a.txt is shorter than a segment and enters no memory" in shown.err
+    assert "c.txt" in shown.out and "a.txt" not in shown.out
+
+
+def test_memories_of_one_segment_have_no_room_for_an_opening(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    reading = LibraryConfig(opening=1, memory=8, compressed=0)
+    (book := tmp_path / "a.txt").write_bytes(BOOKS[min(BOOKS)])
+    with pytest.raises(ValueError, match="give a shorter --segment or a longer --memory"):
+        library.add(trained_run, book, reading, tmp_path / "shelf")
+
+
 def test_candidates_of_nothing(trained_run: Path) -> None:
     with pytest.raises(ValueError, match="--library-candidates has no effect without --library"):
         generate.main(trained_run, GenerateConfig(prompt="a", library_candidates=5))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from data.tokenizers.hub_files import HubFiles
@@ -120,12 +122,13 @@ def test_options_without_effect(options: dict[str, Any], complaint: str) -> None
         GenerateConfig(**options)
 
 
-def talked(run: Path, lines: str, **options: Any) -> str:
+def talked(run: Path, lines: str | bytes, memory: Path | None = None, **options: Any) -> str:
+    lines = lines.encode() if isinstance(lines, str) else lines
     with pytest.MonkeyPatch.context() as patch:
         out = io.StringIO()
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
         patch.setattr(sys, "stdout", out)
-        generate.main(run, replace(TALK, temperature=0, tokens=12, **options))
+        generate.main(run, replace(TALK, temperature=0, tokens=12, **options), save_memory=memory)
     return out.getvalue()
 
 
@@ -145,6 +148,16 @@ def test_a_run_answers_in_turns(hf_run: Path) -> None:
     assert talked(hf_run, "the book\nand time\n") == "".join(f"{text}\n" for text in expected)
     plain = talked(hf_run, "the book\nand time\n", chat=False, system=None)
     assert plain != "".join(f"{text}\n" for text in expected)
+
+
+def test_a_line_that_is_no_text_loses_nothing(hf_run: Path, tmp_path: Path) -> None:
+    """What was said before it is kept, as where the input ends."""
+    with pytest.raises(ValueError, match="the line"):
+        talked(hf_run, b"the book\n\xff\xfe\n", tmp_path / "broken")
+    talked(hf_run, "the book\n", tmp_path / "whole")
+    kept, whole = (load_file(tmp_path / name) for name in ("broken", "whole"))
+    assert kept.keys() == whole.keys() and len(kept) > 3
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in kept.items())
 
 
 def test_writing_stops_at_a_token(hf_run: Path) -> None:
