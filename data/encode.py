@@ -24,8 +24,8 @@ from data.tokenizers.registry import Tokenizer, WordCounter
 LINE_LIMIT = 16 << 20
 CHECKED = ("words", "hf")
 """Kinds of vocabulary whose tokens may not give a text back: each block is decoded again."""
-PARTS_FORMAT = 4
-"""Of what an interrupted build leaves; one of another format begins anew."""
+PARTS_FORMAT = 5
+"""Of what an interrupted build leaves, and of how texts are read; one of another begins anew."""
 
 
 class PartDocument(Run):
