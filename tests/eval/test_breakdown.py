@@ -18,6 +18,7 @@ from eval.eval_config import ABLATIONS, BreakdownConfig
 from eval.in_context import context_lines, in_context
 from eval.parts import by_position
 from eval.results import Breakdown, read_result
+from eval.tables import breakdowns
 from lm.inference.inference_config import ScoringConfig
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
@@ -185,6 +186,17 @@ def test_how_much_of_the_exchange_is_with_another_document() -> None:
         config = ScoringConfig(lanes=lanes, warmup=0)
         ablated = AblatedPredictor(build(), split.vocabulary, CHANGES["exchanged"])
         assert foreign(Scorer(ablated, split, config)) == share
+
+
+def test_a_single_lane_has_nobody_to_exchange_with(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = BreakdownConfig(lanes=1, edges=(100,), ablations=("absent", "exchanged"), worth=False)
+    breakdown.main(trained_run, how, out=tmp_path)
+    found = read_result(tmp_path / "breakdown-validation.json", Breakdown)["ablation"]
+    assert found.keys() == {"absent"}
+    assert "a single lane has no other to exchange memory with" in capsys.readouterr().err
+    assert breakdowns({"run": read_result(tmp_path / "breakdown-validation.json", Breakdown)}, "x")
 
 
 @pytest.mark.gpu
