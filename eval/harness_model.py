@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from data.common.command import load_config
 from data.common.progress import Progress
 from data.tokenizers.registry import HuggingFaceTokenizer
-from lm.inference.chat import ChatTemplate, template_of
+from lm.inference.chat import ChatTemplate, special_names, template_of
 from lm.inference.inference_config import Lengths, Placement, SamplingConfig
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import ModelState
@@ -190,8 +190,8 @@ class LongRangeLM(LM):  # type: ignore[misc]
         vocabulary = self.loaded.vocabulary
         if not isinstance(vocabulary, HuggingFaceTokenizer):
             return np.empty(0, dtype=np.int64), context
-        names = ChatTemplate(vocabulary, "").special
-        places = [(context.rfind(name), len(name)) for name in names if name in context]
+        names = [name for name in special_names(vocabulary) if name in context]
+        places = [(context.rfind(name), len(name)) for name in names]
         at = max((place + size for place, size in places), default=0)
         ids = vocabulary.encode_marked(context[:at]).astype(np.int64)
         return ids[int(ids[:1].tolist() == [vocabulary.start]) :], context[at:]
@@ -265,7 +265,8 @@ class LongRangeLM(LM):  # type: ignore[misc]
         """Tokens at which an answer ends; by the chat template where contexts are conversations."""
         vocabulary = self.loaded.vocabulary
         form = template_of(vocabulary)
-        if form is not None and any(len(self._begun(context)[0]) for context in contexts):
+        names = special_names(vocabulary)
+        if form is not None and any(name in context for context in contexts for name in names):
             return form.ends(form.end())
         return frozenset(vocabulary.ends if isinstance(vocabulary, HuggingFaceTokenizer) else ())
 

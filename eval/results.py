@@ -20,7 +20,7 @@ from lm.inference.inference_config import BITS
 
 FORMAT = 2
 LENGTHS = (
-    *("reading", "window", "stride", "segment", "memory", "compressed", "sinks"),
+    *("documents", "reading", "window", "stride", "segment", "memory", "compressed", "sinks"),
     *("lanes", "warmup", "reset_documents", "opening", "candidates", "dynamic"),
 )
 """How the text was read."""

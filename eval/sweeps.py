@@ -91,10 +91,8 @@ def table(result: Result) -> str:
     ]
     lines += [f"  {name:<24}{value:>10}" for name, value in rows]
     official = "the published count" if result["official_words"] else "its own count"
-    part = protocol.get("documents")
-    some = "" if part is None else f" of the first {part:,} documents"
     lines.append(
-        f"  {protocol['tokens']:,} tokens{some} scored; {result['bytes']:,} bytes; "
+        f"  {protocol['tokens']:,} tokens scored; {result['bytes']:,} bytes; "
         f"{result['words']:,} words ({official})"
     )
     if result["unknown_words"] is not None:

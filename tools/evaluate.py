@@ -92,7 +92,7 @@ def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
         """Whether a result is not there.
 
         Raises:
-            ValueError: it is, but damaged, or of other weights or another text.
+            ValueError: it is, but damaged, or of other weights, another text or a part of it.
         """
         if not file.exists():
             return True
@@ -105,6 +105,11 @@ def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
                     f"{file} is of other weights or shards than {loaded.checkpoint} and {shards}; "
                     "remove it to have it made anew"
                 )
+        if result.get("protocol", {}).get("documents") is not None:
+            raise ValueError(
+                f"{file} is of the first documents of the split alone; remove it to have it made "
+                "anew"
+            )
         return False
 
     if lacks(file := run / f"score-{split}.json"):

@@ -58,6 +58,12 @@ class Protocol(Record):
     split: str
     unit: str
 
+    @property
+    def part(self) -> str:
+        """The split, of which only the first documents may have been scored, as test[:20]."""
+        documents = (self.model_extra or {}).get("documents")
+        return self.split if documents is None else f"{self.split}[:{documents}]"
+
 
 class Weights(Record):
     """Which weights were scored."""
@@ -146,7 +152,7 @@ def _indexed(score: Scored) -> dict[str, Any]:
         "dataset": {
             "name": plain(protocol.corpus),
             "type": DATA_SETS.get(family or "", plain(protocol.corpus)),
-            "split": protocol.split,
+            "split": protocol.part,
         },
         "metrics": [{"type": protocol.unit, "value": score.value}],
     }
@@ -166,7 +172,7 @@ def _scores(scores: list[Scored]) -> str:
     lines = ["## Scores\n", "| corpus, split | value | unit | protocol |", "|---|---|---|---|"]
     for score in scores:
         protocol = score.protocol
-        where, unit = f"{protocol.corpus}, {protocol.split}", protocol.unit.replace("_", " ")
+        where, unit = f"{protocol.corpus}, {protocol.part}", protocol.unit.replace("_", " ")
         more = protocol.model_extra or {}
         said = "; ".join(f"{name} {_short(value)}" for name, value in more.items())
         lines.append(_row(where, f"{score.value:.4f}", unit, said))

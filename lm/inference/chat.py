@@ -27,7 +27,7 @@ class ChatTemplate:
     @property
     def special(self) -> list[str]:
         """What special tokens say."""
-        return [name for name in self.vocabulary.special if name not in NAMED]
+        return special_names(self.vocabulary)
 
     @property
     def names(self) -> dict[str, str]:
@@ -131,6 +131,12 @@ class Conversation:
         """Ids that close an answer, none if it has ended by itself."""
         self.messages.append({"role": "assistant", "content": words})
         return self.form.vocabulary.encode_marked("" if ended else self._end)
+
+
+def special_names(vocabulary: Tokenizer) -> list[str]:
+    """What the special tokens of a tokenizer of the hub say; others have none."""
+    special = vocabulary.special if isinstance(vocabulary, HuggingFaceTokenizer) else {}
+    return [name for name in special if name not in NAMED]
 
 
 def template_of(vocabulary: Tokenizer) -> ChatTemplate | None:

@@ -9,7 +9,10 @@ import pytest
 pytest.importorskip("constriction", reason="the extra `eval` is not installed")
 
 from data.shards import Shards
-from eval.eval_config import SweepConfig
+from eval import score
+from eval.eval_config import ProgramConfig, SweepConfig
+from lm.hub.card import model_card
+from lm.inference.loading import load_run
 from tools import evaluate
 from tools.evaluate import EvaluateConfig
 
@@ -20,6 +23,19 @@ CONFIG = EvaluateConfig(
     segments=6,
     compressed_bytes=100,
 )
+
+
+def test_a_score_of_some_documents_is_not_that_of_the_split(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    part = ProgramConfig(lanes=1, documents=1)
+    score.main(run, part, "train", json=run / "score-test.json", compare=False)
+    with pytest.raises(
+        ValueError, match=r"score-test\.json is of the first documents of the split"
+    ):
+        evaluate.main([run], tmp_path / "report", CONFIG)
+    assert "train[:1]" in model_card(load_run(run), run, "a model", tokenizer=True)
 
 
 @pytest.mark.slow
