@@ -77,7 +77,7 @@ class TrainingConfig:
     at hand the run says so and goes on without."""
     precision: Literal["float32", "bf16", "auto"] = "float32"
     """bf16 multiplies matrices in bfloat16 and keeps float32 master weights; auto does where the
-    machine has instructions for it (a GPU, AMX), and is float32 elsewhere."""
+    machine has instructions for it (a GPU, AVX512, AMX), float32 elsewhere."""
     zero: Literal[0, 1, 2, 3] = 0
     """ZeRO stage: what the ranks divide among themselves: nothing (best for one process), the
     optimiser's state (1), also gradients (2), also weights (3)."""

@@ -123,11 +123,13 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has tiles of bfloat16 (AMX), four to eight times as fast as float32."""
+    """Whether this CPU has instructions for products of bfloat16: vectors (AVX512), twice as fast as
+    float32, or tiles (AMX), four to eight times. Without them torch emulates such products.
+    """
     capabilities: dict[str, object] = getattr(
         torch.cpu, "get_capabilities", dict
     )()  # from torch 2.12 on
-    return bool(capabilities.get("amx_bf16"))
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def gram_polynomial(gram: Tensor, iterations: int) -> Tensor:

@@ -11,7 +11,14 @@ from lm.model.transformer import CompressiveTransformer
 from lm.runs.run_config import OptimConfig
 from lm.sparse.sparse_config import PowerConfig, SparseConfig
 from lm.sparse.topkast import kind_of, sparsify
-from lm.training.optim import QUINTIC, build_optimizer, lr_scale, orthogonal, set_lr
+from lm.training.optim import (
+    QUINTIC,
+    build_optimizer,
+    lr_scale,
+    multiplies_bfloat16,
+    orthogonal,
+    set_lr,
+)
 
 SMALL = ModelConfig(
     layers=1, width=8, heads=2, feedforward=16, segment=4, memory=4, compressed=2, rate=2
@@ -96,6 +103,23 @@ def test_orthogonal_steps_are_those_of_the_iteration_in_float64(
     error = (orthogonal(matrix).double() - naive).norm() / naive.norm()
     assert error < (0.1 if tiles else 1e-4)
     assert (error > 1e-4) == tiles
+
+
+@pytest.mark.parametrize(
+    ("has", "fast"),
+    [
+        ({"amx_bf16": True}, True),
+        ({"avx512_bf16": True}, True),
+        ({"avx512_f": True}, False),
+        ({}, False),
+    ],
+)
+def test_vectors_and_tiles_of_bfloat16_both_count(
+    has: dict[str, bool], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = {"amx_bf16": False, "avx512_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: none | has, raising=False)
+    assert multiplies_bfloat16.__wrapped__() is fast
 
 
 @pytest.mark.parametrize("sparse", [SparseConfig(), SparseConfig(0.5)], ids=["dense", "sparse"])
