@@ -20,7 +20,7 @@ from data.common.tensors import TensorFile
 from data.lanes import LaneReader
 from data.shards import Shards
 from lm.feeding import ReadAhead
-from lm.inference.predictor import require_room
+from lm.inference.predictor import ModelState, require_room
 from lm.model.memory import MemoryState
 from lm.model.transformer import CompressiveTransformer
 from lm.objectives.objective import Segment, Term, Unroll, total_loss, weights_at
@@ -199,7 +199,7 @@ class Trainer:
         set_lr(self.engine.optimizer, scale)
         if watch is not None:
             watch(reads[0][0][0], self.memory)
-        memory, sums = self._gradients(reads)
+        memory, taught, sums = self._gradients(reads)
         gated = {} if self.gate is None else self.gate.apply()
         norms = {} if watch is None else compression_norms(self.engine, self.model)
         norm = self.engine.update(all(map(math.isfinite, chain.from_iterable(sums.values()))))
@@ -209,8 +209,8 @@ class Trainer:
             self._skip(reads)
             return {"nats": 0.0, "tokens": 0.0, "skipped": self.skipped}
         self.memory = memory
-        if self.teacher is not None:
-            self.teacher.state = self.taught
+        if self.teacher is not None and taught is not None:
+            self.teacher.state = taught
         self.step += 1
         nats, tokens = sums.pop("nats")
         means = {
@@ -241,8 +241,12 @@ class Trainer:
         if self.teacher is not None:
             self.teacher.state = self.teacher.state.reset(reset_B)
 
-    def _gradients(self, reads: list[Read]) -> tuple[MemoryState, dict[str, Pair]]:
-        """Gather the gradients of an update; returns memory and sums of losses over all ranks."""
+    def _gradients(
+        self, reads: list[Read]
+    ) -> tuple[MemoryState, ModelState | None, dict[str, Pair]]:
+        """Gather the gradients of an update; returns memory and a teacher's state after it, and the
+        sums of losses over all ranks.
+        """
         parts = self.config.training.micro_batches
         lanes = self.memory.lanes // parts
         self.module.step = self.step
@@ -252,12 +256,11 @@ class Trainer:
         if self.gate is not None:
             self.gate.begin()
         teacher = self.teacher if self.teaching else None
-        if self.teacher is not None:
-            self.taught = self.teacher.state
+        taught = None if teacher is None else teacher.state
         for number, read in enumerate(reads, start=1):
             after, told = [], None
-            if teacher is not None:
-                told, self.taught = teacher.tell([segment for segment, _ in read], self.taught)
+            if teacher is not None and taught is not None:
+                told, taught = teacher.tell([segment for segment, _ in read], taught)
             for part in range(parts):
                 rows = slice(part * lanes, (part + 1) * lanes)
                 segments = [segment.lanes(rows) for segment, _ in read]
@@ -270,7 +273,7 @@ class Trainer:
                 sums.add(by_layer)
                 after.append(moved)
             memory = after[0] if parts == 1 else MemoryState.concatenate(after)
-        return memory, sums.totals(self.world)
+        return memory, taught, sums.totals(self.world)
 
     def _backward(self, terms: dict[str, Term], tokens: float, parts: int) -> None:
         """Add one back-propagation to the gradients of an update; DeepSpeed averages over ranks.
