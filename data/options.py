@@ -93,8 +93,7 @@ class DataConfig:
                 self._refuse(option, f"the vocabulary {self.kind}")
             if self.vocabulary_from is not None:
                 self._refuse(option, "vocabulary_from")
-        stated = self.vocabulary or self._of_others
-        if self.kind == "mulaw" or stated == "bytes":
+        if self.kind == "mulaw" or self.vocabulary == "bytes":
             self._refuse("vocabulary_from", f"the vocabulary {self.kind}")
         if self.hub_name is not None:
             self._refuse("vocabulary_from", f"the vocabulary {self.vocabulary}")

@@ -93,7 +93,9 @@ def perplexity(nats: float, words: int) -> float | None:
 
 def perplexity_shown(value: float | None) -> str:
     """A perplexity as it is read."""
-    return "over 1e308" if value is None else f"{value:,.1f}"
+    if value is None:
+        return "over 1e308"
+    return f"{value:,.1f}" if value < 1e6 else f"{value:.3g}"
 
 
 def place_edges(split: Split, segment: int) -> list[int]:
@@ -217,7 +219,7 @@ def table(result: Result) -> str:
     if result["frequency"]:
         lines.append("by occurrences of the word in training: words, perplexity a word")
         lines += [
-            f"  {b['name']:<20}{b['words']:>10,}{perplexity_shown(b['perplexity']):>14}"
+            f"  {b['name']:<20}{b['words']:>10,} {perplexity_shown(b['perplexity']):>13}"
             for b in result["frequency"]
         ]
     lines.append(f"by place in the document, in tokens: {bits}, documents that reach it")

@@ -11,7 +11,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from data.common.requirements import extra
-from data.common.say import say
+from data.common.say import say, tell
 from data.common.values import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,14 +66,14 @@ def main() -> None:
     """
     name, *options = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(usage())
+        tell(usage())
     elif name == "--version":
         from importlib.metadata import version
 
-        print(f"longrange {version('longrange-lm')}")
+        tell(f"longrange {version('longrange-lm')}")
     elif name.partition("=")[0] == "--print-completion":
         try:
-            print(completion(name.partition("=")[2] or " ".join(options)))
+            tell(completion(name.partition("=")[2] or " ".join(options)))
         except ValueError as error:
             say(f"longrange: error: {error}")
             raise SystemExit(2) from None

@@ -28,7 +28,7 @@ def main(
         save_memory: file for the memory of what was read, or of the whole conversation.
         adapt: what is looked up in the text so far, to change predictions by.
         library: memories of other texts (longrange library add); each text begins with the one that
-            tells its first tokens best of those that are like it, if any does.
+            tells its first tokens best of those that are like it, or with none if that does by far.
         out: file for text and continuation; for several, one JSON object to a line.
     """
     from lm.inference import memory_file

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.common import command
 from data.common.outputs import check_folder
-from data.common.say import plain, say, warn
+from data.common.say import plain, say, tell, warn
 from data.common.schema import Size
 from data.common.values import require_ranges
 from lm.inference.inference_config import Lengths, Placement
@@ -115,7 +115,7 @@ def main() -> None:
     elif action == "list":
         command.run(show, argv=options, called="longrange library list")
     elif action in ("-h", "--help"):
-        print((__doc__ or "").strip())
+        tell((__doc__ or "").strip())
     else:
         say("library: error: the first word must be add or list")
         raise SystemExit(2)

@@ -31,14 +31,14 @@ def main(argv: list[str]) -> None:
     # As a script this file's own folder is on the path, and the checkout is not.
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.common.say import say
+    from data.common.say import say, tell
     from data.common.values import did_you_mean
 
     known = benchmarks()
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, known))
         lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
-        print("\n".join([USAGE, "", *lines]))
+        tell("\n".join([USAGE, "", *lines]))
         return
     name, *options = argv
     if name not in known:

@@ -17,11 +17,14 @@ from types import FrameType
 
 import psutil
 
-from data.common.say import say
+from data.common.say import say, tell
 from data.common.signals import handling
 from lm.training.stopping import STATUS, STOPPED, program_of
 
 MODULE = "lm.train"
+LAST_STATUS = 255 - max(signal.valid_signals())
+"""Statuses beyond are signals that have ended a rank of deepspeed."""
+USAGE = "the first word must be torchrun or deepspeed, with its options behind it"
 
 
 class Ranks:
@@ -29,7 +32,10 @@ class Ranks:
 
     def __init__(self) -> None:
         self.launcher: subprocess.Popen[bytes] | None = None
-        self.stopped = False
+        self.launcher_stopped = False
+        """Whether a signal went to the launcher, whose status then says nothing of the ranks."""
+        self.passed: set[int] = set()
+        """Signals that went to ranks."""
 
     def found(self) -> list[psutil.Process]:
         """Processes that a launcher has started as ranks."""
@@ -46,9 +52,9 @@ class Ranks:
         """Pass a signal on; before there are ranks, and to those of other machines, by way of the
         launcher.
         """
-        self.stopped = True
         ranks = self.found()
         for process in ranks:
+            self.passed.add(number)
             try:
                 process.send_signal(number)
             except psutil.Error:
@@ -56,7 +62,20 @@ class Ranks:
         if not ranks and self.launcher is None:
             raise SystemExit(STOPPED)
         if not ranks and self.launcher is not None:
+            self.launcher_stopped = True
             self.launcher.send_signal(signal.SIGTERM)
+
+    def status_of(self, code: int, rank: str = "a rank") -> int:
+        """The status that a rank's end makes: that of the rank, or of the signal -code."""
+        if code >= 0:
+            return code
+        if -code in self.passed:
+            # It had not begun to listen, so it had nothing to save.
+            return STOPPED
+        known = [each.name for each in signal.Signals if each == -code]
+        name = known[0] if known else f"signal {-code}"
+        say(f"{rank} was ended by {name}; the same command goes on from a checkpoint")
+        return 1
 
 
 def torchrun(arguments: list[str], ranks: Ranks) -> int:
@@ -74,11 +93,7 @@ def torchrun(arguments: list[str], ranks: Ranks) -> int:
             run.main(["--signals_to_handle=SIGCONT", *arguments])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            say(f"rank {rank} was ended by {name}; the same command goes on from a checkpoint")
-            return 1
-        return int(failure.exitcode)
+        return ranks.status_of(int(failure.exitcode), f"rank {rank}")
     return 0
 
 
@@ -102,14 +117,20 @@ def deepspeed(arguments: list[str], ranks: Ranks) -> int:
         # In a session of its own: a terminal's Ctrl-C would reach every process of it.
         ranks.launcher = subprocess.Popen(command, start_new_session=True)
         status = ranks.launcher.wait()
-    return STOPPED if ranks.stopped and status else status
+    if ranks.launcher_stopped and status:
+        return STOPPED
+    # What a rank that was ended by signal N makes of it is 256 - N.
+    return ranks.status_of(status - 256 if status > LAST_STATUS else status)
 
 
 def main(argv: list[str]) -> int:
     """Start ranks and wait for their end; returns the exit status."""
     launchers = {"torchrun": torchrun, "deepspeed": deepspeed}
+    if argv[:1] in (["-h"], ["--help"]):
+        tell((__doc__ or "").strip())
+        return 0
     if not argv or argv[0] not in launchers:
-        say("ranks: error: the first word must be torchrun or deepspeed")
+        say(f"ranks: error: {USAGE}")
         return 2
     try:
         return launchers[argv[0]](argv[1:], Ranks())

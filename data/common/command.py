@@ -8,7 +8,6 @@ What a program prints is never a reason to stop it: a stream that is full only l
 """
 
 import argparse
-import errno
 import inspect
 import os
 import re
@@ -21,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data.common.say import forgiving, say, warn
+from data.common.say import forgiving, say, warn_of_loss
 from data.common.settings import (
     REQUIRED,
     ConfigError,
@@ -111,8 +110,7 @@ def run(
             if os.environ.get("LM_TRACEBACK"):
                 raise
             _exit(program, _sentence(error), 2)
-        if shown is not None and shown.error is not None and shown.error.errno != errno.EPIPE:
-            warn(f"not all was shown: standard output took no more ({shown.error.strerror})")
+        warn_of_loss(shown)
 
 
 def find_preset(path: Path, presets: Path = PRESETS) -> Path:

@@ -127,6 +127,19 @@ def forgiving() -> Iterator[Sink | None]:
         sys.stdin, sys.stdout, sys.stderr = before
 
 
+def tell(text: str) -> None:
+    """Print a text on stdout; what it does not take is lost, and told unless its reader left."""
+    with forgiving() as shown:
+        print(text, flush=True)
+        warn_of_loss(shown)
+
+
+def warn_of_loss(shown: Sink | None) -> None:
+    """Say that stdout did not take all, if so (inside `forgiving`)."""
+    if shown is not None and shown.error is not None and shown.error.errno != errno.EPIPE:
+        warn(f"not all was shown: standard output took no more ({shown.error.strerror})")
+
+
 def reader_left() -> bool:
     """Whether stdout is a pipe that nobody reads any more (inside `forgiving`).
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data.common.files import read_json, write_json
+from data.common.files import read_json
 from data.common.integrity import write_sealed
 from data.common.tensors import save_tensors, spoken
 from data.tokenizers.registry import Tokenizer
@@ -167,11 +167,11 @@ def write_base(
     if precision is not None:
         values = {key: value for key, value in values.items() if key != "torch_dtype"}
         values["dtype"] = held["model.embed_tokens.weight"]
-    write_json(folder / "config.json", values)
+    write_sealed(folder / "config.json", values)
     write_sealed(folder / BASE_WEIGHTS, held)
     generation = source.folder / "generation_config.json"
     if source.gguf is None and generation.is_file():
-        write_json(folder / generation.name, read_json(generation))
+        write_sealed(folder / generation.name, read_json(generation))
 
 
 def back_type(dtype: torch.dtype, precision: Precision | None) -> str:

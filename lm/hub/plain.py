@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.common.files import follow_umask, read_json, write_json
+from data.common.files import follow_umask, write_json
 from data.common.integrity import read_sealed
 from data.common.tensors import TensorFile
 from data.tokenizers.registry import Tokenizer
@@ -64,15 +64,14 @@ def write_plain(
         ValueError: what the run knows of its base is damaged.
     """
     types = read_sealed(run / BASE / BASE_WEIGHTS, TAKE)
-    values = read_json(run / BASE / "config.json")
+    values = read_sealed(run / BASE / "config.json", TAKE)
     if not isinstance(types, dict) or not isinstance(values, dict):
         raise ValueError(f"{run / BASE} does not describe a model; {TAKE}")  # noqa: TRY004
     write_json(folder / "config.json", values)
     vocabulary.save(folder)
-    if (run / BASE / "generation_config.json").is_file():
-        write_json(
-            folder / "generation_config.json", read_json(run / BASE / "generation_config.json")
-        )
+    generation = run / BASE / "generation_config.json"
+    if generation.is_file():
+        write_json(folder / generation.name, read_sealed(generation, TAKE))
     save_shards(
         plain_weights(open_weights(checkpoint), config, types), folder, bytes_of(max_shard_size)
     )

@@ -123,8 +123,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16: vectors (AVX512), twice as fast as
-    float32, or tiles (AMX), four to eight times. Without them torch emulates such products.
+    """Whether this CPU has instructions for products of bfloat16: of vectors (AVX512), twice as
+    fast as float32, or of tiles (AMX), four to eight times. Without them they are emulated.
     """
     capabilities: dict[str, object] = getattr(
         torch.cpu, "get_capabilities", dict

@@ -73,6 +73,18 @@ def test_a_vocabulary_comes_from_shards_or_a_run(
     assert open_shards(made.path).vocabulary.pieces == vocabulary.pieces
 
 
+@pytest.mark.parametrize("corpus", ["text", "wikitext", "pg19"])
+def test_bytes_of_another_run_are_taken_by_every_corpus(
+    tmp_path: Path, texts: str, corpus: str
+) -> None:
+    """PG-19 and WikiText would choose subwords and words, which such a run cannot read."""
+    of_bytes = prepare(DataConfig("text", tmp_path / "bytes", texts, "bytes"))
+    config = DataConfig(corpus, tmp_path / "s", texts, vocabulary_from=of_bytes.path)
+    assert config.kind == "bytes"
+    if corpus == "text":
+        assert prepare(config).manifest.vocabulary.hash == of_bytes.manifest.vocabulary.hash
+
+
 def test_a_tokenizer_that_loses_text_leaves_scores_by_the_word(
     tmp_path: Path, texts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,10 @@ from data.splits import assign_splits, fractions, hashed_split, named_split
         ({"corpus": "enwik8", "vocabulary": "words"}, "choose bytes or sentencepiece"),
         ({"corpus": "audio", "vocabulary": "bytes"}, "choose mulaw"),
         ({"corpus": "enwik8", "vocabulary_size": 500}, "no effect with the vocabulary bytes"),
+        (
+            {"corpus": "pg19", "vocabulary": "bytes", "vocabulary_from": Path("a")},
+            "vocabulary_from has no effect with the vocabulary bytes",
+        ),
         ({"corpus": "audio", "vocabulary_from": Path("a")}, "no effect with the vocabulary mulaw"),
         (
             {"corpus": "pg19", "vocabulary_from": Path("a"), "vocabulary_method": "bpe"},

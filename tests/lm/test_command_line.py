@@ -84,6 +84,31 @@ def test_an_unknown_sub_command_names_the_nearest(started, capsys):
     )
 
 
+@pytest.mark.parametrize("stream", ["| true", ">/dev/full", ">&-"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "-c 'from lm.command_line import main; main()'",
+        "-m lm.library --help",
+        "-m tools.ranks -h",
+        "tools/bench.py",
+    ],
+)
+def test_help_that_nobody_can_take_is_no_traceback(program: str, stream: str) -> None:
+    """In containers Python writes through at once (PYTHONUNBUFFERED)."""
+    command = f'"{sys.executable}" {program} {stream}; exit "${{PIPESTATUS[0]}}"'
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    assert ("not all was shown" in result.stderr) == ("full" in stream)
+
+
 def test_a_shell_completes_commands_options_and_choices(started, capsys, tmp_path):
     pytest.importorskip("shtab", reason="needs the extra completion")
     assert started("--print-completion", "bash") == []

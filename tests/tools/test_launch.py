@@ -27,7 +27,7 @@ from tools.launch import (
 )
 
 PLACE = Place(Path("/shared/longrange"), Path("/shared/longrange/.venv/bin"))
-PROGRAM = ["--config", "configs/pg19.yaml", "--run", "runs/pg19"]
+PROGRAM = ["--config", "configs/pg19-36.yaml", "--run", "runs/pg19", "--training.ranks=64"]
 EXAMPLES = Path(__file__).parents[2] / "configs" / "cluster"
 
 

@@ -19,10 +19,15 @@ from tests.tools.test_launch import launch
 from tools import ranks
 
 
-@pytest.mark.parametrize("argv", [[], ["mpirun", "-n", "2"], ["--help"]], ids=str)
+@pytest.mark.parametrize("argv", [[], ["mpirun", "-n", "2"], ["--helpful"]], ids=str)
 def test_other_launchers_are_refused(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert ranks.main(argv) == 2
     assert capfd.readouterr().err.startswith("ranks: error: the first word must be")
+
+
+def test_it_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ranks.main(["--help"]) == 0
+    assert "python -m tools.ranks torchrun" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("host", ["no-such-machine.invalid", "a" * 300, "a..b"])
@@ -120,3 +125,36 @@ def test_a_mistake_and_a_killed_rank_have_their_status(
     said = (tmp_path / "log").read_text()
     assert "Traceback" not in said and not ranks_of(run)
     assert "was ended by SIGKILL" in said or "lost contact with another rank" in said, said
+
+
+@pytest.mark.parametrize(
+    ("passed", "to_launcher", "code", "status", "said"),
+    [
+        ((), False, 0, 0, ""),
+        ((signal.SIGINT,), False, 130, 130, ""),
+        ((signal.SIGTERM,), False, STOPPED, STOPPED, ""),
+        ((signal.SIGTERM,), False, 256 - signal.SIGTERM, STOPPED, ""),
+        ((), True, 143, STOPPED, ""),
+        ((), False, 2, 2, ""),
+        ((), False, 256 - signal.SIGKILL, 1, "a rank was ended by SIGKILL; the same command"),
+        ((signal.SIGTERM,), False, 256 - signal.SIGKILL, 1, "a rank was ended by SIGKILL"),
+    ],
+)
+def test_deepspeed_ends_as_its_ranks_did(
+    passed: tuple[int, ...],
+    to_launcher: bool,
+    code: int,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A second Ctrl-C saves nothing, so it must not be 75, on which a scheduler begins again."""
+    started = ranks.Ranks()
+    started.passed, started.launcher_stopped = set(passed), to_launcher
+    command = [sys.executable, "-c", f"raise SystemExit({code})"]
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen(command, **options))
+    assert ranks.deepspeed([], started) == status
+    err = capfd.readouterr().err
+    assert said in err and bool(said) == bool(err)

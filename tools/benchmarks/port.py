@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.common.files import write_json
+from data.common.integrity import write_sealed
 from data.common.schema import Size
 from data.shards import Shards, open_shards
 from data.tokenizers.registry import Tokenizer
@@ -49,7 +49,7 @@ def main(experiment: Path, out: Path, shards: Path | None = None, threads: Size 
         if run.start.run.parent.name == first and not file.is_file():
             result = train(config, open_shards(config.data.shards))
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, result)
+            write_sealed(file, result)
             print(f"{NAME}, seed {seed}: {result['bits_per_byte']:.4f} bits per byte", flush=True)
 
 

@@ -78,6 +78,19 @@ def test_the_plain_model_comes_back_bit_for_bit(
     assert same(weights_of(tmp_path / "twice"), weights_of(models[name]))
 
 
+def test_a_base_that_has_changed_is_not_made_again(models: dict[str, Path], tmp_path: Path) -> None:
+    """Other positions would be another model with the same weights."""
+    adopt.main(str(models["SmolLM"]), tmp_path / "run", SHORT)
+    file = tmp_path / "run/base/config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"rms_norm_eps": 0.5}))
+    with pytest.raises(
+        ValueError, match="does not match its hash; adopt the model again"
+    ):
+        export.main(tmp_path / "run", tmp_path / "plain", plain=True)
+    assert not (tmp_path / "plain").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
 def test_types_of_weights(
