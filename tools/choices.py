@@ -14,6 +14,7 @@ from lm.model.transformer import CompressiveTransformer
 from lm.runs.adopted_config import AdoptedConfig
 from lm.sparse.pruning import dense_matrices
 from lm.sparse.sparse_config import Kind
+from lm.training.origin import ORIGIN
 
 KINDS: tuple[Kind, ...] = ("attention", "feedforward")
 SMALL = 0.1
@@ -55,6 +56,8 @@ def compare(loaded: LoadedRun) -> Weights:
         raise ValueError(  # noqa: TRY004
             f"{loaded.folder} was adopted, so no seed gave it its first weights"
         )
+    if (loaded.folder / ORIGIN).is_file():
+        raise ValueError(f"{loaded.folder} began with the weights of another run, not of a seed")
     torch.manual_seed(config.training.seed)
     start = dense_matrices(CompressiveTransformer(config.model, loaded.vocabulary.size), KINDS)
     number, flipped, faded = 0, 0, 0

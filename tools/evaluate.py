@@ -72,7 +72,7 @@ def main(
             open_shards(text).split(part)
     coding.compressors()
     for run, text in zip(runs, texts, strict=True):
-        one_run(run, text, evaluate)
+        one_run(run, text, evaluate, split)
     report.main(runs[0], runs[1:], split, out, anyway=True)
 
 
@@ -81,9 +81,9 @@ def reported(shards: Path) -> str:
     return "test" if "test" in open_shards(shards).splits else "validation"
 
 
-def one_run(run: Path, shards: Path, config: EvaluateConfig) -> None:
-    """Make every result file of a run that is not there."""
-    split, lanes = reported(shards), config.lanes
+def one_run(run: Path, shards: Path, config: EvaluateConfig, split: str) -> None:
+    """Make every result file of a run that is not there; the score is that of `split`."""
+    lanes = config.lanes
     from lm.inference.loading import load_run
 
     loaded, hash_of_shards = load_run(run), open_shards(shards).hash

@@ -15,13 +15,14 @@ OUT/VARIANT/seed-N/result.json join the table.
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
+from types import FrameType
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from data.common import command
 from data.common.command import ConfigError, dump_config, find_preset, load_config
@@ -29,16 +30,18 @@ from data.common.files import as_json
 from data.common.integrity import write_sealed
 from data.common.outputs import writing_folder
 from data.common.say import say
-from data.common.schema import Count, Record, Size, as_record, read_record
-from data.common.signals import handling
-from data.common.yamlfile import read_yaml
-from eval.results import bits_named, bits_of, unit_of
-from eval.score_record import Cost
+from data.common.schema import Count, Record, Size, as_record
+from data.common.signals import handling, signal_name
+from data.common.yamlfile import parse_yaml, read_yaml
+from data.shards import open_shards
+from data.stated import require_stated
 from lm import train
 from lm.inference.inference_config import BITS
 from lm.runs.run_config import RunConfig, RunFolder
+from lm.threads import require_cores
+from lm.training.stopping import STOPPED
+from tools.experiment_table import RESULT, Result, markdown, read_result, rows
 
-RESULT = "result.json"
 LONGEST_NAME = 200
 """In bytes; file systems take 255."""
 
@@ -49,17 +52,6 @@ class Compared(Record):
     variants: dict[str, dict[str, Any] | None]
     seeds: list[Count] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     paper: dict[str, float] = Field(default_factory=dict)
-
-
-class Result(Cost):
-    """A run's result.json, by this program or another, which may say more."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    parameters: Count
-    steps: Count
-    tokens_per_second: float
-    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,8 @@ class Experiment:
                 changes = {**(overrides or {}), "training.seed": seed}
                 begun = changes.pop("from", None)
                 if shards is not None:
-                    changes["data.shards"] = str(shards)
+                    # A variant's own are what makes it one.
+                    changes.setdefault("data.shards", str(shards))
                 if not (begun is None or isinstance(begun, str)):
                     raise ValueError(f"variant {name}: from names the folder of a run, not {begun}")
                 weights = None if begun is None else Path(begun.replace("{seed}", str(seed)))
@@ -142,14 +135,21 @@ def main(
         experiment: YAML file: a preset with variants; see configs/experiments/. One of these is
             also found by its name, such as experiments/sparse.
         out: folder of the runs, and of the table as table.md and table.json.
-        shards: the shards, if they are not where the file says.
-        threads: threads that each run computes with.
+        shards: the shards, if they are not where the file says; a variant's own stay.
+        threads: threads that each run computes with, where training.threads says nothing.
         table: only make the table of what is finished.
     """
     from lm.training.folder import kept_alone
 
     plan = Experiment.read(experiment)
     runs = list(plan.runs(out, shards))
+    require_cores(threads)
+    if table and not out.is_dir():
+        raise ValueError(f"{out} is no folder of an experiment")
+    # Hours of the first runs are not spent before a mistake in the last is found.
+    for run in runs:
+        if not finished(run, moved=table and shards is None) and not table:
+            require_parts(run, out)
     if not table:
         held = (
             f"another process runs experiments in {out}: wait until it ends, or give another --out"
@@ -174,18 +174,33 @@ def train_apart(run: Planned, threads: int) -> None:
     """
     process = get_context("spawn").Process(target=_train, args=(run, threads))
     process.start()
+    asked: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        process.terminate()
+
     # Whatever asks to end is for the training, which saves; to be asked twice does it no harm.
-    with handling(lambda *_: process.terminate()):
+    with handling(pass_on):
         process.join()
-    if process.exitcode:
-        raise SystemExit(abs(process.exitcode))
+    code = process.exitcode or 0
+    if code < 0 and asked:
+        # Before it listened, so there was nothing to save.
+        raise SystemExit(STOPPED)
+    if code < 0:
+        say(
+            f"experiments: error: {run.start.run} was ended by {signal_name(-code)}; the same "
+            "command goes on from its last checkpoint"
+        )
+        raise SystemExit(1)
+    if code:
+        raise SystemExit(code)
 
 
 def _train(run: Planned, threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    sections = {section.name: getattr(run.config, section.name) for section in fields(run.config)}
+    training = replace(run.config.training, threads=run.config.training.threads or threads)
+    config = replace(run.config, training=training)
+    sections = {section.name: getattr(config, section.name) for section in fields(config)}
     try:
         train.main(run.start, **sections)
     except (OSError, ValueError) as error:
@@ -208,8 +223,24 @@ def overridden(preset: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     return mapping
 
 
-def finished(run: Planned) -> bool:
-    """Whether this run has its result.
+def require_parts(run: Planned, out: Path) -> None:
+    """ValueError if what a run is made from is not there: shards, weights to begin with, a teacher;
+    runs of this experiment may still come.
+    """
+    variant, data = run.start.run.parent.name, run.config.data
+    try:
+        require_stated(data, open_shards(data.shards))
+    except ValueError as error:
+        raise ValueError(f"variant {variant}: {error}") from None
+    for other in (run.start.from_, run.config.training.teacher.run):
+        if other is None or other.resolve().is_relative_to(out.resolve()):
+            continue
+        if not (other / "config.yaml").is_file():
+            raise ValueError(f"variant {variant}: {other} holds no run")
+
+
+def finished(run: Planned, moved: bool = False) -> bool:
+    """Whether this run has its result; `moved`: whatever the folder of its shards was.
 
     Raises:
         ValueError: the folder has the result of another config, or of other weights to begin with.
@@ -220,16 +251,23 @@ def finished(run: Planned) -> bool:
     if not (folder / RESULT).is_file():
         return False
     another = run.start.from_ is None and (folder / ORIGIN).is_file()
-    if another or read_result(folder).config != dump_config(run.config):
+    if another or not is_of(read_result(folder), run.config, moved):
         raise ValueError(f"{folder} has the result of another config; give another --out folder")
     require_same_origin(run.start)
     return True
 
 
-def read_result(folder: Path) -> Result:
-    """What a run came to; ValueError if the file is damaged."""
-    found: Result = read_record(Result, folder / RESULT, "remove it, and the run is looked at anew")
-    return found
+def is_of(found: Result, config: RunConfig, moved: bool) -> bool:
+    """Whether a result came of a config; what joined the settings since was as it is by default."""
+    if found.config is None:
+        return False
+    try:
+        stored = load_config(RunConfig, parse_yaml(found.config))
+    except ValueError:
+        return False
+    if moved:
+        stored = replace(stored, data=replace(stored.data, shards=config.data.shards))
+    return stored == config
 
 
 def result(folder: Path, config: RunConfig) -> dict[str, Any]:
@@ -265,103 +303,14 @@ def result(folder: Path, config: RunConfig) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: one variant over its seeds."""
-
-    variant: str
-    seeds: int
-    bits_per_byte: float | None
-    bits_per_token: float | None
-    """Instead, where the tokens do not give the text back."""
-    deviation: float | None
-    """Standard deviation over the seeds."""
-    difference: float | None
-    """To the first variant, mean over the seeds that both have."""
-    difference_error: float | None
-    """Standard error of that mean."""
-    parameters: int
-    steps: int
-    tokens_per_second: float
-    paper: float | None
-
-
-def rows(plan: Experiment, out: Path) -> list[Row]:
-    """A row for each variant that has a result, those of the file first and in its order."""
-    others = sorted({path.parents[1].name for path in out.glob(f"*/seed-*/{RESULT}")})
-    names = [*plan.variants, *(name for name in others if name not in plan.variants)]
-    found = {
-        name: {
-            path.parent.name: read_result(path.parent)
-            for path in sorted((out / name).glob(f"seed-*/{RESULT}"))
-        }
-        for name in names
-    }
-    base = {seed: bits_of(each.model_dump()) for seed, each in found[names[0]].items()}
-    lines = []
-    for name, results in found.items():
-        if not results:
-            continue
-        scores = {seed: bits_of(each.model_dump()) for seed, each in results.items()}
-        pairs = [score - base[seed] for seed, score in scores.items() if seed in base]
-        any_result = next(iter(results.values()))
-        bits_in = unit_of(any_result.model_dump())
-        lines.append(
-            Row(
-                variant=name,
-                seeds=len(scores),
-                **(dict.fromkeys(BITS) | {bits_in: mean(scores.values())}),
-                deviation=stdev(scores.values()) if len(scores) > 1 else None,
-                difference=mean(pairs) if pairs and name != names[0] else None,
-                difference_error=(
-                    stdev(pairs) / len(pairs) ** 0.5
-                    if len(pairs) > 1 and name != names[0]
-                    else None
-                ),
-                parameters=any_result.parameters,
-                steps=any_result.steps,
-                tokens_per_second=median(r.tokens_per_second for r in results.values()),
-                paper=plan.paper.get(name),
-            )
-        )
-    return lines
-
-
 def write_table(plan: Experiment, out: Path) -> str:
     """Write table.md and table.json; returns the Markdown."""
-    lines = rows(plan, out)
+    lines = rows(list(plan.variants), plan.paper, out)
     text = markdown(lines, bool(plan.paper))
     with writing_folder(out) as folder:
         (folder / "table.json").write_text(as_json([asdict(line) for line in lines]))
         (folder / "table.md").write_text(text + "\n")
     return text
-
-
-def markdown(lines: list[Row], paper: bool) -> str:
-    """The table in Markdown."""
-    bits = bits_named(asdict(line) for line in lines)
-    head = ["variant", bits, "to the first", "seeds", "parameters", "steps", "tokens/s"]
-    table = [head + ["paper"] * paper, ["---"] * (len(head) + paper)]
-    for line in lines:
-        cells = [
-            line.variant,
-            _with_spread(f"{bits_of(asdict(line)):.4f}", line.deviation),
-            "" if line.difference is None else _signed(line.difference, line.difference_error),
-            f"{line.seeds}",
-            f"{line.parameters:,}",
-            f"{line.steps:,}",
-            f"{line.tokens_per_second:,.0f}",
-        ]
-        table.append(cells + ([f"{line.paper:g}" if line.paper else ""] if paper else []))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
-
-
-def _signed(value: float, error: float | None) -> str:
-    return _with_spread(f"{value:+.4f}", error)
-
-
-def _with_spread(value: str, spread: float | None) -> str:
-    return value if spread is None else f"{value} ± {spread:.4f}"
 
 
 if __name__ == "__main__":

@@ -268,7 +268,10 @@ export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT={port if cluster.port is None else cluster.port}
 # SIGUSR1 goes to every task, each of which is one rank; this shell must outlive it.
 trap : USR1
-srun --kill-on-bad-exit=1 bash -c '
+# srun does not take this over from sbatch by itself.
+if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
+# A rank that has saved ends with a status of its own, and the others are to save too.
+srun --kill-on-bad-exit=0 bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE={cluster.processes}
     exec "$@"

@@ -32,7 +32,7 @@ def main(
         asked: what is to be planned.
     """
     from tools.planning import check_lanes
-    from tools.stages import MOST_LANES, balance, plan, sentence, table
+    from tools.stages import MOST_LANES, balance, plan, refusals, sentence, table
 
     check_output(asked.json, asked.shards)
     vocabulary = asked.vocabulary
@@ -54,7 +54,7 @@ def main(
     count, trained = plans[0]["parameters"], plans[0]["trained"]
     moving = "" if trained == count else f", of which {trained:,} are trained"
     print(f"{count:,} parameters{moving}, {training.lanes} lanes, {training.precision}")
-    print("\n".join(table(plans)))
+    print("\n".join([*table(plans), *refusals(plans[0])]))
     if dealt:
         print(dealt)
 

@@ -18,7 +18,7 @@ from types import FrameType
 import psutil
 
 from data.common.say import say, tell
-from data.common.signals import handling
+from data.common.signals import handling, signal_name
 from lm.training.stopping import STATUS, STOPPED, program_of
 
 MODULE = "lm.train"
@@ -72,9 +72,8 @@ class Ranks:
         if -code in self.passed:
             # It had not begun to listen, so it had nothing to save.
             return STOPPED
-        known = [each.name for each in signal.Signals if each == -code]
-        name = known[0] if known else f"signal {-code}"
-        say(f"{rank} was ended by {name}; the same command goes on from a checkpoint")
+        ended = f"{rank} was ended by {signal_name(-code)}"
+        say(f"{ended}; the same command goes on from a checkpoint")
         return 1
 
 

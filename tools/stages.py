@@ -25,8 +25,9 @@ def plan(config: RunConfig, vocabulary: int, cluster: Cluster, budget: float) ->
     """
     check_lanes(config.training.lanes, cluster.ranks)
     stages = [stage_plan(config, vocabulary, cluster, stage) for stage in STAGES]
-    fitting = [stage for stage in stages if stage["fits"]]
-    chosen = fitting[0] if fitting else stages[-1]
+    possible = [stage for stage in stages if "refused" not in stage]
+    fitting = [stage for stage in possible if stage["fits"]]
+    chosen = fitting[0] if fitting else possible[-1]
     training = replace(
         config.training,
         zero=chosen["zero"],
@@ -57,10 +58,12 @@ def plan(config: RunConfig, vocabulary: int, cluster: Cluster, budget: float) ->
 
 
 def stage_plan(config: RunConfig, vocabulary: int, cluster: Cluster, stage: int) -> dict[str, Any]:
-    """Memory of a rank at a stage, read in as few micro-batches as fit."""
+    """Memory of a rank at a stage, read in as few micro-batches as fit; or why no such run is taken
+    (`refused`).
+    """
     offload = config.training.offload and stage >= 2
     lanes = config.training.lanes // cluster.ranks
-    parts: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for micro_batches in divisors(lanes):
         training = replace(
             config.training,
@@ -68,16 +71,18 @@ def stage_plan(config: RunConfig, vocabulary: int, cluster: Cluster, stage: int)
             offload=offload,
             micro_batches=micro_batches,
         )
-        parts = needed(replace(config, training=training), vocabulary, cluster.ranks)
+        try:
+            planned = replace(config, training=training)
+        except ValueError as error:
+            if not found:
+                return {"zero": stage, "fits": False, "refused": str(error)}
+            break
+        parts = needed(planned, vocabulary, cluster.ranks)
         fits = parts["total"] <= cluster.memory * GIB
+        found = {"zero": stage, "fits": fits, "micro_batches": micro_batches, "bytes": parts}
         if fits:
             break
-    return {
-        "zero": stage,
-        "fits": fits,
-        "micro_batches": micro_batches,
-        "bytes": parts,
-    }
+    return found
 
 
 def divisors(number: int) -> list[int]:
@@ -98,7 +103,18 @@ def table(plans: list[dict[str, Any]]) -> list[str]:
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
 
+def refusals(plan: dict[str, Any]) -> list[str]:
+    """Why some stages are not possible, a line a reason."""
+    stages: dict[str, list[str]] = {}
+    for stage in plan["stages"]:
+        if "refused" in stage:
+            stages.setdefault(stage["refused"], []).append(str(stage["zero"]))
+    return [f"not possible at ZeRO {', '.join(those)}: {why}" for why, those in stages.items()]
+
+
 def _memory(stage: dict[str, Any]) -> str:
+    if "refused" in stage:
+        return "not possible"
     size = f"{stage['bytes']['total'] / GIB:.1f} GiB"
     if not stage["fits"]:
         return f"{size}: too much"

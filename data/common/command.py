@@ -118,13 +118,13 @@ def find_preset(path: Path, presets: Path = PRESETS) -> Path:
 
     Args:
         path: of a file, such as `configs/quickstart.yaml`, or a preset's name, such as `quickstart`
-            or `experiments/sparse`; a file goes before a preset.
+            or `experiments/sparse`; a file goes before a preset, a folder does not.
         presets: where presets are looked for.
 
     Raises:
         ConfigError: there is neither, and a preset's name is near.
     """
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return path
     known = {
         str(file.relative_to(presets).with_suffix("")): file for file in presets.rglob("*.yaml")

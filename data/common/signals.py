@@ -22,6 +22,12 @@ ENDING = (
 """What people, terminals and schedulers send to have a program end."""
 
 
+def signal_name(number: int) -> str:
+    """SIGTERM, or of one without a name of its own, signal 40."""
+    known = [each.name for each in signal.Signals if each == number]
+    return known[0] if known else f"signal {number}"
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal came; what is open is closed on the way out.
 

@@ -20,7 +20,7 @@ from lm.hub.pretrained import MEND, Source
 from lm.hub.shapes import model_config, parts_of
 from lm.model.model_config import LEARNED, ModelConfig
 from lm.model.transformer import CompressiveTransformer
-from lm.runs.adopted_config import BASE, AdoptedConfig, BaseConfig, MemoryShape
+from lm.runs.adopted_config import BASE, GENERATION, AdoptedConfig, BaseConfig, MemoryShape
 from lm.runs.checkpoints import LATEST, STATE, WEIGHTS, CheckpointState, VocabularyState
 from lm.runs.run_config import write_config
 
@@ -169,7 +169,7 @@ def write_base(
         values["dtype"] = held["model.embed_tokens.weight"]
     write_sealed(folder / "config.json", values)
     write_sealed(folder / BASE_WEIGHTS, held)
-    generation = source.folder / "generation_config.json"
+    generation = source.folder / GENERATION
     if source.gguf is None and generation.is_file():
         write_sealed(folder / generation.name, read_json(generation))
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.common.files import read_json, write_json
+from data.common.integrity import read_sealed
 from data.common.tensors import save_tensors
 from data.tokenizers.hub_files import NAMED, SETTINGS
 from data.tokenizers.registry import HuggingFaceTokenizer, Tokenizer
@@ -28,7 +29,7 @@ from lm.hub.subword_tokenizer import HubSentencePieceTokenizer
 from lm.hub.tokenization import HubTokenizer
 from lm.hub.word_tokenizer import HubWordTokenizer
 from lm.inference.loading import LoadedRun
-from lm.runs.adopted_config import AdoptedConfig, copy_base
+from lm.runs.adopted_config import BASE, GENERATION, AdoptedConfig, copy_base
 
 TOKENIZERS: dict[str, type[HubTokenizer]] = {
     "bytes": HubByteTokenizer,
@@ -36,6 +37,9 @@ TOKENIZERS: dict[str, type[HubTokenizer]] = {
     "sentencepiece": HubSentencePieceTokenizer,
 }
 """By kind of vocabulary; levels of sound are no text and have none."""
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p")
+PENALTIES = ("repetition_penalty", "no_repeat_ngram_size")
+"""Settings of generation that an export takes over from its base, the first where it samples."""
 OURS = re.compile(r"^(\s*)from ((?:lm|data)(?:\.\w+)*) import", re.MULTILINE)
 """An import that an exported folder has to find in itself."""
 
@@ -68,6 +72,7 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
     }
     config.auto_map = {name: _reference(kind) for name, kind in classes.items()}
     model.model.load_state_dict(loaded.model.state_dict())
+    model.generation_config.update(**sampling_of(loaded.folder))
     model.generation_config.bos_token_id = vocabulary.start
     if isinstance(vocabulary, HuggingFaceTokenizer) and vocabulary.ends:
         model.generation_config.eos_token_id = list(vocabulary.ends)
@@ -90,6 +95,19 @@ def write_folder(loaded: LoadedRun, folder: Path, max_shard_size: str) -> None:
         keep_tokenizer(vocabulary, folder)
     for name, text in code_files(needed).items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def sampling_of(folder: Path) -> dict[str, Any]:
+    """How the model that a run was adopted from says that it is sampled; nothing of others.
+
+    Raises:
+        ValueError: the file has changed.
+    """
+    path = folder / BASE / GENERATION
+    stated = read_sealed(path, "adopt the model again") if path.is_file() else {}
+    # What it says of a distribution that it does not draw from, transformers does not save.
+    drawn = SAMPLING if stated.get("do_sample") else ()
+    return {name: stated[name] for name in (*drawn, *PENALTIES) if stated.get(name) is not None}
 
 
 def has_tokenizer(vocabulary: Tokenizer) -> bool:

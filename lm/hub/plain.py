@@ -20,7 +20,7 @@ from lm.hub.adopting import BASE_WEIGHTS
 from lm.hub.importing import INDEX, ONE
 from lm.hub.shapes import parts_of, rows_of
 from lm.model.model_config import ModelConfig
-from lm.runs.adopted_config import BASE
+from lm.runs.adopted_config import BASE, GENERATION
 from lm.runs.checkpoints import open_weights
 
 TAKE = "adopt the model again"
@@ -69,7 +69,7 @@ def write_plain(
         raise ValueError(f"{run / BASE} does not describe a model; {TAKE}")  # noqa: TRY004
     write_json(folder / "config.json", values)
     vocabulary.save(folder)
-    generation = run / BASE / "generation_config.json"
+    generation = run / BASE / GENERATION
     if generation.is_file():
         write_json(folder / generation.name, read_sealed(generation, TAKE))
     save_shards(

@@ -8,6 +8,7 @@ clusters, and then within a cluster; a word of a rare cluster costs little unles
 Shapes: B lanes, T tokens, n tokens of any lanes, D width, D_i width and V_i words of cluster i.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -105,6 +106,15 @@ class AdaptiveHead(VocabularyHead):
         projected = self.projections[index - 1](hidden)
         return F.linear(projected, self.clusters[index], self.bias[low:high])
 
+    def _inside(self, targets_n: Tensor, low: int, high: int) -> Tensor:
+        """Which targets are words of a cluster; where nothing is computed (on "meta", for plans),
+        as many as a text has by Zipf's law.
+        """
+        if targets_n.is_meta:
+            share = math.log(high / low) / math.log(self.bounds[-1][1])
+            return targets_n.new_zeros(math.ceil(share * len(targets_n)))
+        return ((targets_n >= low) & (targets_n < high)).nonzero()[:, 0]
+
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Log-probabilities [B, T, V]."""
         first = self._first(hidden_BTD).log_softmax(dim=-1)
@@ -123,7 +133,7 @@ class AdaptiveHead(VocabularyHead):
             entry = torch.where(inside, words + index, entry)
         nats = cross_entropy(self._first(hidden_nD), entry)
         for index, (low, high) in enumerate(self.bounds[1:], start=1):
-            rows = ((targets_n >= low) & (targets_n < high)).nonzero()[:, 0]
+            rows = self._inside(targets_n, low, high)
             scores = self._within(index, hidden_nD[rows])
             nats = nats.index_add(0, rows, cross_entropy(scores, targets_n[rows] - low))
         return nats

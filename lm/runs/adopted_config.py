@@ -18,6 +18,8 @@ from lm.sparse.sparse_config import PowerConfig, SparseConfig
 
 BASE = "base"
 """Folder in a run's: what is known of the model that it was adopted from."""
+GENERATION = "generation_config.json"
+"""File in it, where the model had one: how it is sampled."""
 
 
 @dataclass(frozen=True)

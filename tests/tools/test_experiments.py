@@ -1,12 +1,19 @@
 """Experiments: a few tiny runs from a file to a table."""
 
 import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data.common.command import dump_config
+from data.common.integrity import write_sealed
 from data.common.locks import alone
 from data.common.yamlfile import dump_yaml, read_yaml
+from lm.training.stopping import STOPPED
+from tools import experiments
 from tools.experiments import Experiment, main
 
 
@@ -90,13 +97,90 @@ def test_mistakes_in_a_file_are_named_before_anything_is_trained(file, tmp_path)
 
 
 def test_a_mistake_found_by_training_is_one_sentence(file, tmp_path, capfd):
-    missing = tmp_path / "missing"
     with pytest.raises(SystemExit) as stopped:
-        main(file(variants={"a": {}}, seeds=[0]), tmp_path / "out", shards=missing)
+        main(file(variants={"a": {"training.ranks": 2}}, seeds=[0]), tmp_path / "out")
     assert stopped.value.code == 2
     *_, last = capfd.readouterr().err.splitlines()
-    assert last.startswith(f"experiments: error: {missing} holds no shards")
+    assert last.startswith("experiments: error: ")
     assert not list((tmp_path / "out").glob("*/*/result.json"))
+
+
+MISSING = {
+    "shards": {"data.shards": "nowhere"},
+    "weights": {"from": "nowhere"},
+    "teacher": {"training.teacher.run": "nowhere", "training.teacher.weight": 1.0},
+}
+
+
+@pytest.mark.parametrize("part", MISSING)
+def test_what_the_last_variant_lacks_is_told_before_the_first_is_trained(file, tmp_path, part):
+    path, out = file(variants={"a": {}, "b": MISSING[part]}, seeds=[0]), tmp_path / "out"
+    with pytest.raises(ValueError, match="variant b: nowhere holds no "):
+        main(path, out)
+    assert not out.exists()
+
+
+def test_shards_of_a_variant_are_its_own(file, tmp_path):
+    plan = Experiment.read(file(variants={"a": {}, "b": {"data.shards": "other"}}, seeds=[0]))
+    shards = [run.config.data.shards for run in plan.runs(tmp_path, Path("moved"))]
+    assert shards == [Path("moved"), Path("other")]
+
+
+def test_a_table_is_of_the_file_s_own_results(file, tmp_path, capfd):
+    """What has joined the settings since counts as it was; what was edited does not."""
+    path, out = file(variants={"a": {}}, seeds=[0]), tmp_path / "out"
+    with pytest.raises(ValueError, match="out is no folder of an experiment"):
+        main(path, out, table=True)
+    assert not out.exists()
+    (run,) = Experiment.read(path).runs(out, None)
+    stored = dump_config(run.config)
+    assert "leaky_inputs: false\n" in stored
+    older = "".join(line for line in stored.splitlines(True) if "leaky_inputs" not in line)
+    facts = {"bits_per_byte": 1.5, "parameters": 7, "steps": 2, "tokens_per_second": 10.0}
+    (out / "a/seed-0").mkdir(parents=True)
+    write_sealed(out / "a/seed-0/result.json", facts | {"config": older})
+    main(path, out, table=True)
+    main(path, out)
+    assert capfd.readouterr().out.count("| a | 1.5000 |") == 2
+    edited = file(variants={"a": {"optim.lr": 0.5}}, seeds=[0])
+    with pytest.raises(ValueError, match="another config"):
+        main(edited, out, table=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "passed_on", "status", "said"),
+    [
+        (signal.SIGTERM, True, STOPPED, ""),
+        (signal.SIGKILL, False, 1, "was ended by SIGKILL; the same command goes on"),
+    ],
+)
+def test_a_training_that_a_signal_ends(
+    file, tmp_path, monkeypatch, capfd, number, passed_on, status, said
+):
+    (run,) = Experiment.read(file(variants={"a": {}}, seeds=[0])).runs(tmp_path / "out", None)
+
+    class Ended:
+        """Of a process, as much as is asked of it."""
+
+        exitcode = -number
+
+        def __init__(self, **_):
+            pass
+
+        def start(self):
+            pass
+
+        terminate = start
+
+        def join(self):
+            if passed_on:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(experiments, "get_context", lambda _: SimpleNamespace(Process=Ended))
+    with pytest.raises(SystemExit) as stopped:
+        experiments.train_apart(run, 1)
+    err = capfd.readouterr().err
+    assert stopped.value.code == status and said in err and bool(said) == bool(err)
 
 
 BAD_FILES = {

@@ -334,6 +334,7 @@ STAND_INS = {
     "sbatch": 'SLURM_JOB_ID=7 SLURM_JOB_NODELIST=localhost exec bash "$1"',
     "scontrol": 'if [ "$1" = requeue ]; then echo "$2" >>"$QUEUE"; else echo localhost; fi',
     "srun": """
+bad=${1#--kill-on-bad-exit=}
 shift
 tasks=()
 for task in 0 1; do
@@ -343,7 +344,10 @@ done
 echo "${tasks[@]}" >"$QUEUE.tasks"
 worst=0
 for task in "${tasks[@]}"; do
-    wait "$task" || { status=$?; [ $status -le $worst ] || worst=$status; }
+    wait -n
+    status=$?
+    [ $status -le $worst ] || worst=$status
+    [ $status -eq 0 ] || [ $bad -eq 0 ] || kill "${tasks[@]}" 2>/dev/null
 done
 exit $worst
 """,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,10 @@ def test_mistakes_are_sentences(sparse_run: Path, static_run: Path, tmp_path: Pa
         sets.main([sparse_run], [sparse_run, sparse_run])
     with pytest.raises(ValueError, match=r"12 steps and .* 2"):
         sets.main([sparse_run], [static_run])
+    begun = shutil.copytree(sparse_run, tmp_path / "begun")
+    (begun / "origin.json").write_text("{}")
+    with pytest.raises(ValueError, match="began with the weights of another run, not of a seed"):
+        sets.main([begun])
     with pytest.raises(ValueError, match="rising numbers"):
         sets.main([sparse_run], groups=(5, 1))
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')

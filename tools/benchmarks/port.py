@@ -25,7 +25,8 @@ from lm.scoring import Scorer
 from lm.training.optim import build_optimizer, lr_scale, set_lr
 from tools.benchmarks import others
 from tools.benchmarks.building import Step, read_batches
-from tools.experiments import RESULT, Experiment
+from tools.experiment_table import RESULT
+from tools.experiments import Experiment
 
 NAME = "lucidrains"
 

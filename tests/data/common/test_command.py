@@ -86,8 +86,10 @@ def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("quickstart", "experiments/sparse"):
         assert find_preset(Path(name)) == PRESETS / f"{name}.yaml"
-        # A file of the name goes before it.
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        # A file of the name goes before it; a folder, such as that of its run, does not.
+        (tmp_path / name).mkdir(parents=True)
+        assert find_preset(Path(name)) == PRESETS / f"{name}.yaml"
+        (tmp_path / name).rmdir()
         (tmp_path / name).touch()
         assert find_preset(Path(name)) == Path(name)
 

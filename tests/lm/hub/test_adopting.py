@@ -3,6 +3,7 @@ import; and the plain model again, bit for bit.
 """
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,15 +79,28 @@ def test_the_plain_model_comes_back_bit_for_bit(
     assert same(weights_of(tmp_path / "twice"), weights_of(models[name]))
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_an_export_is_sampled_as_its_base_says(
+    models: dict[str, Path], tmp_path: Path, drawn: bool
+) -> None:
+    model = shutil.copytree(models["SmolLM"], tmp_path / "model")
+    stated = {"do_sample": True, "temperature": 0.6, "top_p": 0.9} if drawn else {}
+    stated["repetition_penalty"] = 1.1
+    (model / "generation_config.json").write_text(json.dumps(stated | {"max_length": 9}))
+    adopt.main(str(model), tmp_path / "run", SHORT)
+    export.main(tmp_path / "run", tmp_path / "out")
+    found = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert stated.items() <= found.items() and "max_length" not in found
+    assert drawn or "do_sample" not in found
+
+
 def test_a_base_that_has_changed_is_not_made_again(models: dict[str, Path], tmp_path: Path) -> None:
     """Other positions would be another model with the same weights."""
     adopt.main(str(models["SmolLM"]), tmp_path / "run", SHORT)
     file = tmp_path / "run/base/config.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"rms_norm_eps": 0.5}))
-    with pytest.raises(
-        ValueError, match="does not match its hash; adopt the model again"
-    ):
+    with pytest.raises(ValueError, match="does not match its hash; adopt the model again"):
         export.main(tmp_path / "run", tmp_path / "plain", plain=True)
     assert not (tmp_path / "plain").exists()
 

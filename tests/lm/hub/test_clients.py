@@ -255,13 +255,21 @@ def test_the_server_of_transformers(hf_folder: Path, tmp_path: Path) -> None:
     """A client of OpenAI's interface gets what generate writes, whole and in pieces."""
     openai = pytest.importorskip("openai", reason="needs the extra serve")
     port = free_port()
-    command = [sys.executable, "-m", "lm.serve", "--folder", str(hf_folder), "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # Its name is what one types, from where one types it.
+    name, place = hf_folder.name, hf_folder.parent
+    command = [sys.executable, "-m", "lm.serve", "--folder", name, "--port", str(port)]
+    server = subprocess.Popen(
+        command,
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     try:
         client = openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none")
         answers(port)
         asked: Any = {
-            "model": str(hf_folder),
+            "model": name,
             "messages": [{"role": "user", "content": "The cat of line 3"}],
             "max_tokens": 12,
             "temperature": 0,
@@ -269,7 +277,14 @@ def test_the_server_of_transformers(hf_folder: Path, tmp_path: Path) -> None:
         whole = client.chat.completions.create(**asked).choices[0].message.content
         pieces = client.chat.completions.create(**asked, stream=True)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
-        told = chatted(hf_folder, port, tmp_path, asked["messages"][0]["content"])
+        assert [model.id for model in client.models.list()] == [name]
+        drawn = [
+            client.chat.completions.create(**asked | {"temperature": 2, "seed": seed})
+            for seed in (1, 2, 1)
+        ]
+        first, second, again = (each.choices[0].message.content for each in drawn)
+        assert first == again and len({whole, first, second}) == 3
+        told = chatted(name, port, tmp_path, asked["messages"][0]["content"])
         # It shows what it gets as Markdown, in lines.
         assert letters(whole) and letters(whole) in letters(told)
     finally:
@@ -284,10 +299,10 @@ def test_the_server_of_transformers(hf_folder: Path, tmp_path: Path) -> None:
     assert len(new) == 12 and whole == tokenizer.decode(new, skip_special_tokens=True)
 
 
-def chatted(folder: Path, port: int, place: Path, said: str) -> str:
+def chatted(model: str, port: int, place: Path, said: str) -> str:
     """What `transformers chat` shows of a conversation of one turn."""
     program = str(Path(sys.executable).parent / "transformers")
-    command = [program, "chat", str(folder), f"http://localhost:{port}"]
+    command = [program, "chat", model, f"http://localhost:{port}"]
     command += ["max_new_tokens=12", "do_sample=False"]
     # It asks whether to go on where the limit of tokens is reached.
     typed = f"{said}\nn\n!exit\n"
@@ -334,6 +349,9 @@ def test_what_cannot_be_served(folder: Path, hf_folder: Path, tmp_path: Path) ->
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="cuda"):
             serve.main(hf_folder, device="cuda")
+    (tmp_path / "a@b").symlink_to(hf_folder)
+    with pytest.raises(ValueError, match=r"takes what follows the @ of .* for a version"):
+        serve.main(tmp_path / "a@b", port=free_port())
     with socket.create_server(("localhost", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"nothing can listen at localhost:{port}: Address"):
