@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import LlamaConfig
 
-from data.common.command import PRESETS, load_config
-from data.common.yamlfile import read_yaml
+from data.common.command import load_config
 from data.shards import DOCUMENT_DTYPE, Shards, Split
 from lm.inference.loading import load_run
 from lm.model.model_config import ModelConfig
@@ -43,7 +41,7 @@ from tools.planning import (
     speed,
     traffic,
 )
-from tools.stages import balance, divisors, plan, refusals, sentence, table
+from tools.stages import balance, divisors, plan, sentence, table
 
 BOOKS = 28_602
 TINY = ModelConfig(layers=2, width=32, heads=2, feedforward=64, segment=8, memory=8, compressed=4)
@@ -382,37 +380,6 @@ def test_more_ranks_than_lanes_is_a_sentence(nodes: int, run_config: RunConfig) 
     cluster = Cluster(nodes=nodes, gpus=1)
     with pytest.raises(ValueError, match=f"must be a multiple of {nodes:,} ranks, not 4"):
         plan(run_config, 256, cluster, 1e9)
-
-
-def test_stages_that_no_run_takes_are_told(run_config: RunConfig) -> None:
-    config = replace(run_config, optim=replace(run_config.optim, name="muon", muon_lr=0.02))
-    planned = plan(config, 256, Cluster(gpus=2), 1e6)
-    assert planned["zero"] == 0 and planned["fits"]
-    assert ["refused" in stage for stage in planned["stages"]] == [False, True, True, True]
-    assert "| memory at ZeRO 3 | not possible |" in table([planned])
-    (why,) = refusals(planned)
-    assert why.startswith("not possible at ZeRO 1, 2, 3: optim.name muon needs training.zero 0")
-    none = plan(config, 256, Cluster(gpus=2, memory=1e-6), 1e6)
-    assert not none["fits"] and none["zero"] == 0
-
-
-@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_preset_has_a_plan(preset: Path) -> None:
-    """Muon's, those with an adaptive softmax, those for an adopted model."""
-    sections = {k: v for k, v in read_yaml(preset).items() if k != "report"}
-    config = load_config(RunConfig, sections)
-    planned = plan(config, 267_735, Cluster(gpus=1), 1e6)
-    assert planned["stages"][0]["bytes"]["total"] > 0
-
-
-def test_rare_words_are_planned_as_many_as_a_text_has() -> None:
-    """By Zipf's law, of which real texts have about so many."""
-    model = replace(TINY, cutoffs=(100, 1000))
-    with torch.device("meta"):
-        head = CompressiveTransformer(model, 10_000).head
-        targets = torch.zeros(1200, dtype=torch.int64)
-        shares = [len(head._inside(targets, *bounds)) for bounds in ((100, 1000), (1000, 10_000))]
-    assert shares == [300, 300]
 
 
 def test_divisors() -> None:
