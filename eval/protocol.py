@@ -19,6 +19,7 @@ from eval.results import FORMAT, Result, spoken
 from lm.inference.loading import LoadedRun, load_run
 from lm.inference.predictor import Predictor
 from lm.model.flops import training_flops
+from lm.runs.adopted_config import AdoptedConfig
 from lm.runs.runlog import commit
 from lm.scoring import Score, resolved_warmup
 
@@ -90,9 +91,7 @@ def record(reading: Reading, score: Score) -> Result:
             "width": model.config.width,
             "vocabulary": loaded.vocabulary.name,
             "vocabulary_sha256": reading.vocabulary,
-            "training_flops_per_token": training_flops(
-                model.config, model.vocabulary, loaded.lanes, readings=loaded.readings
-            ).total,
+            "training_flops_per_token": trained_with(loaded),
             "state_bytes": reading.state_bytes,
             "reach": model.config.range,
         },
@@ -162,6 +161,14 @@ def documents(split: Split, score: Score) -> dict[str, list[Any]]:
     """What each document costs, and its size."""
     sizes = {name: split.documents[name].tolist() for name in ("bytes", "words")}
     return {"nats": score.document_nats.tolist(), **sizes}
+
+
+def trained_with(loaded: LoadedRun) -> float | None:
+    """Operations a token of training, at its own lengths; none of a run that no training made."""
+    if isinstance(loaded.config, AdoptedConfig):
+        return None
+    shape, vocabulary = loaded.config.model, loaded.model.vocabulary
+    return training_flops(shape, vocabulary, loaded.lanes, readings=loaded.readings).total
 
 
 def protocol(reading: Reading) -> dict[str, Any]:

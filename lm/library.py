@@ -63,22 +63,31 @@ def add(
         raise ValueError(f"{text} holds no file; give a text")
     loaded = load_run(run, checkpoint, reading, reading)
     opening = reading.opening or episodes.usual_opening(loaded.predictor)
-    shelf.mkdir(parents=True, exist_ok=True)
-    added = 0
+    episodes.require_opening(loaded.predictor, opening)
+
+    # All are looked at before the first is kept.
+    short = set()
     for file in files:
         whole = content(file)
         if loaded.vocabulary.kind != "mulaw":
             look_at(whole, str(file))
         ids = encode(loaded.vocabulary, whole, str(file))
-        tell_unknown(loaded.vocabulary, whole, ids, str(file))
-        if len(files) > 1 and not episodes.fills(loaded.predictor, ids):
+        if len(files) == 1:
+            episodes.require_segment(loaded.predictor, ids, file.name)
+        elif not episodes.fills(loaded.predictor, ids):
+            short.add(file)
+    if len(short) == len(files):
+        raise ValueError(f"no file of {text} has a whole segment of tokens; give longer texts")
+    shelf.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if file in short:
             warn(f"{file} is shorter than a segment and enters no memory; passed over")
             continue
+        whole = content(file)
+        ids = encode(loaded.vocabulary, whole, str(file))
+        tell_unknown(loaded.vocabulary, whole, ids, str(file))
         made = episodes.add(shelf, loaded, (whole, ids, file.name), opening)
-        added += 1
         print(f"{plain(made)}: {plain(file.name)}, {len(ids):,} tokens")
-    if not added:
-        raise ValueError(f"no file of {text} has a whole segment of tokens; give longer texts")
 
 
 def show(library: Path | None = None, run: Path | None = None) -> None:

@@ -96,6 +96,16 @@ class CompressiveCache(Cache):
         if self.hash_B is not None:
             self.hash_B = self.hash_B[rows]
 
+    def __deepcopy__(self, _: object) -> "CompressiveCache":
+        """What was read once, to go on from several times; the model is not copied along."""
+        other = CompressiveCache()
+        other.columns = self.columns
+        if self.reader is not None:
+            lanes = list(range(self.reader.lanes))
+            other._become(self.reader.select(lanes), lanes)
+            other.hash_B = None if self.hash_B is None else self.hash_B.clone()
+        return other
+
     def reset(self) -> None:
         """Forget everything."""
         self.reader, self.columns, self.hash_B = None, 0, None

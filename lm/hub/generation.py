@@ -121,6 +121,11 @@ class MemoryGeneration(GenerationMixin):
                 "the cache belongs to another model, or to this one before it was moved or cast; "
                 "read the text again with a new cache"
             )
+        if last.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                "the cache was made under torch.inference_mode(), outside of which torch does not "
+                "let it change; read on under it too, or make the cache under torch.no_grad()"
+            )
         if reader.lanes != lanes:
             raise ValueError(
                 f"the cache holds {reader.lanes} texts, not the {lanes} of input_ids; take a new "

@@ -103,6 +103,33 @@ def key_of(predictor: ModelPredictor, ids: np.ndarray, opening: int) -> Tensor:
     return hidden_1TD[0].float().mean(dim=0)
 
 
+def require_segment(predictor: ModelPredictor, ids: np.ndarray, name: str) -> None:
+    """ValueError for a text of which nothing enters memory."""
+    if not fills(predictor, ids):
+        raise ValueError(
+            f"{name} has {len(ids):,} tokens, less than a segment of {predictor.segment:,}: "
+            "nothing of it enters memory"
+        )
+
+
+def require_opening(predictor: ModelPredictor, opening: int) -> None:
+    """ValueError for an opening that takes all slots of the memory that it is to find."""
+    segment = predictor.segment
+    rounded = -(-opening // segment) * segment
+    if segment >= predictor.warmup:
+        raise ValueError(
+            f"memories reach back {predictor.warmup:,} tokens, and an opening takes a segment of "
+            f"{segment:,} at least, so nothing of what is found would be left; give a shorter "
+            "--segment or a longer --memory"
+        )
+    if rounded >= predictor.warmup:
+        raise ValueError(
+            f"an opening of {rounded:,} tokens takes all slots of memories that reach back "
+            f"{predictor.warmup:,}, and nothing of what is found would be left; give a shorter "
+            "--opening"
+        )
+
+
 def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], opening: int) -> Path:
     """Read a text and keep its memory in a library.
 
@@ -128,24 +155,8 @@ def add(folder: Path, loaded: LoadedRun, text: tuple[bytes, np.ndarray, str], op
     segment = predictor.segment
     inputs_1T = inputs_of(predictor, ids)
     whole = inputs_1T.shape[1] // segment * segment
-    if not fills(predictor, ids):
-        raise ValueError(
-            f"{name} has {len(ids):,} tokens, less than a segment of {segment:,}: nothing of it "
-            "enters memory"
-        )
-    rounded = -(-opening // segment) * segment
-    if segment >= predictor.warmup:
-        raise ValueError(
-            f"memories reach back {predictor.warmup:,} tokens, and an opening takes a segment of "
-            f"{segment:,} at least, so nothing of what is found would be left; give a shorter "
-            "--segment or a longer --memory"
-        )
-    if rounded >= predictor.warmup:
-        raise ValueError(
-            f"an opening of {rounded:,} tokens takes all slots of memories that reach back "
-            f"{predictor.warmup:,}, and nothing of what is found would be left; give a shorter "
-            "--opening"
-        )
+    require_segment(predictor, ids, name)
+    require_opening(predictor, opening)
     state = predictor.begin(1)
     total_D = torch.zeros(loaded.model.config.width, dtype=torch.float64)
     with Progress(f"read {name}", whole, "token", scale=True) as bar:

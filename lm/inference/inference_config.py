@@ -180,7 +180,7 @@ class LookupConfig:
     sharpness: Positive | None = None
     """Of the cache: what the product of two hidden states over their width is multiplied by; none:
     10."""
-    temperature: Positive | None = None
+    temperature: Annotated[float, Field(ge=LEAST)] | None = None
     """Of knn: what the squared distance over the width is divided by; none: 0.1."""
     datastore: Path | None = None
     """Of knn: as many neighbours again are looked up in this datastore (longrange datastore)."""
@@ -189,7 +189,7 @@ class LookupConfig:
     kernel: Literal["inverse", "exponential"] | None = None
     """Of mbpa: how weights of neighbours fall with their squared distance over the width, d:
     inverse: 1 / (softness + d), exponential: exp(-d / softness); none: inverse."""
-    softness: Positive | None = None
+    softness: Annotated[float, Field(ge=LEAST)] | None = None
     """Of mbpa: how slowly they fall; none: 0.1."""
     rate: Annotated[float, Field(ge=0)] | None = None
     """Of mbpa: learning rate, times the width; none: 1."""

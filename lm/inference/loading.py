@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from data.common.tensors import TensorFile
 from data.tokenizers.registry import Tokenizer, load_tokenizer
 from lm.inference.inference_config import Lengths, Local, Placement
 from lm.inference.predictor import ModelPredictor
+from lm.model.compression import require_precision
+from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.runs import checkpoints
 from lm.runs.adopted_config import BASE, AdoptedConfig, StoredConfig, read_stored
@@ -101,19 +104,19 @@ def load_run(
     if "sinks" in changes and config.model.sinks and config.model.sink == "learnt":
         raise ValueError(f"the sinks of {run} are weights that it learnt; leave --sinks out")
     # Read with the compression that the weights know, even if compressed memory is left out.
-    forgotten = (
-        changes.get("compressed") == 0 and changes.pop("compressed") < config.model.compressed
-    )
+    forgotten = changes.get("compressed") == 0 and config.model.compressed > 0
     vocabulary = load_tokenizer(run / "vocabulary")
-    # How training computes says nothing of the machine that reads.
-    shorter = replace(config, model=replace(config.model, backend="auto", **changes))
+    read = with_lengths(config.model, changes)
+    if read.compressed:
+        require_precision(read.compression, dtype)
+    shorter = replace(config, model=with_lengths(config.model, {}) if forgotten else read)
     if config.sparse.density is None and config.power.alpha == 1:
         model = _dense(shorter, vocabulary.size, folder, (device, dtype))
     else:
         model = _filled(shorter, vocabulary.size, folder)
         densify(model)
     weights = hash_file(folder / WEIGHTS)
-    model = without_compressed(model) if forgotten else model
+    model = without_compressed(model, read) if forgotten else model
     own = (1, 1.0)
     if not isinstance(config, AdoptedConfig):
         own = config.training.lanes, config.training.readings.lanes
@@ -228,9 +231,23 @@ def _filled(config: StoredConfig, vocabulary: int, folder: Path) -> CompressiveT
     return model
 
 
-def without_compressed(model: CompressiveTransformer) -> CompressiveTransformer:
-    """A model with the same weights that has no compressed memory, nor weights for it."""
-    shorter = CompressiveTransformer(replace(model.config, compressed=0), model.vocabulary)
+def with_lengths(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """What is read with other lengths; what says something of memory goes where none is left.
+
+    How training computes says nothing of the machine that reads.
+    """
+    lengths = {name: changes.get(name, getattr(config, name)) for name in ("memory", "compressed")}
+    none: dict[str, Any] = {"memory_layers": None, "empty": "masked"}
+    return replace(config, backend="auto", **({} if any(lengths.values()) else none), **changes)
+
+
+def without_compressed(
+    model: CompressiveTransformer, config: ModelConfig
+) -> CompressiveTransformer:
+    """A model with the same weights and other lengths that has no compressed memory, nor weights
+    for it.
+    """
+    shorter = CompressiveTransformer(config, model.vocabulary)
     weights = model.state_dict()
     shorter.load_state_dict({name: weights[name] for name in shorter.state_dict()})
     return shorter.to(model.embedding.weight.dtype)

@@ -95,7 +95,9 @@ def load_memory(path: Path, loaded: LoadedRun, lookup: LookupConfig = PLAIN) -> 
     reader.last_BD = file.take("last", like.last_BD.dtype, reader.last_BD.shape).to(device)
     for index, layer in enumerate(reader.layers):
         for name, room in layer.rooms().items():
-            room.copy_(file.take(f"open.{name}.{index}", room.dtype, room.shape))
+            # Attention received was once summed in the numbers of the model.
+            dtype = None if name == "received" else room.dtype
+            room.copy_(file.take(f"open.{name}.{index}", dtype, room.shape))
     seen = file.take("seen", torch.bool, (reader.lanes, model.vocabulary)).to(device)
     state, last_B1D = ModelState(reader.memory, reader), reader.last_BD[:, None]
     if not isinstance(predictor, AdaptedPredictor):

@@ -23,6 +23,11 @@ OPTIONS = getattr(nn, "LinearCrossEntropyOptions", None)
 """Of torch's chunked cross-entropy, from torch 2.13 on."""
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32, or the type itself where that is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def exact_device(device: torch.device) -> torch.device:
     """Where float64 is computed for a device: the device itself, or the CPU for one without."""
     return torch.device("cpu") if device.type == "mps" else device

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lm.model.components import Linear, Recurrence, exact_device
+from lm.model.components import Linear, Recurrence, exact_device, wide
 from lm.model.memory import LayerMemory
 from lm.model.model_config import ModelConfig
 
@@ -86,8 +86,3 @@ class FilterBank(nn.Module):
             tokens = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)
             levels_BTP = levels_BTP + share_P ** tokens[:, None] * unseen_BP[:, None]
         return read_BTD, levels_BTP
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or the type itself where that is wider."""
-    return torch.promote_types(dtype, torch.float32)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lm.model.attention.base import Places, Slots, joined
+from lm.model.components import wide
 from lm.model.layer import Block, Entering
 from lm.model.memory import MemoryState, advance_counts
 from lm.model.open_segment import OpenLayer, Part
@@ -66,7 +67,8 @@ class Reader:
         lanes, like, received = self.lanes, self.last_BD, None
         shape = (lanes, config.stored_heads, config.segment, config.head_width)
         if attention.counts_attention:
-            received = like.new_zeros(lanes, attention.before + config.segment)
+            slots = attention.before + config.segment
+            received = like.new_zeros(lanes, slots, dtype=wide(like.dtype))
         return OpenLayer(
             self._memory_slots(index),
             Slots(like.new_zeros(shape), like.new_zeros(shape)),

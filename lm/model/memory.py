@@ -5,7 +5,7 @@ compressed to, D width, d dimensions of a head.
 Slots are oldest first and live slots stand at the right end, next to the segment.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -191,20 +191,27 @@ class MemoryState:
         )
         return replace(self, layers=tuple(layers))
 
-    def zero_filled(self, config: ModelConfig) -> "MemoryState":
-        """The same with zero vectors in every empty slot, which count as live from now on."""
+    def zero_filled(
+        self, config: ModelConfig, kept: Sequence[Mapping[str, Tensor]] = ()
+    ) -> "MemoryState":
+        """The same with zero vectors in every empty slot, which count as live from now on; `kept`:
+        by layer, the keys and values that such a slot has, where these are kept and not zero.
+        """
         compressed = live_mask(self.compressed_count, config.compressed)
         memory = live_mask(self.memory_count, config.memory)
         both = torch.cat([compressed, memory], dim=1)[:, None]
         live = {"memory": memory, "compressed": compressed, "keys": both, "values": both}
 
-        def fill(name: str, slots: Tensor) -> Tensor:
+        def fill(name: str, slots: Tensor, empty: Mapping[str, Tensor]) -> Tensor:
             # A layer without memory has no slots at all.
             if name not in live or not slots.shape[-2]:
                 return slots
-            return torch.where(live[name][..., None], slots, 0.0)
+            return torch.where(live[name][..., None], slots, empty.get(name, 0.0))
 
-        layers = ({name: fill(name, x) for name, x in layer.items()} for layer in self.layers)
+        layers = (
+            {name: fill(name, slots, empty) for name, slots in layer.items()}
+            for layer, empty in zip(self.layers, kept or [{}] * len(self.layers), strict=True)
+        )
         return replace(self, layers=tuple(layers)).with_counts(
             memory=torch.full_like(self.memory_count, config.memory),
             compressed=torch.full_like(self.compressed_count, config.compressed),

@@ -95,9 +95,10 @@ class ModelConfig:
     """Tokens of context that the weights were trained on, which positions of memory and segment
     must not exceed; only with rotary positions. None: no bound is known."""
     proportional_attention: bool = False
-    """Whether a compressed slot weighs as many tokens as were merged into it: the logarithm of
-    their number is added to its scores (proportional attention, Bolya et al., arXiv 2210.09461).
-    Only with rotary positions; relative ones learn such a bias."""
+    """Whether a compressed slot weighs as many tokens as are merged into one on average, n_s over
+    the slots that a segment becomes: the logarithm of their number is added to its scores
+    (proportional attention, Bolya et al., arXiv 2210.09461). Only with rotary positions; relative
+    ones learn such a bias."""
     backend: Backend = "auto"
     """How attention is computed, which changes no result beyond rounding. auto: the fastest way
     that there is on a device; with relative positions shift (plain, any device), blocked (for
@@ -359,6 +360,8 @@ class ModelConfig:
     @property
     def overlap(self) -> int:
         """Slots that the last window of compression reads beyond those that leave memory."""
+        if not self.compressed:
+            return 0
         return self.extra_kernel + (sum(DILATIONS) if self.compression == "dilated" else 0)
 
     @property

@@ -169,7 +169,7 @@ class CompressiveTransformer(nn.Module):
             seen = memory.seen(view)
         if config.empty == "attended":
             # What is not seen is a zero slot, as what is empty.
-            memory = seen = seen.zero_filled(config)
+            memory = seen = self.readable(seen)
         counts = advance_counts(config, memory, tokens_BT.shape[1])
         if view is not None:
             counts = counts.viewed(view)
@@ -214,7 +214,15 @@ class CompressiveTransformer(nn.Module):
 
     def readable(self, memory: MemoryState) -> MemoryState:
         """Memory as the layers read it."""
-        return memory.zero_filled(self.config) if self.config.empty == "attended" else memory
+        if self.config.empty != "attended":
+            return memory
+        if not memory.kept or self.config.attention_bias == "none":
+            return memory.zero_filled(self.config)
+        # The maps' biases are what they make of a slot of zeros.
+        slot_11D = self.embedding.weight.new_zeros(1, 1, self.config.width)
+        projected = (block.attention.project(slot_11D)[0] for block in self.layers)
+        kept = [{"keys": slots.key_BKnd, "values": slots.value_BKnd} for slots in projected]
+        return memory.zero_filled(self.config, kept)
 
     def live(self, memory: MemoryState) -> Tensor:
         """[B, k + C + M] bool: the slots of [pinned ; compressed ; memory] that hold something, of

@@ -2,22 +2,30 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from data.common.say import warn
+from lm.model.compression import require_precision
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.run_config import RunConfig
 from lm.training.optim import multiplies_bfloat16
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The run with a precision that is settled for this machine; see TrainingConfig.precision."""
-    if config.training.precision != "auto":
+    """The run with a precision that is settled for this machine; see TrainingConfig.precision.
+
+    Raises:
+        ValueError: bf16 is asked for, in which its compression cannot be computed.
+    """
+    precision = config.training.precision
+    compression = config.model.compression if config.model.compressed else "mean"
+    if precision == "bf16":
+        require_precision(compression, torch.bfloat16)
+    if precision != "auto":
         return config
-    precision: Literal["bf16", "float32"] = "bf16" if has_fast_bf16() else "float32"
+    precision = "bf16" if has_fast_bf16() and compression != "low_pass" else "float32"
     return replace(config, training=replace(config.training, precision=precision))
 
 

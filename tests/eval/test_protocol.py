@@ -1,6 +1,8 @@
 """Units, intervals, and closed forms: numbers that are known beforehand."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +10,21 @@ import torch
 from torch import nn
 
 from data.tokenizers.registry import ByteTokenizer
-from eval.protocol import all_units, characters, convert, denominators, interval
-from lm.inference.inference_config import ScoringConfig
+from eval.protocol import (
+    all_units,
+    characters,
+    convert,
+    denominators,
+    interval,
+    trained_with,
+)
+from lm.inference.inference_config import Lengths, ScoringConfig
+from lm.inference.loading import load_run
 from lm.inference.predictor import ModelPredictor
+from lm.model.flops import training_flops
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
+from lm.runs.adopted_config import AdoptedConfig, BaseConfig
 from lm.scoring import Score, score
 from tests.predictors import predictor
 from tests.texts import TEXT, split_of, vocabularies
@@ -172,3 +184,14 @@ def test_intervals_are_reproducible_and_need_documents() -> None:
     assert interval(long, split, "word_perplexity", 9) == []
     one = split_of(ByteTokenizer(), [b"", b"abc"])
     assert interval(Score(1.0, 3, 3, np.array([0.0, 1.0])), one, "bits_per_byte", 3) == []
+
+
+def test_what_training_cost_does_not_depend_on_how_a_run_is_read(trained_run: Path) -> None:
+    lengths = (None, Lengths(memory=20), Lengths(segment=4), Lengths(compressed=0))
+    costs = {trained_with(load_run(trained_run, lengths=each)) for each in lengths}
+    loaded = load_run(trained_run)
+    own = training_flops(loaded.config.model, loaded.vocabulary.size, loaded.lanes)
+    assert costs == {own.total}
+    shape = BaseConfig("m", "LlamaForCausalLM", 64)
+    adopted = replace(loaded, config=AdoptedConfig(loaded.config.model, shape))
+    assert trained_with(adopted) is None

@@ -18,11 +18,12 @@ from eval import compress, score
 from eval.eval_config import ProgramConfig
 from lm import adopt, export, generate
 from lm.hub.importing import INDEX
-from lm.inference.inference_config import GenerateConfig, Placement
+from lm.inference.inference_config import GenerateConfig, Lengths, Placement
 from lm.inference.loading import load_run
 from lm.model.components import exact_device
 from lm.runs.adopted_config import MemoryShape
-from lm.runs.run_config import RunFolder, read_config
+from lm.runs.run_config import RunConfig, RunFolder, read_config
+from lm.training.compiling import settled
 from lm.training.folder import begin
 from tests.hub_tokenizers import write_tokenizer
 from tests.lm.pretrained import SHORT, SIZES, TOKENS, by_segments, saved, weights_of
@@ -246,6 +247,44 @@ def test_lengths_that_cannot_be(models: dict[str, Path], tmp_path: Path) -> None
             adopt.main(str(models["Llama"]), tmp_path / "run", replace(SHORT, **change))
     adopt.main(str(models["Llama"]), tmp_path / "run", replace(SHORT, memory_layers=(1,)))
     assert load_run(tmp_path / "run").model.config.memory_layers == (1,)
+
+
+def test_memory_alone_has_all_positions_of_what_it_replaces(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A run reads as plain memory of any length that fits, or as its segment alone."""
+    shape = replace(SHORT, memory_layers=(1,))
+    adopt.main(str(models["Llama"]), tmp_path / "run", shape)
+    longest = 256 - SHORT.segment - SHORT.sinks
+    long = load_run(tmp_path / "run", lengths=Lengths(memory=longest, compressed=0)).model
+    assert (long.config.memory, long.config.compressed) == (longest, 0)
+    alone = load_run(tmp_path / "run", lengths=Lengths(memory=0, compressed=0, sinks=0)).model
+    assert not alone.config.slots and alone.config.memory_layers is None
+    with pytest.raises(ValueError, match=r"max_positions is 256, .* span 257"):
+        load_run(tmp_path / "run", lengths=Lengths(memory=longest + 1, compressed=0))
+
+
+def test_low_pass_needs_float32(
+    models: dict[str, Path], tmp_path: Path, run_config: RunConfig
+) -> None:
+    """Its slowest channels hardly move a token, by less than bfloat16 can tell."""
+    adopt.main(str(models["Llama"]), tmp_path / "run", replace(SHORT, function="low_pass"))
+    half = Placement("cpu", "bfloat16")
+    with pytest.raises(ValueError, match="compression low_pass needs float32: bfloat16 takes"):
+        load_run(tmp_path / "run", placement=half)
+    load_run(tmp_path / "run", lengths=Lengths(compressed=0), placement=half)
+    block = load_run(tmp_path / "run").model.bfloat16()
+    with pytest.raises(ValueError, match="compression low_pass needs float32"), torch.no_grad():
+        block(torch.zeros(1, SHORT.segment, dtype=torch.int64), block.empty_memory(1))
+    shape = replace(run_config.model, compression="low_pass", reconstruction="none")
+    for precision in ("bf16", "auto"):
+        training = replace(run_config.training, precision=precision)
+        config = replace(run_config, model=shape, training=training)
+        if precision == "auto":
+            assert settled(config).training.precision == "float32"
+            continue
+        with pytest.raises(ValueError, match="low_pass needs float32"):
+            settled(config)
 
 
 @pytest.mark.parametrize("function", ["mean", "max", "most_used", "low_pass", "dilated"])

@@ -172,6 +172,7 @@ def test_one_of_other_weights_or_openings_is_refused(
         generate.main(trained_run, GenerateConfig(prompt="a", memory=9), library=shelf)
     with pytest.raises(ValueError, match="takes all slots of memories that reach back 16"):
         library.add(trained_run, book, LibraryConfig(opening=9), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     book.write_bytes(b"short")
     with pytest.raises(ValueError, match="less than a segment of 8"):
         library.add(trained_run, book, LibraryConfig(opening=OPENING), shelf)
@@ -262,7 +263,13 @@ def test_short_files_are_passed_over(
     (books / "b.txt").write_bytes(b"tiny")
     with pytest.raises(ValueError, match=r"no file of .* has a whole segment of tokens"):
         library.add(trained_run, books, LibraryConfig(opening=OPENING), tmp_path / "shelf")
+    assert not (tmp_path / "shelf").exists()
     (books / "c.txt").write_bytes(BOOKS[min(BOOKS)])
+    (books / "d.txt").write_bytes("wide".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"d\.txt"):
+        library.add(trained_run, books, LibraryConfig(opening=OPENING), tmp_path / "shelf")
+    assert not (tmp_path / "shelf").exists()
+    (books / "d.txt").unlink()
     library.add(trained_run, books, LibraryConfig(opening=OPENING), tmp_path / "shelf")
     shown = capsys.readouterr()
     assert "a.txt is shorter than a segment and enters no memory" in shown.err

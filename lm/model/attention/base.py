@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm.model.components import Linear, exact_device, rows_of
+from lm.model.components import Linear, exact_device, rows_of, wide
 from lm.model.compression import USES_ATTENTION
 from lm.model.model_config import ModelConfig
 
@@ -217,7 +217,8 @@ class MemoryAttention(nn.Module, Generic[TablesT]):
             alive = weights.detach()
             if places.dead_Bt is not None:
                 alive = alive.masked_fill(places.dead_Bt[:, None, :, None], 0.0)
-            total = alive.sum(dim=(1, 2))
+            # Small shares of many queries are lost in bfloat16.
+            total = alive.sum(dim=(1, 2), dtype=wide(alive.dtype))
         dropped = dropped_weights(query_BHtd, weights.shape[-1], dropout)
         weights = weights if dropped is None else weights * dropped
         return weighted_values(weights, parts), total

@@ -53,7 +53,7 @@ def places(config: ModelConfig, pinned: int, device: torch.device) -> Tensor:
 
 
 def merged(config: ModelConfig, pinned: int, device: torch.device) -> Tensor:
-    """How many tokens each slot was merged from, [S] float64."""
+    """How many tokens each slot was merged from, on average where windows differ, [S] float64."""
     tokens = torch.ones(pinned + config.slots + config.segment, dtype=torch.float64, device=device)
     tokens[pinned : pinned + config.compressed] = config.segment / config.windows
     return tokens

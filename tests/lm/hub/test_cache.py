@@ -1,5 +1,6 @@
 """Generation that goes on from a cache: the whole text again, only what is new, or nothing new."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -69,6 +70,18 @@ def test_a_conversation_in_turns(model: Model) -> None:
         said = torch.cat([said, answer], dim=1)
 
 
+def test_a_prefix_is_read_once_for_several_questions(model: Model) -> None:
+    """As transformers' own recipe has it: a copy of the cache for each."""
+    prefix = read(model, TEXT[:, :11])
+    for length in (13, 19):
+        cache = copy.deepcopy(prefix)
+        assert cache.reader is not None and cache.reader.model is model.model
+        asked = new_tokens(model, TEXT[:, :length], **{CACHE: cache})
+        assert torch.equal(asked, new_tokens(model, TEXT[:, :length]))
+    assert prefix.columns == 11
+    assert copy.deepcopy(CompressiveCache()).reader is None
+
+
 def test_padded_new_text_of_several_lanes(model: Model) -> None:
     first, new = TEXT[:, :6].clone(), TEXT[:, 6:10].clone()
     first[0, :2], new[1, :3] = PAD, PAD
@@ -118,6 +131,11 @@ def test_a_cache_of_something_else_is_refused(model: Model) -> None:
         model.generate(TEXT, **GREEDY, **{CACHE: DynamicCache()})
     with pytest.raises(ValueError, match="not with use_cache False"):
         model(TEXT, use_cache=False, **cache)
+    with torch.inference_mode():
+        fixed = {CACHE: model(TEXT, use_cache=True)[CACHE]}
+        model(TEXT[:, :1], **fixed)
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode\(\), outside of which"):
+        read(model, TEXT[:, :1], **fixed)
     with pytest.raises(ValueError, match="moved or cast"):
         read(model.float(), TEXT, **cache)
 

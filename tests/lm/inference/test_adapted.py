@@ -265,6 +265,8 @@ def test_an_adaptive_softmax_is_refused_by_mbpa_alone() -> None:
         ({"method": "cache", "share": 1.0}, "share must be"),
         ({"method": "cache", "sharpness": 0.0}, "sharpness must be"),
         ({"method": "mbpa", "capacity": 0}, "capacity must be at least 1"),
+        ({"method": "mbpa", "softness": 1e-45}, "softness must be at least 1e-30"),
+        ({"method": "knn", "temperature": 1e-45}, "temperature must be at least 1e-30"),
     ],
 )
 def test_mistakes(given: Any, message: str) -> None:

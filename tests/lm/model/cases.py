@@ -168,6 +168,11 @@ SHAPES = {
         )
         for name in ("mean", "max", "low_pass")
     },
+    "attended zeros, biased attention": replace(
+        TINY, empty="attended", memory=6, attention_bias="inputs"
+    ),
+    "wide windows, memory in one layer": replace(TINY, extra_kernel=1, memory_layers=(1,)),
+    "wide windows, Transformer-XL": replace(TINY, extra_kernel=3, compressed=0, memory=2),
     "mean, extra kernel": replace(TINY, compression="mean", reconstruction="none", extra_kernel=1),
     "max, extra kernel": replace(TINY, compression="max", reconstruction="none", extra_kernel=2),
 }

@@ -3,6 +3,7 @@ and what follows, past several compressions.
 """
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -156,6 +157,26 @@ def test_kept_keys_and_values_change_nothing(config: ModelConfig) -> None:
         close(output.predictions, expected.predictions)
         plain, kept = expected.memory, output.memory
         assert kept.kept and not plain.kept
+
+
+def test_attention_is_summed_in_float32_token_by_token() -> None:
+    """In bfloat16 small shares of many tokens were lost, and other slots kept than by segments."""
+    config = replace(
+        TINY, layers=1, segment=256, memory=256, compressed=64, rate=4, positions="rotary",
+        compression="most_used", reconstruction="none", width=64, heads=8,
+    )  # fmt: skip
+    model = build(config).to(torch.bfloat16).eval()
+    torch.nn.init.normal_(model.layers[0].attention.query_key_value.weight, std=0.05)
+    first, second = stream(3, 1, config).split([512, 256], dim=1)
+    with torch.no_grad():
+        _, start = run(model, first)
+        whole = model(second, start).memory.compressed[0][0, -64:]
+        reader = Reader(model, start)
+        for token in second.split(1, dim=1):
+            reader.read(token)
+    kept = reader.memory.compressed[0][0, -64:]
+    same = (torch.cdist(kept.double(), whole.double()).min(dim=1).values == 0).float().mean()
+    assert same > 0.85
 
 
 def test_kept_keys_are_refused_in_training() -> None:
