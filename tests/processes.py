@@ -100,8 +100,10 @@ def assert_same_end(a: Path, b: Path) -> None:
             assert torch.equal(tensor, theirs[key]), key
 
 
-def assert_close_records(mine: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+def assert_close_records(
+    mine: list[dict[str, float]], theirs: list[dict[str, float]], rel: float = 1e-3
+) -> None:
     """The same values in every record, to rounding."""
     assert len(mine) == len(theirs)
     for one, other in zip(mine, theirs, strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
+        assert one == pytest.approx(other, rel=rel)

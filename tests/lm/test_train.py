@@ -12,6 +12,7 @@ import pytest
 
 from lm.runs.checkpoints import read_state
 from lm.runs.run_config import OptimConfig, RunConfig
+from lm.training.optim import multiplies_bfloat16
 from lm.training.stopping import STOPPED
 from tests.processes import (
     assert_close_records,
@@ -67,7 +68,9 @@ def test_signals_deaths_and_other_numbers_of_ranks_lose_nothing(
     kill_after(20, 0.0, command, run, ranks=1)
     kill_after(30, 0.0, command, run, ranks=2)
     assert [status for status, _ in ends(start(command, 2))] == [0, 0]
-    assert_close_records(records(whole), records(run))
+    # Muon's products are rounded to eight bits where processors have instructions for that.
+    coarse = optim is MUON and multiplies_bfloat16()
+    assert_close_records(records(whole), records(run), rel=1e-2 if coarse else 1e-3)
     states = [read_state(folder / "checkpoints" / "step-00000060") for folder in (whole, run)]
     assert states[0].lanes == states[1].lanes
     assert (states[0].ranks, states[1].ranks) == (1, 2)
