@@ -33,13 +33,9 @@ from data.common.say import say
 from data.common.schema import Count, Record, Size, as_record
 from data.common.signals import handling, signal_name
 from data.common.yamlfile import parse_yaml, read_yaml
-from data.shards import open_shards
-from data.stated import require_stated
 from lm import train
 from lm.inference.inference_config import BITS
 from lm.runs.run_config import RunConfig, RunFolder
-from lm.threads import require_cores
-from lm.training.stopping import STOPPED
 from tools.experiment_table import RESULT, Result, markdown, read_result, rows
 
 LONGEST_NAME = 200
@@ -139,6 +135,7 @@ def main(
         threads: threads that each run computes with, where training.threads says nothing.
         table: only make the table of what is finished.
     """
+    from lm.threads import require_cores
     from lm.training.folder import kept_alone
 
     plan = Experiment.read(experiment)
@@ -172,6 +169,8 @@ def train_apart(run: Planned, threads: int) -> None:
     Raises:
         SystemExit: with the status of training, if it did not finish.
     """
+    from lm.training.stopping import STOPPED
+
     process = get_context("spawn").Process(target=_train, args=(run, threads))
     process.start()
     asked: list[int] = []
@@ -227,6 +226,9 @@ def require_parts(run: Planned, out: Path) -> None:
     """ValueError if what a run is made from is not there: shards, weights to begin with, a teacher;
     runs of this experiment may still come.
     """
+    from data.shards import open_shards
+    from data.stated import require_stated
+
     variant, data = run.start.run.parent.name, run.config.data
     try:
         require_stated(data, open_shards(data.shards))

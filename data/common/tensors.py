@@ -73,6 +73,10 @@ def _as_system_error(error: SafetensorError, path: Path) -> OSError:
     return OSError(number, f"cannot be written ({str(error).strip()})", str(path))
 
 
+ALIGNED = 64
+"""Bytes that the addresses of torch's own tensors on a CPU are multiples of."""
+
+
 class TensorFile(Mapping[str, Tensor]):
     """An opened file of `save_tensors`, or any safetensors file; reads what is asked for."""
 
@@ -127,7 +131,9 @@ class TensorFile(Mapping[str, Tensor]):
             raise ValueError(f"{self.path} cannot be read ({error}); {self.mend}") from error
         if self.hashes is not None and self.hashes[name] != tensor_hash(name, tensor):
             raise ValueError(f"{self.path} {CHANGED}: {name} does not match its hash; {self.mend}")
-        return tensor
+        # Where a tensor of torch's own would lie: of one elsewhere, the same numbers may be summed
+        # in another order, and what goes on from a file would differ in its last bits.
+        return tensor.clone() if tensor.data_ptr() % ALIGNED else tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor that the file has, without reading it."""

@@ -155,3 +155,12 @@ def test_the_hash_does_not_depend_on_where_a_tensor_lies(tmp_path):
     tensor = torch.from_numpy(np.arange(12.0)).view(3, 4)
     save_tensors({"x": tensor.T.contiguous()}, tmp_path / "a")
     assert torch.equal(load_tensors(tmp_path / "a", MEND)["x"], tensor.T)
+
+
+def test_what_is_read_lies_where_torch_would_put_it(tmp_path: Path) -> None:
+    """Elsewhere some processors sum the same numbers in another order."""
+    odd = {f"{number}": torch.arange(number + 1, dtype=torch.float64) for number in range(9)}
+    save_tensors(odd, tmp_path / "file", {})
+    file = TensorFile(tmp_path / "file", "mend it")
+    assert [file[name].data_ptr() % 64 for name in odd] == [0] * 9
+    assert all(torch.equal(file[name], tensor) for name, tensor in odd.items())

@@ -281,7 +281,9 @@ def test_saved_and_loaded_it_is_the_same_model(config: ModelConfig, tmp_path: Pa
         assert name == other and torch.equal(mine, theirs)
     text = stream(3, 2, config)
     with torch.no_grad():
-        assert torch.equal(loaded(text).logits, model(text).logits)
+        # transformers leaves weights where the file has them, in which order sums may go otherwise.
+        close = {"rtol": 1e-13, "atol": 1e-13}
+        torch.testing.assert_close(loaded(text).logits, model(text).logits, **close)
 
 
 def test_a_new_model_is_initialised_as_ours_is(model: CompressiveTransformerForCausalLM) -> None:

@@ -354,7 +354,7 @@ def test_a_run_with_minutes_goes_on_with_more(run_config: RunConfig, tmp_path: P
     first = max(checkpoints.listed(tmp_path))
     assert train_here(short, tmp_path) == 0
     assert max(checkpoints.listed(tmp_path)) == first
-    assert train_here(with_training(short, minutes=0.01), tmp_path) == 0
+    assert train_here(with_training(short, minutes=0.05), tmp_path) == 0
     second = max(checkpoints.listed(tmp_path))
     assert train_here(with_training(short, minutes=None, steps=second + 2), tmp_path) == 0
     assert list(checkpoints.listed(tmp_path))[-1] == second + 2 > second > first
