@@ -24,7 +24,6 @@ from lm.training.stopping import STATUS, STOPPED, program_of
 MODULE = "lm.train"
 LAST_STATUS = 255 - max(signal.valid_signals())
 """Statuses beyond are signals that have ended a rank of deepspeed."""
-USAGE = "the first word must be torchrun or deepspeed, with its options behind it"
 
 
 class Ranks:
@@ -118,6 +117,8 @@ def deepspeed(arguments: list[str], ranks: Ranks) -> int:
         status = ranks.launcher.wait()
     if ranks.launcher_stopped and status:
         return STOPPED
+    if status < 0:
+        return ranks.status_of(status, "deepspeed")
     # What a rank that was ended by signal N makes of it is 256 - N.
     return ranks.status_of(status - 256 if status > LAST_STATUS else status)
 
@@ -129,7 +130,7 @@ def main(argv: list[str]) -> int:
         tell((__doc__ or "").strip())
         return 0
     if not argv or argv[0] not in launchers:
-        say(f"ranks: error: {USAGE}")
+        say("ranks: error: the first word must be torchrun or deepspeed")
         return 2
     try:
         return launchers[argv[0]](argv[1:], Ranks())

@@ -17,7 +17,7 @@ from data.common.tensors import TensorFile
 from data.tokenizers.registry import Tokenizer, load_tokenizer
 from lm.inference.inference_config import Lengths, Local, Placement
 from lm.inference.predictor import ModelPredictor
-from lm.model.compression import require_precision
+from lm.model.compression import needs_float32, require_float32
 from lm.model.model_config import ModelConfig
 from lm.model.transformer import CompressiveTransformer
 from lm.runs import checkpoints
@@ -107,8 +107,8 @@ def load_run(
     forgotten = changes.get("compressed") == 0 and config.model.compressed > 0
     vocabulary = load_tokenizer(run / "vocabulary")
     read = with_lengths(config.model, changes)
-    if read.compressed:
-        require_precision(read.compression, dtype)
+    if needs_float32(read):
+        require_float32(dtype)
     shorter = replace(config, model=with_lengths(config.model, {}) if forgotten else read)
     if config.sparse.density is None and config.power.alpha == 1:
         model = _dense(shorter, vocabulary.size, folder, (device, dtype))

@@ -95,7 +95,7 @@ def load_memory(path: Path, loaded: LoadedRun, lookup: LookupConfig = PLAIN) -> 
     reader.last_BD = file.take("last", like.last_BD.dtype, reader.last_BD.shape).to(device)
     for index, layer in enumerate(reader.layers):
         for name, room in layer.rooms().items():
-            # Attention received was once summed in the numbers of the model.
+            # Files of models in bfloat16 may have summed attention in either type.
             dtype = None if name == "received" else room.dtype
             room.copy_(file.take(f"open.{name}.{index}", dtype, room.shape))
     seen = file.take("seen", torch.bool, (reader.lanes, model.vocabulary)).to(device)

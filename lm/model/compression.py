@@ -196,9 +196,14 @@ class MostUsedCompression(Compression):
         return block.slots_BnD.gather(1, last[:, :, None].expand(-1, -1, block.slots_BnD.shape[2]))
 
 
-def require_precision(name: CompressionName, dtype: torch.dtype) -> None:
-    """ValueError for a compression that cannot be computed in such numbers."""
-    if name == "low_pass" and torch.finfo(dtype).bits < 32:
+def needs_float32(config: ModelConfig) -> bool:
+    """Whether a model compresses by low-pass filters."""
+    return config.compressed > 0 and config.compression == "low_pass"
+
+
+def require_float32(dtype: torch.dtype) -> None:
+    """ValueError for numbers in which low-pass filters cannot be computed."""
+    if torch.finfo(dtype).bits < 32:
         raise ValueError(
             f"compression low_pass needs float32: {str(dtype).removeprefix('torch.')} takes the "
             "decay of its slowest channels for 1"
@@ -217,7 +222,7 @@ class LowPassCompression(Compression):
     def forward(self, block: Evicted) -> Tensor:
         """Compress [B, n, D] to [B, n / c, D]."""
         slots, live = block.slots_BnD, block.live_Bn[:, :, None]
-        require_precision("low_pass", slots.dtype)
+        require_float32(slots.dtype)
         # In float64, because the decay of the slowest channels is next to 1.
         device = exact_device(slots.device)
         exponents = torch.linspace(0, 1, slots.shape[2], dtype=torch.float64, device=device)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from data.common.say import warn
-from lm.model.compression import require_precision
+from lm.model.compression import needs_float32, require_float32
 from lm.model.transformer import CompressiveTransformer
 from lm.runs.run_config import RunConfig
 from lm.training.optim import multiplies_bfloat16
@@ -20,12 +20,12 @@ def settled(config: RunConfig) -> RunConfig:
         ValueError: bf16 is asked for, in which its compression cannot be computed.
     """
     precision = config.training.precision
-    compression = config.model.compression if config.model.compressed else "mean"
-    if precision == "bf16":
-        require_precision(compression, torch.bfloat16)
+    exact = needs_float32(config.model)
+    if precision == "bf16" and exact:
+        require_float32(torch.bfloat16)
     if precision != "auto":
         return config
-    precision = "bf16" if has_fast_bf16() and compression != "low_pass" else "float32"
+    precision = "bf16" if has_fast_bf16() and not exact else "float32"
     return replace(config, training=replace(config.training, precision=precision))
 
 
